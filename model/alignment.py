@@ -1,0 +1,58 @@
+"""From five landmarks to the crop that an extractor reads."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CROP_SIZE = 112
+"""Side of the square crop in pixels."""
+
+TEMPLATE_LANDMARKS: NDArray[np.float64] = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+"""Where the landmarks lie in the crop (x, y): right eye, left eye, nose, right and left corner of the mouth.
+
+The template of ArcFace (Deng et al., CVPR 2019), on which most extractors are trained.
+"""
+TEMPLATE_LANDMARKS.flags.writeable = False
+
+
+def similarity_transform(landmarks: ArrayLike) -> NDArray[np.float64]:
+    """The rotation, scale and shift, never a reflection, that bring landmarks closest to the template.
+
+    Closest by least squares (Umeyama, PAMI 1991).
+
+    Args:
+        landmarks: shape (5, 2), x and y in pixels of the photo. If all are one point, the scale is 0.
+
+    Returns:
+        Matrix, shape (2, 3), float64: crop = matrix @ (x, y, 1).
+    """
+    points = np.asarray(landmarks, dtype=np.float64)
+    source_mean, target_mean = points.mean(axis=0), TEMPLATE_LANDMARKS.mean(axis=0)
+    source, target = points - source_mean, TEMPLATE_LANDMARKS - target_mean
+    # In the plane, Umeyama's decomposition has a closed form: the best complex factor from source to target.
+    spread = max(float((source**2).sum()), np.finfo(np.float64).tiny)
+    along = float((source * target).sum()) / spread
+    across = float((source[:, 0] * target[:, 1] - source[:, 1] * target[:, 0]).sum()) / spread
+    linear = np.array([[along, -across], [across, along]])
+    return np.column_stack([linear, target_mean - linear @ source_mean])
+
+
+def align_face(
+    pixels: NDArray[np.uint8], landmarks: Sequence[tuple[float, float]] | NDArray[np.float64]
+) -> NDArray[np.uint8]:
+    """Cut a face out of a photo, upright and of the size that extractors read.
+
+    Args:
+        pixels: shape (height, width, 3), uint8.
+        landmarks: five points (x, y) in pixels, in the order of `TEMPLATE_LANDMARKS`.
+
+    Returns:
+        Crop, shape (112, 112, 3), uint8, the photo's channel order; black where it reaches beyond the photo.
+    """
+    matrix = similarity_transform(landmarks)
+    crop: NDArray[np.uint8] = cv2.warpAffine(pixels, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR)
+    return crop

@@ -1,0 +1,101 @@
+"""The model card: what a network is, where it comes from, how well it does, which thresholds it has."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from model.errors import ModelFileError
+
+CARD_FILE = "card.json"
+
+
+@dataclass(frozen=True, slots=True)
+class FmrThreshold:
+    """The distance (0 to 2) at or below which one in 1/``fmr`` comparisons of two different people matches."""
+
+    fmr: float
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What there is to know of one network.
+
+    Args:
+        name: name of the network and of its folder.
+        task: what it does.
+        file: name of the network file beside the card.
+        sha256: digest of the network file, hexadecimal.
+        architecture: name of the torch module, see `model.networks.ARCHITECTURES`.
+        dimension: length of an embedding; None for a detector.
+        input: shape, colour order, range and alignment of what the network reads, and the order of the landmarks.
+        origin: who made it, and which paper describes it.
+        source_sha256: digest of the file that it was made from.
+        licence: terms of the weights.
+        data: what it was trained on.
+        figures: measured results and how they were measured.
+        thresholds: distance by false match rate, from the largest rate to the smallest; empty for a detector.
+    """
+
+    name: str
+    task: Literal["detector", "extractor"]
+    file: str
+    sha256: str
+    architecture: str
+    dimension: int | None
+    input: dict[str, Any]
+    origin: str
+    source_sha256: str
+    licence: str
+    data: str
+    figures: dict[str, Any] = field(default_factory=dict)
+    thresholds: tuple[FmrThreshold, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """What a gallery stores to know its extractor again: the name and the first 12 digits of the digest."""
+        return f"{self.name}@{self.sha256[:12]}"
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 digest of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read a network's card and check that the network file beside it is the one that the card means.
+
+    Raises:
+        ModelFileError: the card or the network file is missing, damaged or another one.
+    """
+    path = folder / CARD_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        thresholds = tuple(FmrThreshold(**row) for row in values.pop("thresholds"))
+        card = ModelCard(**values, thresholds=thresholds)
+    except FileNotFoundError as error:
+        raise ModelFileError(
+            f"there is no network {folder.name!r}: {path} is missing; run `facemodel import`"
+        ) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelFileError(f"the model card {path} cannot be read ({error}); restore it") from error
+    network = folder / card.file
+    if not network.is_file():
+        raise ModelFileError(f"the network file {network} is missing; restore it or run `facemodel import`")
+    if file_sha256(network) != card.sha256:
+        raise ModelFileError(f"the network file {network} is not the one of its card; restore both from one version")
+    return card
+
+
+def write_card(card: ModelCard, folder: Path) -> Path:
+    """Write a card beside its network file, in one step, and return its path; same card, same bytes."""
+    path = folder / CARD_FILE
+    text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(text + "\n", encoding="utf-8")
+    draft.replace(path)
+    return path

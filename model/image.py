@@ -1,0 +1,114 @@
+"""From bytes to pixels: formats, limits, orientation, colours."""
+
+import threading
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from model.errors import ImageTooLarge, UnsupportedImage
+
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""The formats that are read, by Pillow's names; no other decoder is ever reached."""
+
+_FORMAT_LIST = "JPEG, PNG, WebP, BMP or GIF"
+_ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns of large or odd headers through the warnings module, whose filters belong to the whole process: one
+# thread at a time may set them aside. Only headers are read under the lock, never pixels.
+_QUIET = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """How large a photo may be.
+
+    Args:
+        max_bytes: bytes of the file.
+        max_pixels: width times height; above 178 million Pillow refuses by itself.
+    """
+
+    max_bytes: int = 20 * 2**20
+    max_pixels: int = 50_000_000
+
+
+def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np.uint8]:
+    """Decode a photo into upright RGB pixels.
+
+    The first frame of an animation counts. The EXIF orientation is applied, transparency is laid on white,
+    16 bits become 8, and colour profiles are not applied.
+
+    Args:
+        data: the bytes of a JPEG, PNG, WebP, BMP or GIF file.
+        limits: both are checked before any pixel is decoded.
+
+    Returns:
+        Pixels, shape (height, width, 3), uint8, RGB, 0 to 255.
+
+    Raises:
+        UnsupportedImage: empty, cut off, damaged, or another format.
+        ImageTooLarge: more bytes or pixels than the limits allow.
+    """
+    if not data:
+        raise UnsupportedImage(f"the file is empty; send a photo as {_FORMAT_LIST}")
+    if len(data) > limits.max_bytes:
+        raise ImageTooLarge(f"the file has {_mib(len(data))} MiB; send one of at most {_mib(limits.max_bytes)} MiB")
+    image, orientation = _read_header(data, limits)
+    with image:
+        try:
+            image.load()
+            pixels = _to_rgb(image)
+        except Exception as error:  # Pillow's decoders raise whatever their parsing ran into
+            raise UnsupportedImage(f"the {image.format} file is cut off or damaged; send the whole file") from error
+        if orientation in _TRANSPOSITIONS:
+            pixels = pixels.transpose(_TRANSPOSITIONS[orientation])
+        return np.array(pixels, dtype=np.uint8)
+
+
+def _read_header(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(BytesIO(data), formats=FORMATS)
+        except Image.DecompressionBombError as error:
+            raise ImageTooLarge(f"the photo has too many pixels; send one of at most {limits.max_pixels:,}") from error
+        except UnidentifiedImageError as error:
+            raise UnsupportedImage(f"the file is not a photo that can be read; send {_FORMAT_LIST}") from error
+        except Exception as error:
+            raise UnsupportedImage("the file is cut off or damaged; send the whole file") from error
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            raise ImageTooLarge(
+                f"the photo has {width}×{height} = {width * height:,} pixels; send one of at most {limits.max_pixels:,}"
+            )
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except Exception:  # a photo with unreadable EXIF data is still a photo
+            orientation = 1
+        return image, orientation if isinstance(orientation, int) else 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # `convert` would clip 16-bit values at 255 instead of scaling them.
+        values = np.asarray(image, dtype=np.float64)
+        return Image.fromarray(np.round(values.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f}".removesuffix(".0")

@@ -1,0 +1,49 @@
+"""The two networks that lead from a photo to embeddings."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.detector import Detector
+from model.extractor import Extractor
+from model.runtime import Precision, Runtime
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""The networks that come with the package, a folder each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """A detector and an extractor, both safe to share between threads."""
+
+    detector: Detector
+    extractor: Extractor
+
+
+def load_networks(
+    *,
+    weights: Path = WEIGHTS,
+    detector: str = "yunet",
+    extractor: str = "sface",
+    runtime: Runtime = "openvino",
+    threads: int = 0,
+    device: str = "cpu",
+    precision: Precision = "f32",
+) -> Networks:
+    """Load both networks.
+
+    Args:
+        weights: folder with a folder for each network.
+        detector: name of the detector's folder.
+        extractor: name of the extractor's folder.
+        runtime: see `model.runtime.open_network`, also for the arguments below.
+        threads: processor threads for one call; 0: all.
+        device: torch's name of the device.
+        precision: of the arithmetic.
+
+    Raises:
+        ModelFileError: a network or its card is missing, damaged, or of the other kind.
+    """
+    return Networks(
+        Detector.load(weights / detector, runtime=runtime, threads=threads, device=device, precision=precision),
+        Extractor.load(weights / extractor, runtime=runtime, threads=threads, device=device, precision=precision),
+    )

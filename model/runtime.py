@@ -1,0 +1,75 @@
+"""Where a network runs: OpenVINO on the processor, or torch on processor or GPU."""
+
+import threading
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+
+from model.errors import ModelFileError
+
+Runtime = Literal["openvino", "torch"]
+Precision = Literal["f32", "bf16"]
+
+
+class Network(Protocol):
+    """A loaded network that any number of threads may call at the same time."""
+
+    def __call__(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Run the network.
+
+        Args:
+            batch: shape (N, channels, height, width), N ≥ 1, float32.
+
+        Returns:
+            Its outputs in the order of the network file, N rows each; the caller owns them.
+        """
+        ...
+
+
+class OpenVinoNetwork:
+    """A network file compiled for the processor; every calling thread has its own buffers."""
+
+    def __init__(self, path: Path, *, threads: int = 0, precision: Precision = "f32") -> None:
+        options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            self._compiled = openvino.Core().compile_model(path, "CPU", options)
+        except RuntimeError as error:
+            raise ModelFileError(f"the network file {path} cannot be read by OpenVINO; restore it") from error
+        self._of_thread = threading.local()
+
+    def __call__(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """See `Network`."""
+        request = getattr(self._of_thread, "request", None)
+        if request is None:
+            request = self._of_thread.request = self._compiled.create_infer_request()
+        request.infer([batch], share_inputs=True)
+        return tuple(tensor.data.copy() for tensor in request.output_tensors)
+
+
+def open_network(
+    path: Path, *, runtime: Runtime = "openvino", threads: int = 0, device: str = "cpu", precision: Precision = "f32"
+) -> Network:
+    """Load a network file.
+
+    Args:
+        path: file in the project's form, see `model.network_file`.
+        runtime: openvino needs nothing but the packages of serving; torch needs the extra `train`.
+        threads: processor threads for one call; 0: all. With torch the setting is the process's.
+        device: torch's name of the device, for example ``cuda``; OpenVINO runs on the processor.
+        precision: of the arithmetic; bf16 is faster where the processor has it.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, or not of the project's form.
+    """
+    if not path.is_file():
+        raise ModelFileError(f"the network file {path} is missing; restore it or run `facemodel import`")
+    if runtime == "openvino":
+        return OpenVinoNetwork(path, threads=threads, precision=precision)
+    from model.torch_runtime import TorchNetwork  # serving goes without torch unless it is chosen
+
+    return TorchNetwork(path, threads=threads, device=device, precision=precision)
