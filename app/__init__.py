@@ -1,0 +1,1 @@
+"""The service: HTTP and command line (`app.api`, `app.cli`) around a gallery of faces (`app.gallery`)."""

@@ -1,0 +1,1 @@
+"""Galleries of subjects: stored in SQL, searched with an index, decided at a threshold."""

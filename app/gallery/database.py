@@ -1,0 +1,86 @@
+"""Engines for SQLite and PostgreSQL, set up alike, and their failures told apart."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+from model.errors import FacegalleryError
+
+
+def open_engine(address: str, *, timeout: float) -> Engine:
+    """Engine for a database's address.
+
+    Args:
+        address: SQLAlchemy address; `postgresql://` means psycopg 3.
+        timeout: seconds to wait for a connection or, on SQLite, for another writer.
+
+    SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced. A transaction begins deferred, or
+    immediate where the connection carries the execution option `immediate`, so that a writer never has to upgrade.
+    """
+    url = make_url(address)
+    if url.drivername in {"postgres", "postgresql"}:
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() != "sqlite":
+        seconds = max(1, round(timeout))
+        return create_engine(
+            url, pool_pre_ping=True, pool_timeout=timeout, pool_size=10, max_overflow=30, connect_args={"connect_timeout": seconds}
+        )
+    if url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url, pool_timeout=timeout, pool_size=10, max_overflow=40, connect_args={"timeout": timeout}
+    )
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: SQLiteConnection, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions on its own
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        immediate = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn a driver's failures into the service's errors; what is a bug stays what it is.
+
+    Raises:
+        Busy: another writer holds the lock, or all connections are taken.
+        StorageUnwritable: the disk is full or read-only.
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    try:
+        yield
+    except PoolTimeout as error:
+        raise Busy("all database connections are in use; try again") from error
+    except DBAPIError as error:
+        translated = _translate(error)
+        if translated is None:
+            raise
+        raise translated from error
+
+
+def _translate(error: DBAPIError) -> FacegalleryError | None:
+    text = str(error.orig).lower()
+    state = getattr(error.orig, "sqlstate", None)
+    if "disk is full" in text or state == "53100" or "no space left" in text:
+        return StorageUnwritable("the database's disk is full; nothing was stored")
+    if "readonly" in text or state == "25006":
+        return StorageUnwritable("the database is read-only; nothing was stored")
+    if "locked" in text or state in {"55P03", "40001", "40P01"}:
+        return Busy("another request is writing; try again")
+    if error.connection_invalidated or isinstance(error, OperationalError):
+        return DatabaseUnavailable("the database does not answer; try again")
+    return None

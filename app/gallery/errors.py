@@ -1,0 +1,95 @@
+"""What can go wrong with a gallery; the errors of photos and networks stand in `model.errors`."""
+
+from dataclasses import dataclass
+
+from model.errors import FacegalleryError
+
+
+class InvalidInput(FacegalleryError):
+    """A value that the caller sent is not one the service takes."""
+
+    slug = "invalid-input"
+
+
+class GalleryNotFound(FacegalleryError):
+    """No gallery has that name."""
+
+    slug = "gallery-not-found"
+
+
+class GalleryExists(FacegalleryError):
+    """A gallery with that name is there already."""
+
+    slug = "gallery-exists"
+
+
+class SubjectNotFound(FacegalleryError):
+    """The gallery has no subject with that key."""
+
+    slug = "subject-not-found"
+
+
+class SubjectExists(FacegalleryError):
+    """Another subject of the gallery has that key."""
+
+    slug = "subject-exists"
+
+
+class TemplateNotFound(FacegalleryError):
+    """The gallery has no template with that id."""
+
+    slug = "template-not-found"
+
+
+class ExtractorMismatch(FacegalleryError):
+    """The gallery's embeddings come from another extractor than the one that runs."""
+
+    slug = "extractor-mismatch"
+
+
+class Busy(FacegalleryError):
+    """All workers are taken, or the database is locked by another writer: try again."""
+
+    slug = "busy"
+
+
+class DatabaseUnavailable(FacegalleryError):
+    """The database does not answer."""
+
+    slug = "database-unavailable"
+
+
+class StorageUnwritable(FacegalleryError):
+    """The database cannot write: its disk is full or read-only."""
+
+    slug = "storage-unwritable"
+
+
+class SchemaOutdated(FacegalleryError):
+    """The database's tables are not those of this version."""
+
+    slug = "schema-outdated"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPhoto:
+    """A photo that could not be enrolled, and why."""
+
+    photo: str
+    slug: str
+    detail: str
+
+
+class PhotosRefused(FacegalleryError):
+    """None of the photos of an enrolment could be used; nothing was stored.
+
+    Its slug is the common reason where all photos share one, so that a caller with one photo sees that photo's reason.
+    """
+
+    slug = "photos-refused"
+
+    def __init__(self, refused: tuple[RefusedPhoto, ...]) -> None:
+        super().__init__("; ".join(f"{photo.photo}: {photo.detail}" for photo in refused), part="images")
+        self.refused = refused
+        reasons = {photo.slug for photo in refused}
+        self.reason = reasons.pop() if len(reasons) == 1 else self.slug

@@ -1,0 +1,53 @@
+"""What an index of templates does."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class RankedTemplates:
+    """The nearest templates of one probe: ids (K,), int64; distances (K,), float32, ascending, ties by id."""
+
+    ids: NDArray[np.int64]
+    distances: NDArray[np.float32]
+
+
+class TemplateIndex(Protocol):
+    """Embeddings by template id, searched by Euclidean distance; every method may be called from any thread.
+
+    Embeddings are L2-normalised float32 of shape (N, D); other vectors are refused with a ValueError.
+    """
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+
+    def __len__(self) -> int:
+        """Number of templates."""
+
+    def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """Add templates; one whose id is there already takes the new embedding."""
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        """Remove templates and answer how many were there; unknown ids are passed over."""
+
+    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+        """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer."""
+
+
+def checked(embeddings: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+    """The embeddings as contiguous float32 of shape (N, D).
+
+    Raises:
+        ValueError: another shape, a NaN, or a length that is not 1 within 1e-3.
+    """
+    vectors = np.ascontiguousarray(embeddings, np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise ValueError(f"expected embeddings of shape (N, {dimension}), got {vectors.shape}")
+    lengths = np.linalg.norm(vectors, axis=1)
+    if not np.all(np.abs(lengths - 1) < 1e-3):  # false for NaN as well
+        raise ValueError("embeddings must be L2-normalised")
+    return vectors

@@ -1,0 +1,131 @@
+"""The way of a photo up to its embeddings: decode → detect → align → measure → embed, under a limit of workers."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.gallery.errors import Busy
+from app.telemetry import FACES_TOTAL, QUEUE_SECONDS, stage
+from model.alignment import align_face
+from model.detector import Face
+from model.errors import LowQuality, NoFace, SeveralFaces
+from model.image import ImageLimits, decode_image
+from model.pipeline import Networks
+from model.quality import Quality, QualityLimits, complaints, measure_quality
+
+FaceChoice = Literal["single", "largest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """An uploaded file: its bytes, and a name to speak of it."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AlignedFace:
+    """A face with its quality and its crop of shape (112, 112, 3), uint8, RGB."""
+
+    face: Face
+    quality: Quality
+    crop: NDArray[np.uint8]
+
+    @property
+    def crop_sha256(self) -> str:
+        """Digest of the crop's pixels: the same photo gives the same crop."""
+        return hashlib.sha256(self.crop.tobytes()).hexdigest()
+
+
+class PhotoReader:
+    """Reads faces out of photos with the networks, so many photos at a time as there are workers."""
+
+    def __init__(
+        self,
+        networks: Networks,
+        *,
+        image_limits: ImageLimits,
+        quality_limits: QualityLimits,
+        workers: int,
+        queue_timeout: float,
+    ) -> None:
+        self.networks = networks
+        self._image_limits = image_limits
+        self._quality_limits = quality_limits
+        self._slots = threading.BoundedSemaphore(workers)
+        self._queue_timeout = queue_timeout
+
+    @contextmanager
+    def worker(self) -> Iterator[None]:
+        """Hold one worker.
+
+        Raises:
+            Busy: none became free in time.
+        """
+        start = time.perf_counter()
+        if not self._slots.acquire(timeout=self._queue_timeout):
+            raise Busy("all workers are taken; try again in a moment")
+        QUEUE_SECONDS.observe(time.perf_counter() - start)
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    def faces(self, photo: Photo, *, at_most: int | None = None) -> list[AlignedFace]:
+        """Decode → detect → align → measure; largest face first.
+
+        Raises:
+            UnsupportedImage, ImageTooLarge: the photo cannot be read.
+        """
+        with stage("decode"):
+            pixels = decode_image(photo.data, self._image_limits)
+        with stage("detect"):
+            faces = self.networks.detector.detect(pixels)
+        FACES_TOTAL.inc(len(faces))
+        faces = sorted(faces, key=lambda face: face.box[2] * face.box[3], reverse=True)[:at_most]
+        with stage("align"):
+            crops = [align_face(pixels, face.landmarks) for face in faces]
+            return [
+                AlignedFace(face, measure_quality(face, pixels, crop), crop)
+                for face, crop in zip(faces, crops, strict=True)
+            ]
+
+    def one_face(self, photo: Photo, choice: FaceChoice, *, part: str) -> AlignedFace:
+        """The only face of a photo, or its largest.
+
+        Raises:
+            NoFace, SeveralFaces: as named; and as `faces`.
+        """
+        found = self.faces(photo)
+        if not found:
+            raise NoFace("no face was found; send a photo that shows one face clearly", part=part)
+        if len(found) > 1 and choice == "single":
+            raise SeveralFaces(
+                f"{len(found)} faces were found; send a photo of one person, or ask for the largest face (face=largest)",
+                part=part,
+            )
+        return found[0]
+
+    def require_quality(self, face: AlignedFace, *, part: str) -> None:
+        """Refuse a face that is too poor to be enrolled.
+
+        Raises:
+            LowQuality: with a sentence for each limit that it misses.
+        """
+        if found := complaints(face.quality, self._quality_limits):
+            raise LowQuality(found, part=part)
+
+    def embed(self, faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
+        """Embeddings (N, D) of the faces' crops."""
+        if not faces:
+            return np.empty((0, self.networks.extractor.dimension), np.float32)
+        with stage("embed"):
+            return self.networks.extractor.embed(np.stack([face.crop for face in faces]))

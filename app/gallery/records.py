@@ -1,0 +1,104 @@
+"""What the store answers with: plain values, free of SQL."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.gallery.policy import ThresholdPolicy
+from model.quality import Quality
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """A gallery as stored; `policy` is None where the settings' policy applies."""
+
+    id: int
+    name: str
+    extractor: str
+    dimension: int
+    revision: int
+    policy: ThresholdPolicy | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class GallerySize:
+    """How much a gallery holds."""
+
+    subjects: int
+    templates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A subject as stored, with the number of its templates."""
+
+    id: int
+    key: str
+    metadata: dict[str, Any]
+    templates: int
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewTemplate:
+    """A template to be stored: embedding of shape (D,), float32, L2-normalised."""
+
+    embedding: NDArray[np.float32]
+    quality: Quality
+    crop_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A stored template without its embedding."""
+
+    id: int
+    subject: str
+    quality: Quality
+    crop_sha256: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Item]):
+    """One page of a listing; `next_cursor` is None on the last."""
+
+    items: tuple[Item, ...]
+    next_cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateBlock:
+    """Templates for an index: ids and subject ids of shape (N,), int64; embeddings of shape (N, D), float32."""
+
+    ids: NDArray[np.int64]
+    subject_ids: NDArray[np.int64]
+    embeddings: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One entry of a gallery's history; an `add` whose template is gone by now has no embedding."""
+
+    revision: int
+    kind: Literal["add", "remove", "rebuild"]
+    template_id: int
+    subject_id: int
+    embedding: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolment:
+    """What an enrolment stored: the subject afterwards, the templates made, and those that were there already."""
+
+    subject: Subject
+    created: bool
+    added: tuple[Template, ...]
+    known: tuple[Template, ...]

@@ -1,0 +1,117 @@
+"""One process's view of a gallery: an index that follows the revisions in SQL."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from app.gallery.index import TemplateIndex
+from app.gallery.matching import Candidate, find_candidates
+from app.gallery.records import Change, Gallery
+from app.gallery.store import GalleryStore
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What a search needs, switched as one."""
+
+    index: TemplateIndex
+    subject_of: dict[int, int]
+
+
+class GalleryReplica:
+    """An index, the subjects of its templates, and the revision up to which both are true.
+
+    `catch_up` before a search makes what any process has acknowledged visible here, with no message between processes:
+    it costs nothing where the revision is the same, and replays the change rows in between where it is not. Replaying
+    is idempotent, so rows read a moment later than their revision do no harm.
+    """
+
+    def __init__(self, gallery: Gallery, store: GalleryStore, make_index: Callable[[int], TemplateIndex]) -> None:
+        self._gallery_id = gallery.id
+        self._name = gallery.name
+        self._dimension = gallery.dimension
+        self._store = store
+        self._make_index = make_index
+        self._view = _View(make_index(gallery.dimension), {})
+        self._templates_of: Counter[int] = Counter()
+        self._applied = -1  # nothing is loaded yet
+        self._lock = threading.Lock()
+
+    @property
+    def applied_revision(self) -> int:
+        """Revision up to which the index is true; -1 before the first load."""
+        return self._applied
+
+    @property
+    def subjects(self) -> int:
+        """Number of subjects that have a template."""
+        return len(self._templates_of)
+
+    @property
+    def templates(self) -> int:
+        """Number of templates."""
+        return len(self._view.index)
+
+    def catch_up(self, revision: int) -> None:
+        """Bring the index to a revision that SQL has."""
+        if self._applied >= revision:
+            return
+        with self._lock:
+            if self._applied >= revision:
+                return
+            if self._applied < 0:
+                self._load(revision)
+                return
+            changes = self._store.changes(self._gallery_id, after=self._applied, up_to=revision)
+            if any(change.kind == "rebuild" for change in changes):
+                self._load(revision)
+                return
+            for kind, run in groupby(changes, key=lambda change: change.kind):
+                self._add(list(run)) if kind == "add" else self._remove([change.template_id for change in run])
+            self._applied = revision
+
+    def search(self, probes: NDArray[np.float32], *, top_k: int) -> list[list[Candidate]]:
+        """The `top_k` nearest subjects of each probe (Q, D)."""
+        view = self._view  # one reading: a rebuild may switch it meanwhile
+        return find_candidates(view.index, view.subject_of, probes, top_k=top_k)
+
+    def _load(self, revision: int) -> None:
+        """Build everything from SQL beside the old and switch."""
+        index, subject_of = self._make_index(self._dimension), dict[int, int]()
+        for block in self._store.template_blocks(self._gallery_id):
+            index.add(block.ids, block.embeddings)
+            subject_of.update(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
+            _log.info("index.building", gallery=self._name, templates=len(index))
+        self._view = _View(index, subject_of)
+        self._templates_of = Counter(subject_of.values())
+        self._applied = revision
+        _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
+
+    def _add(self, changes: Sequence[Change]) -> None:
+        present = [change for change in changes if change.embedding is not None]
+        if not present:
+            return
+        for change in present:
+            if self._view.subject_of.get(change.template_id) != change.subject_id:
+                self._view.subject_of[change.template_id] = change.subject_id
+                self._templates_of[change.subject_id] += 1
+        ids = np.array([change.template_id for change in present], np.int64)
+        self._view.index.add(ids, np.stack([change.embedding for change in present if change.embedding is not None]))
+
+    def _remove(self, template_ids: Sequence[int]) -> None:
+        self._view.index.remove(np.array(template_ids, np.int64))
+        for template_id in template_ids:
+            subject_id = self._view.subject_of.pop(template_id, None)
+            if subject_id is None:
+                continue
+            self._templates_of[subject_id] -= 1
+            if not self._templates_of[subject_id]:
+                del self._templates_of[subject_id]

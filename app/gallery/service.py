@@ -1,0 +1,368 @@
+"""GalleryService: enroll, identify, verify, delete; joins the store, the indexes and the networks."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
+from app.gallery.index import TemplateIndex
+from app.gallery.matching import Candidate, decide, distance_between
+from app.gallery.names import normalise_gallery_name, normalise_name
+from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
+from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, threshold_for
+from app.gallery.records import Enrolment, Gallery, GallerySize, NewTemplate, Page, Subject, Template
+from app.gallery.replica import GalleryReplica
+from app.gallery.store import GalleryStore, check_extractor
+from app.telemetry import (
+    DECISIONS_TOTAL,
+    INDEXED_TEMPLATES,
+    PHOTOS_REFUSED_TOTAL,
+    TEMPLATES_ADDED_TOTAL,
+    stage,
+)
+from model.errors import FacegalleryError
+
+DEFAULT_GALLERY = "default"
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCandidate:
+    """A candidate with its subject."""
+
+    subject: Subject
+    template_id: int
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What was decided about one probe: `identity` is None where the probe is unknown."""
+
+    identity: NamedCandidate | None
+    candidates: tuple[NamedCandidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """The decision on every face of a photo; `faces` is empty where an embedding was sent."""
+
+    gallery: Gallery
+    subjects: int
+    threshold: float
+    faces: tuple[AlignedFace, ...]
+    matches: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentReport:
+    """What an enrolment stored and which photos it refused."""
+
+    enrolment: Enrolment
+    photo_of: dict[str, str]
+    refused: tuple[RefusedPhoto, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A one-to-one comparison: a match if the distance is within the threshold."""
+
+    distance: float
+    threshold: float
+
+    @property
+    def match(self) -> bool:
+        """Whether both are taken for one person."""
+        return self.distance <= self.threshold
+
+
+class GalleryService:
+    """The one place where photos, galleries and decisions meet; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        reader: PhotoReader,
+        make_index: Callable[[int], TemplateIndex],
+        *,
+        policy: ThresholdPolicy | None = None,
+    ) -> None:
+        self.store = store
+        self.reader = reader
+        self._make_index = make_index
+        self._policy = policy or DEFAULT_POLICY
+        self._replicas: dict[int, GalleryReplica] = {}
+        self._replicas_lock = threading.Lock()
+
+    @property
+    def extractor(self) -> str:
+        """Identity of the extractor: its name and the digest of its file."""
+        return self.reader.networks.extractor.card.identity
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.reader.networks.extractor.dimension
+
+    # -- start
+
+    def load_indexes(self) -> None:
+        """Build the index of every gallery that belongs to this extractor; log the others as refused."""
+        for gallery in self.store.galleries():
+            try:
+                self._replica(gallery).catch_up(gallery.revision)
+            except FacegalleryError as error:
+                _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+        self._count_templates()
+
+    # -- the way of a photo
+
+    def enroll(
+        self,
+        gallery: str,
+        subject: str,
+        photos: Sequence[Photo],
+        *,
+        metadata: dict[str, Any] | None = None,
+        face: FaceChoice = "single",
+    ) -> EnrolmentReport:
+        """Store a template of every usable photo; the gallery and the subject are made on first use.
+
+        Raises:
+            PhotosRefused: no photo could be used; nothing was stored.
+            InvalidInput, ExtractorMismatch, Busy: as named.
+        """
+        gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
+        self._refuse_foreign(gallery)
+        usable: list[AlignedFace] = []
+        photo_of: dict[str, str] = {}
+        refused: list[RefusedPhoto] = []
+        with self.reader.worker():
+            for photo in photos:
+                try:
+                    found = self.reader.one_face(photo, face, part=photo.name)
+                    self.reader.require_quality(found, part=photo.name)
+                except FacegalleryError as error:
+                    refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
+                    PHOTOS_REFUSED_TOTAL.labels(error.slug).inc()
+                    continue
+                usable.append(found)
+                photo_of.setdefault(found.crop_sha256, photo.name)
+            if not usable:
+                raise PhotosRefused(tuple(refused))
+            embeddings = self.reader.embed(usable)
+        templates = [
+            NewTemplate(embedding, found.quality, found.crop_sha256)
+            for embedding, found in zip(embeddings, usable, strict=True)
+        ]
+        with stage("store"):
+            enrolment = self.store.enroll(
+                gallery, subject, templates, metadata=metadata, extractor=self.extractor, dimension=self.dimension
+            )
+        TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
+        return EnrolmentReport(enrolment, photo_of, tuple(refused))
+
+    def identify(
+        self,
+        gallery: str,
+        photo: Photo,
+        *,
+        threshold: float | None = None,
+        top_k: int = 5,
+        max_faces: int = 20,
+        all_candidates: bool = False,
+    ) -> Identification:
+        """Decode → detect → align → embed → search → decide → name, for every face of a photo.
+
+        Raises:
+            GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, Busy: as named.
+        """
+        self._refuse_foreign(normalise_gallery_name(gallery), must_exist=True)
+        with self.reader.worker():
+            faces = self.reader.faces(photo, at_most=max_faces)
+            embeddings = self.reader.embed(faces)
+        return self._search(gallery, tuple(faces), embeddings, threshold, top_k, all_candidates)
+
+    def identify_embedding(
+        self,
+        gallery: str,
+        embedding: Sequence[float],
+        *,
+        threshold: float | None = None,
+        top_k: int = 5,
+        all_candidates: bool = False,
+    ) -> Identification:
+        """As `identify`, for a caller that embeds on its own; the embedding's length is normalised.
+
+        Raises:
+            InvalidInput: a wrong number of values, a value that is not finite, or all zeros.
+        """
+        vector = np.array(embedding, np.float64)
+        if vector.shape != (self.dimension,):
+            raise InvalidInput(f"an embedding has {self.dimension} numbers, this one has {vector.size}", part="embedding")
+        length = float(np.linalg.norm(vector))
+        if not 0 < length < np.inf:
+            raise InvalidInput("an embedding has finite numbers that are not all zero", part="embedding")
+        probes = (vector / length).astype(np.float32)[None]
+        return self._search(gallery, (), probes, threshold, top_k, all_candidates)
+
+    def _search(
+        self,
+        gallery: str,
+        faces: tuple[AlignedFace, ...],
+        embeddings: NDArray[np.float32],
+        threshold: float | None,
+        top_k: int,
+        all_candidates: bool,
+    ) -> Identification:
+        found = self.store.gallery(normalise_gallery_name(gallery))
+        replica = self._replica(found)
+        with stage("replay"):
+            replica.catch_up(found.revision)
+        with stage("search"):
+            ranked = replica.search(embeddings, top_k=top_k)
+        limit = self._threshold(found, threshold, replica.subjects)
+        with stage("name"):
+            named = self._name(ranked)
+        matches = []
+        for candidates in named:
+            best = decide(candidates, limit)
+            shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
+            matches.append(Match(best, tuple(shown)))
+            DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
+        return Identification(found, replica.subjects, limit, faces, tuple(matches))
+
+    def _name(self, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
+        """Give candidates their subjects; one whose subject was erased a moment ago is left out."""
+        ids = {candidate.subject_id for candidates in ranked for candidate in candidates}
+        subjects = self.store.subjects_by_id(sorted(ids)) if ids else {}
+        return [
+            [
+                NamedCandidate(subjects[candidate.subject_id], candidate.template_id, candidate.distance)
+                for candidate in candidates
+                if candidate.subject_id in subjects
+            ]
+            for candidates in ranked
+        ]
+
+    def verify(
+        self, image: Photo, reference: Photo, *, threshold: float | None = None, face: FaceChoice = "single"
+    ) -> Verification:
+        """Compare the faces of two photos.
+
+        Raises:
+            NoFace, SeveralFaces, UnsupportedImage, ImageTooLarge, Busy: as named.
+        """
+        with self.reader.worker():
+            faces = [
+                self.reader.one_face(image, face, part="image"),
+                self.reader.one_face(reference, face, part="reference"),
+            ]
+            first, second = self.reader.embed(faces)
+        return Verification(distance_between(first, second), self._threshold(None, threshold, 1))
+
+    def verify_subject(
+        self, image: Photo, gallery: str, subject: str, *, threshold: float | None = None, face: FaceChoice = "single"
+    ) -> Verification:
+        """Compare the face of a photo with the best template of a subject.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound, ExtractorMismatch: as named; and as `verify`.
+        """
+        found = self.store.gallery(normalise_gallery_name(gallery))
+        check_extractor(found, self.extractor)
+        claimed = self.store.subject(found.name, normalise_name(subject, part="subject"))
+        with self.reader.worker():
+            (probe,) = self.reader.embed([self.reader.one_face(image, face, part="image")])
+        stored = self.store.subject_embeddings(claimed.id).embeddings
+        if not len(stored):
+            raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
+        distance = min(distance_between(probe, embedding) for embedding in stored)
+        return Verification(distance, self._threshold(found, threshold, 1))
+
+    def detect(self, photo: Photo, *, max_faces: int) -> list[AlignedFace]:
+        """The faces of a photo, largest first."""
+        with self.reader.worker():
+            return self.reader.faces(photo, at_most=max_faces)
+
+    def embed(self, photo: Photo, *, max_faces: int) -> tuple[list[AlignedFace], NDArray[np.float32]]:
+        """The faces of a photo, largest first, and their embeddings (N, D)."""
+        with self.reader.worker():
+            faces = self.reader.faces(photo, at_most=max_faces)
+            return faces, self.reader.embed(faces)
+
+    # -- galleries and people
+
+    def create_gallery(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
+        """Make an empty gallery for this extractor."""
+        name = normalise_gallery_name(name)
+        return self.store.create_gallery(name, extractor=self.extractor, dimension=self.dimension, policy=policy)
+
+    def describe(self, gallery: Gallery) -> tuple[GallerySize, ThresholdPolicy, float | None]:
+        """Size, policy in force, and the threshold that follows (None where the gallery has another extractor)."""
+        size = self.store.size(gallery.id)
+        policy = gallery.policy or self._policy
+        served = gallery.extractor == self.extractor
+        return size, policy, self._threshold(gallery, None, size.subjects) if served else None
+
+    def delete_gallery(self, name: str) -> None:
+        """Erase a gallery with all that is in it."""
+        gallery = self.store.gallery(normalise_gallery_name(name))
+        self.store.delete_gallery(gallery.name)
+        with self._replicas_lock:
+            self._replicas.pop(gallery.id, None)
+
+    def rename_or_describe_subject(
+        self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None
+    ) -> Subject:
+        """Give a subject another key, other metadata, or both."""
+        new_key = None if new_key is None else normalise_name(new_key, part="subject")
+        return self.store.update_subject(
+            normalise_gallery_name(gallery), normalise_name(key, part="subject"), new_key=new_key, metadata=metadata
+        )
+
+    def delete_subject(self, gallery: str, key: str) -> int:
+        """Erase a subject; answers how many templates went with it."""
+        return self.store.delete_subject(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def subject(self, gallery: str, key: str) -> Subject:
+        """One subject."""
+        return self.store.subject(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def templates(self, gallery: str, *, subject: str | None, after: int, limit: int) -> Page[Template]:
+        """A page of templates, of a gallery or of one subject."""
+        subject = None if subject is None else normalise_name(subject, part="subject")
+        return self.store.templates(normalise_gallery_name(gallery), subject=subject, after=after, limit=limit)
+
+    # -- inside
+
+    def _refuse_foreign(self, gallery: str, *, must_exist: bool = False) -> None:
+        """Refuse early, before any photo is worked on, what the store would refuse in the end."""
+        try:
+            check_extractor(self.store.gallery(gallery), self.extractor)
+        except GalleryNotFound:
+            if must_exist:
+                raise
+
+    def _replica(self, gallery: Gallery) -> GalleryReplica:
+        check_extractor(gallery, self.extractor)
+        with self._replicas_lock:
+            replica = self._replicas.get(gallery.id)
+            if replica is None:
+                replica = self._replicas[gallery.id] = GalleryReplica(gallery, self.store, self._make_index)
+            return replica
+
+    def _count_templates(self) -> None:
+        INDEXED_TEMPLATES.set_function(lambda: sum(replica.templates for replica in list(self._replicas.values())))
+
+    def _threshold(self, gallery: Gallery | None, wanted: float | None, subjects: int) -> float:
+        """The request's threshold; else the gallery's policy; else the settings'; else the card's default."""
+        if wanted is not None:
+            return FixedDistance(wanted).distance
+        policy = (gallery.policy if gallery else None) or self._policy
+        return threshold_for(policy, self.reader.networks.extractor.card.thresholds, subjects)

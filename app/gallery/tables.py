@@ -1,0 +1,96 @@
+"""The tables. SQL is the truth; an index is a cache that can be rebuilt from it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+# SQLite counts only in its INTEGER type.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment, kept in UTC; SQLite drops the zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """The stored moment with its zone."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+def now() -> datetime:
+    """The present moment, in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    """Root of the mapped tables."""
+
+
+class GalleryRow(Base):
+    """A named set of subjects; it belongs to one extractor."""
+
+    __tablename__ = "gallery"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    extractor: Mapped[str] = mapped_column(String(200))
+    dimension: Mapped[int]
+    revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    policy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class SubjectRow(Base):
+    """One enrolled person, known by a key that the caller chooses."""
+
+    __tablename__ = "subject"
+    __table_args__ = (UniqueConstraint("gallery_id", "key"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
+    key: Mapped[str] = mapped_column(String(200))
+    # `metadata` is taken by the declarative base.
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class TemplateRow(Base):
+    """One stored embedding of one face; an id is never used twice."""
+
+    __tablename__ = "template"
+    __table_args__ = (
+        UniqueConstraint("subject_id", "crop_sha256"),
+        Index("ix_template_gallery_id", "gallery_id", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
+    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"))
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)  # little-endian float32
+    detection_score: Mapped[float]
+    face_size: Mapped[float]
+    sharpness: Mapped[float]
+    pose: Mapped[dict[str, float]] = mapped_column(JSON)  # yaw, pitch, roll in degrees
+    crop_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
+
+
+class ChangeRow(Base):
+    """What a revision of a gallery changed, so that every process can follow it."""
+
+    __tablename__ = "change"
+
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    template_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    subject_id: Mapped[int] = mapped_column(BigInteger)
+    kind: Mapped[str] = mapped_column(String(10))  # add, remove, rebuild

@@ -1,0 +1,75 @@
+"""The service's settings, from environment variables `FACEGALLERY_*` or a file `.env`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.gallery.policy import ThresholdPolicy, parse_policy
+from model.quality import QualityLimits
+
+_QUALITY = QualityLimits()
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit; `FACEGALLERY_` and the upper-case name make the environment variable."""
+
+    model_config = SettingsConfigDict(env_prefix="FACEGALLERY_", env_file=".env", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address that `facegallery serve` listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port that `facegallery serve` listens on; 0 takes a free one")
+    data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
+    database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
+    database_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection or a lock")
+
+    weights_dir: Path | None = Field(None, description="folder of networks; empty: those that come with the package")
+    detector: str = Field("yunet", description="name of the detector, a folder in the weights")
+    extractor: str = Field("sface", description="name of the extractor, a folder in the weights")
+    runtime: Literal["openvino", "torch"] = Field("openvino", description="what the networks run in")
+    threads: int = Field(0, ge=0, description="processor threads for a network; 0: all")
+    index: Literal["flat", "exact"] = Field("flat", description="kind of index that a gallery is searched with")
+
+    threshold_policy: Annotated[ThresholdPolicy | None, NoDecode] = Field(
+        None, description='policy of galleries without their own: a distance or {"fpir": 0.01, "fmr": 0.0001}'
+    )
+
+    max_image_bytes: int = Field(20 * 2**20, gt=0, description="bytes of one photo")
+    max_image_pixels: int = Field(50_000_000, gt=0, description="pixels of one photo")
+    max_request_bytes: int = Field(100 * 2**20, gt=0, description="bytes of one request with all its photos")
+    max_images: int = Field(20, gt=0, le=100, description="photos in one enrolment")
+
+    min_detection_score: float = Field(_QUALITY.min_score, ge=0, le=1, description="detector's score to enroll a face")
+    min_face_size: float = Field(_QUALITY.min_face_size, ge=0, description="pixels of a face's shorter side to enroll it")
+    min_sharpness: float = Field(_QUALITY.min_sharpness, ge=0, description="sharpness to enroll a face")
+    max_yaw: float = Field(_QUALITY.max_yaw, ge=0, le=180, description="degrees a face to enroll may turn sideways")
+    max_pitch: float = Field(_QUALITY.max_pitch, ge=0, le=180, description="degrees a face to enroll may look up or down")
+    max_roll: float = Field(_QUALITY.max_roll, ge=0, le=180, description="degrees a face to enroll may tilt")
+
+    workers: int = Field(0, ge=0, description="photos worked on at the same time; 0: one for each processor")
+    queue_timeout: float = Field(10.0, ge=0, description="seconds a photo waits for a worker before the answer is busy")
+    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get at shutdown")
+    log_format: Literal["console", "json"] = Field("console", description="form of the log on standard error")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("threshold_policy", mode="before")
+    @classmethod
+    def _parse_policy(cls, value: object) -> object:
+        return parse_policy(value) if isinstance(value, str) else value
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        """The database's address: `database_url`, or SQLite in `data_dir`."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'facegallery.db').as_posix()}"
+
+    @property
+    def quality_limits(self) -> QualityLimits:
+        """What a face must show to be enrolled."""
+        return QualityLimits(
+            min_score=self.min_detection_score,
+            min_face_size=self.min_face_size,
+            min_sharpness=self.min_sharpness,
+            max_yaw=self.max_yaw,
+            max_pitch=self.max_pitch,
+            max_roll=self.max_roll,
+        )

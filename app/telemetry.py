@@ -1,0 +1,61 @@
+"""What operators see: Prometheus metrics and structured logs."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+STAGE_SECONDS = Histogram(
+    "facegallery_stage_seconds", "Time of one step on the way of a photo.", ["stage"], buckets=_SECONDS
+)
+REQUEST_SECONDS = Histogram(
+    "facegallery_request_seconds", "Time of one HTTP request.", ["method", "route", "status"], buckets=_SECONDS
+)
+QUEUE_SECONDS = Histogram(
+    "facegallery_queue_seconds", "Time that a photo waited for a free worker.", buckets=_SECONDS
+)
+FACES_TOTAL = Counter("facegallery_faces_total", "Faces found in photos.")
+DECISIONS_TOTAL = Counter("facegallery_decisions_total", "Probes identified and probes answered unknown.", ["decision"])
+TEMPLATES_ADDED_TOTAL = Counter("facegallery_templates_added_total", "Templates stored by this process.")
+PHOTOS_REFUSED_TOTAL = Counter("facegallery_photos_refused_total", "Photos refused at enrolment.", ["reason"])
+INDEXED_TEMPLATES = Gauge("facegallery_indexed_templates", "Templates in the indexes of this process.")
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Measure one step on the way of a photo."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        STAGE_SECONDS.labels(name).observe(time.perf_counter() - start)
+
+
+def set_up_logging(*, form: str, level: str) -> None:
+    """Log structured events to standard error, as lines for people or as JSON."""
+    renderer: structlog.types.Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    )
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info if form == "json" else structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer,
+    ]))
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
