@@ -40,10 +40,14 @@ class Settings(BaseSettings):
     max_images: int = Field(20, gt=0, le=100, description="photos in one enrolment")
 
     min_detection_score: float = Field(_QUALITY.min_score, ge=0, le=1, description="detector's score to enroll a face")
-    min_face_size: float = Field(_QUALITY.min_face_size, ge=0, description="pixels of a face's shorter side to enroll it")
+    min_face_size: float = Field(
+        _QUALITY.min_face_size, ge=0, description="pixels of a face's shorter side to enroll it"
+    )
     min_sharpness: float = Field(_QUALITY.min_sharpness, ge=0, description="sharpness to enroll a face")
     max_yaw: float = Field(_QUALITY.max_yaw, ge=0, le=180, description="degrees a face to enroll may turn sideways")
-    max_pitch: float = Field(_QUALITY.max_pitch, ge=0, le=180, description="degrees a face to enroll may look up or down")
+    max_pitch: float = Field(
+        _QUALITY.max_pitch, ge=0, le=180, description="degrees a face to enroll may look up or down"
+    )
     max_roll: float = Field(_QUALITY.max_roll, ge=0, le=180, description="degrees a face to enroll may tilt")
 
     workers: int = Field(0, ge=0, description="photos worked on at the same time; 0: one for each processor")

@@ -17,9 +17,7 @@ STAGE_SECONDS = Histogram(
 REQUEST_SECONDS = Histogram(
     "facegallery_request_seconds", "Time of one HTTP request.", ["method", "route", "status"], buckets=_SECONDS
 )
-QUEUE_SECONDS = Histogram(
-    "facegallery_queue_seconds", "Time that a photo waited for a free worker.", buckets=_SECONDS
-)
+QUEUE_SECONDS = Histogram("facegallery_queue_seconds", "Time that a photo waited for a free worker.", buckets=_SECONDS)
 FACES_TOTAL = Counter("facegallery_faces_total", "Faces found in photos.")
 DECISIONS_TOTAL = Counter("facegallery_decisions_total", "Probes identified and probes answered unknown.", ["decision"])
 TEMPLATES_ADDED_TOTAL = Counter("facegallery_templates_added_total", "Templates stored by this process.")
@@ -40,7 +38,9 @@ def stage(name: str) -> Iterator[None]:
 def set_up_logging(*, form: str, level: str) -> None:
     """Log structured events to standard error, as lines for people or as JSON."""
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -55,7 +55,13 @@ def set_up_logging(*, form: str, level: str) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer,
-    ]))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                renderer,
+            ],
+        )
+    )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

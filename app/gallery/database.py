@@ -30,13 +30,16 @@ def open_engine(address: str, *, timeout: float) -> Engine:
     if url.get_backend_name() != "sqlite":
         seconds = max(1, round(timeout))
         return create_engine(
-            url, pool_pre_ping=True, pool_timeout=timeout, pool_size=10, max_overflow=30, connect_args={"connect_timeout": seconds}
+            url,
+            pool_pre_ping=True,
+            pool_timeout=timeout,
+            pool_size=10,
+            max_overflow=30,
+            connect_args={"connect_timeout": seconds},
         )
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(
-        url, pool_timeout=timeout, pool_size=10, max_overflow=40, connect_args={"timeout": timeout}
-    )
+    engine = create_engine(url, pool_timeout=timeout, pool_size=10, max_overflow=40, connect_args={"timeout": timeout})
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:

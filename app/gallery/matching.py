@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,17 @@ class Candidate:
     subject_id: int
     template_id: int
     distance: float
+
+
+class HasDistance(Protocol):
+    """Anything that was compared with a probe."""
+
+    @property
+    def distance(self) -> float:
+        """0 to 2."""
+
+
+Compared = TypeVar("Compared", bound=HasDistance)
 
 
 def rank_candidates(ranked: RankedTemplates, subject_of: Mapping[int, int]) -> list[Candidate]:
@@ -51,7 +63,7 @@ def find_candidates(
     return found
 
 
-def decide(candidates: Sequence[Candidate], threshold: float) -> Candidate | None:
+def decide(candidates: Sequence[Compared], threshold: float) -> Compared | None:
     """The nearest candidate if it is within the threshold, else None: the probe is unknown."""
     return candidates[0] if candidates and candidates[0].distance <= threshold else None
 

@@ -109,7 +109,7 @@ class PhotoReader:
             raise NoFace("no face was found; send a photo that shows one face clearly", part=part)
         if len(found) > 1 and choice == "single":
             raise SeveralFaces(
-                f"{len(found)} faces were found; send a photo of one person, or ask for the largest face (face=largest)",
+                f"{len(found)} faces were found; send a photo of one person, or ask for face=largest",
                 part=part,
             )
         return found[0]

@@ -74,8 +74,12 @@ class GalleryReplica:
             if any(change.kind == "rebuild" for change in changes):
                 self._load(revision)
                 return
-            for kind, run in groupby(changes, key=lambda change: change.kind):
-                self._add(list(run)) if kind == "add" else self._remove([change.template_id for change in run])
+            for kind, grouped in groupby(changes, key=lambda change: change.kind):
+                run = list(grouped)
+                if kind == "add":
+                    self._add(run)
+                else:
+                    self._remove(run)
             self._applied = revision
 
     def search(self, probes: NDArray[np.float32], *, top_k: int) -> list[list[Candidate]]:
@@ -106,7 +110,8 @@ class GalleryReplica:
         ids = np.array([change.template_id for change in present], np.int64)
         self._view.index.add(ids, np.stack([change.embedding for change in present if change.embedding is not None]))
 
-    def _remove(self, template_ids: Sequence[int]) -> None:
+    def _remove(self, changes: Sequence[Change]) -> None:
+        template_ids = [change.template_id for change in changes]
         self._view.index.remove(np.array(template_ids, np.int64))
         for template_id in template_ids:
             subject_id = self._view.subject_of.pop(template_id, None)

@@ -120,6 +120,13 @@ class GalleryService:
                 _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
         self._count_templates()
 
+    def rebuild(self, gallery: str) -> int:
+        """Bring this process's index of a gallery up to date; answers its templates."""
+        found = self.store.gallery(normalise_gallery_name(gallery))
+        replica = self._replica(found)
+        replica.catch_up(found.revision)
+        return replica.templates
+
     # -- the way of a photo
 
     def enroll(
@@ -204,7 +211,9 @@ class GalleryService:
         """
         vector = np.array(embedding, np.float64)
         if vector.shape != (self.dimension,):
-            raise InvalidInput(f"an embedding has {self.dimension} numbers, this one has {vector.size}", part="embedding")
+            raise InvalidInput(
+                f"an embedding has {self.dimension} numbers, this one has {vector.size}", part="embedding"
+            )
         length = float(np.linalg.norm(vector))
         if not 0 < length < np.inf:
             raise InvalidInput("an embedding has finite numbers that are not all zero", part="embedding")

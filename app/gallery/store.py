@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
-from sqlalchemy import ColumnElement, Engine, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Engine, delete, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 

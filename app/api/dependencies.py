@@ -1,0 +1,116 @@
+"""What routes ask for, and how photos and cursors are read out of a request."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import Depends, File, Form, Path, Query, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import UploadFile as StarletteUploadFile
+
+from app.api.schemas import Box, FoundFace, Landmarks, Point, Quality
+from app.gallery.errors import InvalidInput
+from app.gallery.photos import AlignedFace, Photo
+from app.gallery.service import GalleryService
+from app.settings import Settings
+from model.errors import ImageTooLarge
+
+MAX_METADATA_BYTES = 16 * 1024
+_MAX_ID = 2**63 - 1
+
+
+def _service(request: Request) -> GalleryService:
+    service: GalleryService = request.app.state.service
+    return service
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+Service = Annotated[GalleryService, Depends(_service)]
+ServiceSettings = Annotated[Settings, Depends(_settings)]
+Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or GIF")]
+GalleryForm = Annotated[str, Form(description="name of the gallery")]
+ThresholdForm = Annotated[
+    float | None, Form(ge=0, le=2, allow_inf_nan=False, description="largest distance to accept; empty: the policy's")
+]
+MaxFaces = Annotated[int, Form(ge=1, le=100, description="the largest faces only")]
+GalleryPath = Annotated[str, Path(description="name of the gallery")]
+SubjectPath = Annotated[str, Path(description="key of the subject")]
+Limit = Annotated[int, Query(ge=1, le=1000, description="entries of a page")]
+
+
+def _cursor(cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None) -> int:
+    if cursor is None:
+        return 0
+    if not (cursor.isascii() and cursor.isdigit() and int(cursor[:20]) <= _MAX_ID and len(cursor) < 20):
+        raise InvalidInput("that is not a cursor of this service", part="cursor")
+    return int(cursor)
+
+
+Cursor = Annotated[int, Depends(_cursor)]
+
+
+def read_photo(upload: StarletteUploadFile, settings: Settings, *, position: int | None = None) -> Photo:
+    """The bytes of an uploaded file.
+
+    Raises:
+        ImageTooLarge: it is larger than the limit; it was not read into memory.
+    """
+    name = upload.filename or ("photo" if position is None else f"photo {position + 1}")
+    if upload.size is not None and upload.size > settings.max_image_bytes:
+        raise ImageTooLarge(
+            f"the photo has {upload.size} bytes; send one of at most {settings.max_image_bytes}", part=name
+        )
+    return Photo(name, upload.file.read())
+
+
+def parse_metadata(text: str | None) -> dict[str, Any] | None:
+    """Metadata from a form field: a JSON object.
+
+    Raises:
+        InvalidInput: not an object, too long, or text that no database can keep.
+    """
+    if text is None or not text.strip():
+        return None
+    try:
+        return check_metadata(json.loads(text, parse_constant=_refuse_constant))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput("metadata is a JSON object", part="metadata") from error
+
+
+def check_metadata(metadata: Any) -> dict[str, Any]:
+    """The metadata, if it is an object that can be kept (see `parse_metadata`)."""
+    if not isinstance(metadata, dict):
+        raise InvalidInput("metadata is a JSON object", part="metadata")
+    try:
+        encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # a lone surrogate, NaN, or nested too deep
+        raise InvalidInput("metadata has text or numbers that JSON cannot carry", part="metadata") from error
+    if len(encoded) > MAX_METADATA_BYTES:
+        raise InvalidInput(f"metadata has at most {MAX_METADATA_BYTES} bytes as JSON", part="metadata")
+    if b"\\u0000" in encoded:
+        raise InvalidInput("metadata must not contain the character NUL", part="metadata")
+    return metadata
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def form_error(name: str, message: str) -> RequestValidationError:
+    """The error of one part of a form, as FastAPI's own validation would raise it."""
+    return RequestValidationError([{"loc": ("body", name), "msg": message, "type": "value_error"}])
+
+
+def found_face(face: AlignedFace) -> FoundFace:
+    """The face as an answer shows it."""
+    x, y, width, height = face.face.box
+    points = [Point(x=float(px), y=float(py)) for px, py in face.face.landmarks]
+    return FoundFace(
+        box=Box(x=x, y=y, width=width, height=height),
+        landmarks=Landmarks(**dict(zip(Landmarks.model_fields, points, strict=True))),
+        score=face.face.score,
+        quality=Quality.of(face.quality),
+    )

@@ -1,0 +1,75 @@
+"""POST /enroll."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, File, Form, Response, UploadFile
+
+from app.api.dependencies import GalleryForm, Service, ServiceSettings, form_error, parse_metadata, read_photo
+from app.api.problems import error_responses
+from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
+from app.gallery.errors import ExtractorMismatch, PhotosRefused, StorageUnwritable
+from app.gallery.photos import FaceChoice
+from app.gallery.service import DEFAULT_GALLERY
+from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
+
+router = APIRouter(tags=["recognition"])
+
+
+@router.post(
+    "/enroll",
+    status_code=201,
+    summary="Enroll a person from photos",
+    responses={
+        200: {"description": "the subject had all these photos already", "model": EnrollAnswer},
+        **error_responses(
+            PhotosRefused,
+            NoFace,
+            SeveralFaces,
+            LowQuality,
+            UnsupportedImage,
+            ImageTooLarge,
+            ExtractorMismatch,
+            StorageUnwritable,
+        ),
+    },
+)
+def enroll(
+    service: Service,
+    settings: ServiceSettings,
+    response: Response,
+    subject: Annotated[str, Form(description="key of the person, 1 to 200 characters", examples=["ada"])],
+    images: Annotated[list[UploadFile], File(description="photos that show one face each", max_length=100)],
+    gallery: GalleryForm = DEFAULT_GALLERY,
+    metadata: Annotated[
+        str | None, Form(description="JSON object to keep with the subject", examples=['{"badge": 17}'])
+    ] = None,
+    face: Annotated[FaceChoice, Form(description="`largest` takes the largest of several faces")] = "single",
+) -> EnrollAnswer:
+    """Store a template of every usable photo; the gallery and the subject are made on first use.
+
+    Every photo must show one face (or `face=largest`). Photos that cannot be used are listed with the reason; if none
+    can, nothing is stored. The same photo again adds nothing and is answered with 200.
+
+    ```
+    curl -F subject=ada -F images=@ada-1.jpg -F images=@ada-2.jpg http://127.0.0.1:8000/enroll
+    ```
+    """
+    if len(images) > settings.max_images:
+        raise form_error("images", f"at most {settings.max_images} photos in one request")
+    details = parse_metadata(metadata)
+    photos = [read_photo(upload, settings, position=position) for position, upload in enumerate(images)]
+    report = service.enroll(gallery, subject, photos, metadata=details, face=face)
+    enrolment = report.enrolment
+    if not enrolment.added and not enrolment.created:
+        response.status_code = 200
+    return EnrollAnswer(
+        gallery=gallery,
+        extractor=service.extractor,
+        subject=SubjectBody.of(enrolment.subject),
+        enrolled=[
+            EnrolledPhoto(photo=report.photo_of[template.crop_sha256], template=template.id, new=new)
+            for templates, new in ((enrolment.added, True), (enrolment.known, False))
+            for template in templates
+        ],
+        refused=[RefusedPhoto(photo=one.photo, reason=one.slug, detail=one.detail) for one in report.refused],
+    )

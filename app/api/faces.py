@@ -1,0 +1,30 @@
+"""POST /detect and POST /embed: the first steps alone."""
+
+from fastapi import APIRouter
+
+from app.api.dependencies import Image, MaxFaces, Service, ServiceSettings, found_face, read_photo
+from app.api.problems import error_responses
+from app.api.schemas import Detection, EmbeddedFace, Embedding
+from model.errors import ImageTooLarge, UnsupportedImage
+
+router = APIRouter(tags=["steps"], responses=error_responses(UnsupportedImage, ImageTooLarge))
+
+
+@router.post("/detect", summary="Find the faces of a photo")
+def detect(service: Service, settings: ServiceSettings, image: Image, max_faces: MaxFaces = 20) -> Detection:
+    """Boxes, landmarks, scores and quality of the faces, largest first."""
+    faces = service.detect(read_photo(image, settings), max_faces=max_faces)
+    return Detection(extractor=service.extractor, faces=[found_face(face) for face in faces])
+
+
+@router.post("/embed", summary="Embed the faces of a photo")
+def embed(service: Service, settings: ServiceSettings, image: Image, max_faces: MaxFaces = 20) -> Embedding:
+    """As `/detect`, with the embedding of every face."""
+    faces, embeddings = service.embed(read_photo(image, settings), max_faces=max_faces)
+    return Embedding(
+        extractor=service.extractor,
+        faces=[
+            EmbeddedFace(**dict(found_face(face)), embedding=embedding.tolist())
+            for face, embedding in zip(faces, embeddings, strict=True)
+        ],
+    )

@@ -1,0 +1,56 @@
+"""Galleries: list, create, show, change, erase."""
+
+from fastapi import APIRouter
+
+from app.api.dependencies import GalleryPath, Service
+from app.api.problems import error_responses
+from app.api.schemas import Galleries, GalleryBody, GalleryChange, GalleryCreation, policy_from_body
+from app.gallery.errors import GalleryExists, GalleryNotFound, StorageUnwritable
+from app.gallery.names import normalise_gallery_name
+from app.gallery.records import Gallery
+from app.gallery.service import GalleryService
+
+router = APIRouter(prefix="/galleries", tags=["galleries"])
+
+
+def _body(service: GalleryService, gallery: Gallery) -> GalleryBody:
+    return GalleryBody.of(gallery, *service.describe(gallery))
+
+
+@router.get("", summary="List galleries", responses=error_responses())
+def list_galleries(service: Service) -> Galleries:
+    """All galleries with their sizes, by name."""
+    return Galleries(galleries=[_body(service, gallery) for gallery in service.store.galleries()])
+
+
+@router.post(
+    "", status_code=201, summary="Create a gallery", responses=error_responses(GalleryExists, StorageUnwritable)
+)
+def create_gallery(service: Service, body: GalleryCreation) -> GalleryBody:
+    """Make an empty gallery, with its own threshold policy if one is given."""
+    return _body(service, service.create_gallery(body.name, policy_from_body(body.policy)))
+
+
+@router.get("/{gallery}", summary="Show a gallery", responses=error_responses(GalleryNotFound))
+def show_gallery(service: Service, gallery: GalleryPath) -> GalleryBody:
+    """Counts, revision, extractor, threshold policy and the distance that follows from it now."""
+    return _body(service, service.store.gallery(normalise_gallery_name(gallery)))
+
+
+@router.patch(
+    "/{gallery}", summary="Change a gallery's policy", responses=error_responses(GalleryNotFound, StorageUnwritable)
+)
+def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) -> GalleryBody:
+    """Give the gallery its own threshold policy; null returns to the service's."""
+    return _body(service, service.store.set_policy(normalise_gallery_name(gallery), policy_from_body(body.policy)))
+
+
+@router.delete(
+    "/{gallery}",
+    status_code=204,
+    summary="Erase a gallery",
+    responses=error_responses(GalleryNotFound, StorageUnwritable),
+)
+def delete_gallery(service: Service, gallery: GalleryPath) -> None:
+    """Erase the gallery with all its subjects and templates."""
+    service.delete_gallery(gallery)

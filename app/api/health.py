@@ -1,0 +1,50 @@
+"""Alive, ready, metrics, and what the problem types mean."""
+
+from typing import Annotated
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter, Path, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from app.api.dependencies import Service
+from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, problem
+from app.api.schemas import Alive, ProblemTypeBody, Ready
+from model.errors import FacegalleryError
+
+router = APIRouter(tags=["operations"])
+_not_queued = CapacityLimiter(4)  # a probe of an operator does not wait behind photos
+
+
+@router.get("/healthz", summary="Alive")
+async def healthz() -> Alive:
+    """The process answers; says nothing about the database."""
+    return Alive()
+
+
+@router.get(
+    "/readyz", summary="Ready", response_model=Ready, responses={503: {"description": "`not-ready`: not ready"}}
+)
+async def readyz(service: Service) -> Ready | JSONResponse:
+    """The networks are loaded, the indexes built, and the database answers."""
+    try:
+        await to_thread.run_sync(service.store.ping, limiter=_not_queued)
+    except FacegalleryError as error:
+        return problem("not-ready", str(error))
+    return Ready(extractor=service.extractor)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics() -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/problems/{slug}", summary="What a problem type means")
+async def problem_type(slug: Annotated[str, Path(description="last part of a problem's `type`")]) -> ProblemTypeBody:
+    """Status, title and advice of a problem type."""
+    kind = PROBLEM_TYPES.get(slug)
+    if kind is None:
+        raise HTTPException(404, "there is no such problem type")
+    return ProblemTypeBody(type=TYPE_PREFIX + slug, status=kind.status, title=kind.title, advice=kind.advice)

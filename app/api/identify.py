@@ -1,0 +1,141 @@
+"""POST /identify: a photo as a form, or an embedding as JSON."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from app.api.dependencies import Service, ServiceSettings, form_error, found_face, read_photo
+from app.api.problems import error_responses
+from app.api.schemas import CandidateBody, Decision, Distance, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
+from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match
+from app.settings import Settings
+from model.errors import ImageTooLarge, UnsupportedImage
+
+router = APIRouter(tags=["recognition"])
+
+
+class PhotoProbe(BaseModel):
+    """The fields beside the photo."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    gallery: str = Field(DEFAULT_GALLERY, description="name of the gallery")
+    threshold: Distance | None = Field(None, description="largest distance to accept; empty: the policy's")
+    top_k: int = Field(5, ge=1, le=100, description="candidates a face")
+    max_faces: int = Field(20, ge=1, le=100, description="the largest faces only")
+    all_candidates: bool = Field(False, description="list candidates beyond the threshold as well")
+
+
+_FORM: dict[str, Any] = PhotoProbe.model_json_schema()
+_FORM["properties"] = {
+    "image": {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP or GIF"},
+    **_FORM["properties"],
+}
+_FORM["required"] = ["image"]
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": EmbeddingProbe.model_json_schema()},
+        },
+    }
+}
+
+
+async def _probe(request: Request) -> EmbeddingProbe | tuple[PhotoProbe, UploadFile]:
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    try:
+        if kind == "application/json":
+            return EmbeddingProbe.model_validate_json(await request.body())
+        if kind != "multipart/form-data":
+            raise HTTPException(415, "send a photo as multipart/form-data, or an embedding as application/json")
+        form = await request.form(max_files=1, max_fields=20)
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise form_error("image", "Field required: a file")
+        fields = {name: value for name, value in form.items() if isinstance(value, str) and value != ""}
+        return PhotoProbe.model_validate(fields), image
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_input=False, include_context=False)]
+        ) from error
+
+
+@router.post(
+    "/identify",
+    summary="Name the faces of a photo, or answer unknown",
+    openapi_extra=_BODY,
+    responses=error_responses(GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge),
+)
+async def identify(
+    service: Service,
+    settings: ServiceSettings,
+    probe: Annotated[EmbeddingProbe | tuple[PhotoProbe, UploadFile], Depends(_probe)],
+) -> IdentifyAnswer:
+    """Compare every face of a photo with the gallery.
+
+    For each face: box, landmarks, detection score, quality, `identity` (null: unknown) and the candidates within the
+    threshold, one a subject. A photo without a face has an empty list. A caller that embeds on its own sends
+    `{"embedding": […]}` as JSON.
+
+    ```
+    curl -F image=@somebody.jpg http://127.0.0.1:8000/identify
+    ```
+    """
+    if isinstance(probe, EmbeddingProbe):
+        return await run_in_threadpool(_identify_embedding, service, probe)
+    return await run_in_threadpool(_identify_photo, service, settings, *probe)
+
+
+def _identify_embedding(service: GalleryService, probe: EmbeddingProbe) -> IdentifyAnswer:
+    found = service.identify_embedding(
+        probe.gallery,
+        probe.embedding,
+        threshold=probe.threshold,
+        top_k=probe.top_k,
+        all_candidates=probe.all_candidates,
+    )
+    return _answer(found, faces=[], probe=_decision(found.matches[0]))
+
+
+def _identify_photo(
+    service: GalleryService, settings: Settings, fields: PhotoProbe, image: UploadFile
+) -> IdentifyAnswer:
+    found = service.identify(
+        fields.gallery,
+        read_photo(image, settings),
+        threshold=fields.threshold,
+        top_k=fields.top_k,
+        max_faces=fields.max_faces,
+        all_candidates=fields.all_candidates,
+    )
+    faces = [
+        IdentifiedFace(**dict(found_face(face)), **dict(_decision(match)))
+        for face, match in zip(found.faces, found.matches, strict=True)
+    ]
+    return _answer(found, faces=faces, probe=None)
+
+
+def _decision(match: Match) -> Decision:
+    return Decision(
+        identity=None if match.identity is None else CandidateBody.of(match.identity),
+        candidates=[CandidateBody.of(candidate) for candidate in match.candidates],
+    )
+
+
+def _answer(found: Identification, *, faces: list[IdentifiedFace], probe: Decision | None) -> IdentifyAnswer:
+    return IdentifyAnswer(
+        gallery=found.gallery.name,
+        extractor=found.gallery.extractor,
+        subjects=found.subjects,
+        threshold=found.threshold,
+        faces=faces,
+        probe=probe,
+    )

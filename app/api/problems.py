@@ -1,0 +1,165 @@
+"""Errors as RFC 9457 problem documents, in one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.gallery import errors as gallery
+from app.gallery.errors import PhotosRefused
+from model import errors as model
+from model.errors import FacegalleryError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "/problems/"
+_RETRY_SECONDS = 2
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemType:
+    """One type of problem: its HTTP status, a title, and what a caller can do."""
+
+    slug: str
+    status: int
+    title: str
+    advice: str
+    retry: bool = False
+
+
+_TYPES: Mapping[type[FacegalleryError], ProblemType] = {
+    error: ProblemType(error.slug, status, title, advice, retry=status == 503)
+    for error, status, title, advice in (
+        (gallery.InvalidInput, 422, "Invalid input", "Correct the parts that `errors` names."),
+        (
+            gallery.GalleryNotFound,
+            404,
+            "No such gallery",
+            "Enroll somebody into it, or create it with POST /galleries.",
+        ),
+        (gallery.GalleryExists, 409, "Gallery exists", "Use the gallery that is there, or choose another name."),
+        (gallery.SubjectNotFound, 404, "No such subject", "List the subjects with GET /galleries/{gallery}/subjects."),
+        (gallery.SubjectExists, 409, "Subject exists", "Choose another key."),
+        (gallery.TemplateNotFound, 404, "No such template", "List them with GET /galleries/{gallery}/templates."),
+        (
+            gallery.ExtractorMismatch,
+            409,
+            "Gallery of another extractor",
+            "Run the service with the gallery's extractor, or enroll the photos again into a new gallery.",
+        ),
+        (gallery.PhotosRefused, 422, "No photo could be used", "See `refused` for the reason of each photo."),
+        (model.UnsupportedImage, 422, "Not a readable image", "Send a JPEG, PNG, WebP, BMP or GIF file."),
+        (
+            model.ImageTooLarge,
+            413,
+            "Image too large",
+            "Send a smaller photo; faces need no more than a few hundred pixels.",
+        ),
+        (model.NoFace, 422, "No face found", "Send a photo that shows one face clearly."),
+        (model.SeveralFaces, 422, "Several faces found", "Send a photo of one person, or ask for face=largest."),
+        (model.LowQuality, 422, "Face too poor to enroll", "Do what the sentences in `detail` say."),
+        (model.ModelFileError, 500, "Network file damaged", "The operator must restore the weights."),
+        (gallery.Busy, 503, "Busy", "Try again after the seconds in Retry-After."),
+        (gallery.DatabaseUnavailable, 503, "Database unavailable", "Try again after the seconds in Retry-After."),
+        (
+            gallery.StorageUnwritable,
+            507,
+            "Storage cannot be written",
+            "The operator must make room or mount it writable.",
+        ),
+        (gallery.SchemaOutdated, 503, "Tables outdated", "The operator must run `facegallery migrate`."),
+    )
+}
+_REQUEST_TOO_LARGE = ProblemType("request-too-large", 413, "Request too large", "Send fewer or smaller photos.")
+_OTHERS = (
+    _REQUEST_TOO_LARGE,
+    ProblemType("not-ready", 503, "Not ready", "Try again after the seconds in Retry-After.", retry=True),
+    ProblemType("internal", 500, "Internal error", "Report the request id; the log has the cause."),
+    ProblemType("http", 400, "HTTP error", "The status says what is wrong: 400, 404, 405 or 415."),
+)
+PROBLEM_TYPES: Mapping[str, ProblemType] = {kind.slug: kind for kind in (*_TYPES.values(), *_OTHERS)}
+
+
+def problem(
+    slug: str, detail: str, *, status: int | None = None, headers: Mapping[str, str] | None = None, **extensions: Any
+) -> JSONResponse:
+    """A problem document as an answer.
+
+    Args:
+        slug: key of `PROBLEM_TYPES`.
+        detail: a sentence that says what was wrong and what to do.
+        status: HTTP status, where it is not the type's.
+        headers: further headers.
+        extensions: further members of the document; those that are None are left out.
+    """
+    kind = PROBLEM_TYPES[slug]
+    status = status or kind.status
+    body: dict[str, Any] = {"type": TYPE_PREFIX + slug, "title": kind.title, "status": status, "detail": detail}
+    body |= {name: value for name, value in extensions.items() if value is not None}
+    retry = {"Retry-After": str(_RETRY_SECONDS)} if kind.retry else {}
+    return JSONResponse(body, status, headers={**retry, **(headers or {})}, media_type=MEDIA_TYPE)
+
+
+def request_too_large(limit: int) -> JSONResponse:
+    """The answer to a body over the limit in bytes."""
+    return problem(_REQUEST_TOO_LARGE.slug, f"a request has at most {limit} bytes; send fewer or smaller photos")
+
+
+def error_responses(*errors: type[FacegalleryError]) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a route's errors: those given, and those that every route may meet."""
+    general = (gallery.InvalidInput, gallery.Busy, gallery.DatabaseUnavailable)
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for kind in dict.fromkeys(_TYPES[error] for error in (*errors, *general)):
+        entry = by_status.setdefault(
+            kind.status,
+            {
+                "description": "",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+            },
+        )
+        entry["description"] = "; ".join(filter(None, [entry["description"], f"`{kind.slug}`: {kind.title.lower()}"]))
+        entry["content"][MEDIA_TYPE]["examples"][kind.slug] = {
+            "value": {
+                "type": TYPE_PREFIX + kind.slug,
+                "title": kind.title,
+                "status": kind.status,
+                "detail": kind.advice,
+            }
+        }
+    return by_status
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the application answered with a problem document."""
+
+    @app.exception_handler(FacegalleryError)
+    async def _known(_request: Request, error: FacegalleryError) -> JSONResponse:
+        if isinstance(error, PhotosRefused):
+            refused = [{"photo": one.photo, "reason": one.slug, "detail": one.detail} for one in error.refused]
+            return problem(error.reason, str(error), status=422, part=error.part, refused=refused)
+        errors = [{"part": error.part, "message": str(error)}] if isinstance(error, gallery.InvalidInput) else None
+        return problem(_TYPES[type(error)].slug, str(error), part=error.part, errors=errors)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+        # The input itself is not echoed: it may be a photo, or a number that JSON cannot hold.
+        errors = [
+            {"part": ".".join(str(step) for step in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
+            for one in error.errors()
+        ]
+        detail = "; ".join(f"{one['part']}: {one['message']}" for one in errors)
+        return problem(gallery.InvalidInput.slug, detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        return problem("http", str(error.detail), status=error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_request: Request, error: Exception) -> JSONResponse:
+        _log.error("request.failed", exc_info=error)
+        return problem("internal", "something went wrong here; the request id leads to the cause in the log")

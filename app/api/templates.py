@@ -1,0 +1,40 @@
+"""Templates of a gallery: list, erase."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from app.api.dependencies import Cursor, GalleryPath, Limit, Service
+from app.api.problems import error_responses
+from app.api.schemas import StoredTemplate, TemplatePage
+from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectNotFound, TemplateNotFound
+from app.gallery.names import normalise_gallery_name
+
+router = APIRouter(prefix="/galleries/{gallery}/templates", tags=["people"])
+
+
+@router.get("", summary="List templates", responses=error_responses(GalleryNotFound, SubjectNotFound))
+def list_templates(
+    service: Service,
+    gallery: GalleryPath,
+    cursor: Cursor,
+    subject: Annotated[str | None, Query(description="of this subject only")] = None,
+    limit: Limit = 100,
+) -> TemplatePage:
+    """Templates without their embeddings, in the order of their enrolment, page by page."""
+    page = service.templates(gallery, subject=subject, after=cursor, limit=limit)
+    return TemplatePage(
+        templates=[StoredTemplate.of(template) for template in page.items],
+        next_cursor=None if page.next_cursor is None else str(page.next_cursor),
+    )
+
+
+@router.delete(
+    "/{template}",
+    status_code=204,
+    summary="Erase a template",
+    responses=error_responses(GalleryNotFound, TemplateNotFound, StorageUnwritable),
+)
+def delete_template(service: Service, gallery: GalleryPath, template: Annotated[int, Path(ge=1, le=2**63 - 1)]) -> None:
+    """Erase one template; the subject stays, also without any."""
+    service.store.delete_template(normalise_gallery_name(gallery), template)

@@ -1,0 +1,44 @@
+"""The tables' versions: bring a database up to date, and refuse to serve on one that is not."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+
+import migrations
+from app.gallery.database import database_errors
+from app.gallery.errors import SchemaOutdated
+
+_SCRIPTS = Path(migrations.__file__).parent
+
+
+def migrate(engine: Engine, target: str = "head") -> None:
+    """Bring the database's tables to a version; data is kept."""
+    config = _config()
+    with database_errors(), engine.connect() as connection:
+        config.attributes["connection"] = connection
+        move = command.downgrade if target == "base" or target.startswith("-") else command.upgrade
+        move(config, target)
+        connection.commit()
+
+
+def check_schema(engine: Engine) -> None:
+    """Make sure that the tables are those of this version.
+
+    Raises:
+        SchemaOutdated: they are not.
+    """
+    wanted = ScriptDirectory.from_config(_config()).get_current_head()
+    with database_errors(), engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != wanted:
+        raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    return config
