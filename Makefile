@@ -1,0 +1,56 @@
+# `make` lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# A folder with lfw-sample/ and mnist/ for the tests that need photos or digits; they skip without it.
+FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
+export FACEGALLERY_TEST_DATA
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format types migrations-check bench migrate clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve ## install what serving needs, migrate the database, serve on 127.0.0.1:8000
+	@$(BIN)/facegallery migrate
+	@exec $(BIN)/facegallery serve
+
+test: setup lint migrations-check ## install everything and run every check
+	$(BIN)/python -m pytest
+
+setup: $(VENV)/.dev ## install everything: serving, training, development
+
+lint: setup ## format, lint, types, imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+migrations-check: setup ## the scripts make the tables that the code maps, there and back
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && export FACEGALLERY_DATA_DIR="$$folder" && \
+	$(BIN)/alembic upgrade head && $(BIN)/alembic check && $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
+
+bench: setup ## people over HTTP: PHOTOS=folder with a folder of photos for each person
+	$(BIN)/python benchmarks/people.py --photos $(or $(PHOTOS),$(error PHOTOS=DIR is needed)) --output runs/people
+
+migrate: $(VENV)/.serve ## bring the database's tables up to date
+	$(BIN)/facegallery migrate
+
+clean: ## remove what make and the checks made; the gallery in data/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.serve

@@ -1,0 +1,124 @@
+"""The documents are true: they list everything there is, and their examples run."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from typer.main import get_command
+
+import app.telemetry
+from app.api.problems import PROBLEM_TYPES
+from app.cli import cli as facegallery
+from app.settings import Settings
+from model.cli import app as facemodel
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_every_setting_is_listed_with_its_meaning() -> None:
+    rows = re.findall(r"^\| `(FACEGALLERY_\w+)` \| .* \| (.*) \|$", page("operations.md"), re.MULTILINE)
+    fields = Settings.model_fields
+    assert rows == [(f"FACEGALLERY_{name.upper()}", field.description) for name, field in fields.items()]
+
+
+@pytest.mark.parametrize(("program", "commands"), [("facegallery", facegallery), ("facemodel", facemodel)])
+def test_every_command_is_listed(program: str, commands: object) -> None:
+    names = getattr(get_command(commands), "commands")  # type: ignore[arg-type]  # noqa: B009
+    assert names
+    assert [name for name in names if f"`{program} {name}" not in page("operations.md")] == []
+
+
+def test_every_problem_type_is_listed_with_its_status() -> None:
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (\d+)", page("api.md"), re.MULTILINE))
+    assert rows == {slug: str(kind.status) for slug, kind in PROBLEM_TYPES.items()}
+
+
+def test_every_metric_is_listed() -> None:
+    source = Path(app.telemetry.__file__).read_text()
+    metrics = set(re.findall(r'"(facegallery_\w+)"', source))
+    assert metrics == set(re.findall(r"^\| `(facegallery_\w+)`", page("operations.md"), re.MULTILINE))
+
+
+def test_every_route_is_listed(server: httpx.Client) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+    listed = re.findall(r"^\| `([A-Z]+ /\S*)`", page("api.md"), re.MULTILINE)
+    assert routes == set(listed)
+
+
+def test_links_lead_somewhere() -> None:
+    targets = [
+        (path.name, target.split("#")[0])
+        for path in PAGES
+        for target in re.findall(r"\]\(([^)]+)\)", path.read_text())
+        if "://" not in target and target.split("#")[0]
+    ]
+    folders = {path.name: path.parent for path in PAGES}
+    assert [(name, target) for name, target in targets if not (folders[name] / target).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    environment = os.environ | {"FACEGALLERY_DATA_DIR": str(tmp_path_factory.mktemp("gallery"))}
+    subprocess.run([sys.executable, "-c", "from app.cli import main; main()", "migrate"], env=environment, check=True)
+    log = tmp_path_factory.mktemp("log") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from app.cli import main; main()", "serve", "--port", "0"],
+            env=environment,
+            stderr=file,
+        )
+        try:
+            with httpx.Client(base_url=wait_for_address(process, log), timeout=30) as client:
+                yield client
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
+    for _ in range(600):
+        assert process.poll() is None, log.read_text()
+        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text()):
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture
+def photos(tmp_path: Path, astronaut_jpeg: bytes) -> Path:
+    for name in ("ada-1.jpg", "ada-2.jpg", "somebody.jpg"):
+        (tmp_path / name).write_bytes(astronaut_jpeg)
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "docs" / "quickstart.md"], ids=lambda path: path.name)
+def test_shell_examples_run(path: Path, server: httpx.Client, photos: Path) -> None:
+    commands = [line for block in blocks(path, "sh") for line in block.splitlines() if line.startswith("curl")]
+    assert len(commands) >= 2
+    for command in commands:
+        command = command.replace(ADDRESS, str(server.base_url).rstrip("/"))
+        subprocess.run(["bash", "-c", command.replace("curl", "curl --silent --show-error --fail", 1)], cwd=photos, check=True)
+
+
+def test_python_examples_run(server: httpx.Client, photos: Path) -> None:
+    (block,) = blocks(ROOT / "README.md", "python")
+    code = block.replace(ADDRESS, str(server.base_url).rstrip("/"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=photos, check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("ada ")
