@@ -41,6 +41,7 @@ class OpenVinoNetwork:
         except RuntimeError as error:
             raise ModelFileError(f"the network file {path} cannot be read by OpenVINO; restore it") from error
         self._of_thread = threading.local()
+        self._first_run()
 
     def __call__(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """See `Network`."""
@@ -49,6 +50,16 @@ class OpenVinoNetwork:
             request = self._of_thread.request = self._compiled.create_infer_request()
         request.infer([batch], share_inputs=True)
         return tuple(tensor.data.copy() for tensor in request.output_tensors)
+
+    def _first_run(self) -> None:
+        """Run once on one thread: two threads whose first runs meet can lock each other out for ever.
+
+        OpenVINO's binding sets up its numpy types on the first run, behind a lock under which it gives up and takes the
+        interpreter's.
+        """
+        _batch, *sides = self._compiled.input(0).partial_shape
+        shape = [1, *(32 if side.is_dynamic else side.get_length() for side in sides)]
+        self(np.zeros(shape, np.float32))
 
 
 def open_network(
