@@ -1,0 +1,163 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from model import cli
+from model.card import read_card
+from model.pipeline import WEIGHTS
+
+PAIRS = "2\t1\nEileen\t1\t2\nEileen\t1\tNobody\t1\nEileen\t2\t3\nEileen\t2\tNobody\t1\n"
+
+
+@pytest.fixture
+def lfw(tmp_path: Path) -> Path:
+    """A data set in LFW's form: four photos of the astronaut, one of nobody."""
+    folder = tmp_path / "lfw"
+    astronaut = data.astronaut()
+    (folder / "Eileen").mkdir(parents=True)
+    (folder / "Nobody").mkdir()
+    for number, pixels in enumerate((astronaut, astronaut[:, ::-1], astronaut[:400], astronaut[:, 40:]), 1):
+        Image.fromarray(np.ascontiguousarray(pixels)).save(folder / "Eileen" / f"Eileen_{number:04d}.png")
+    Image.new("RGB", (200, 200), "grey").save(folder / "Nobody" / "Nobody_0001.png")
+    (folder / "pairs.txt").write_text(PAIRS)
+    return folder
+
+
+def run(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_evaluate_writes_both_reports(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+
+    assert run("evaluate", "--lfw", lfw, "--output", output) == 0
+
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["extractor"] == read_card(WEIGHTS / "sface").identity
+    assert report["failures"] == ["Nobody/Nobody_0001.png"]
+    assert report["lfw"]["folds"]["accuracy"] == 1.0
+    assert report["lfw"]["corrected"]["verification"]["mated_pairs"] == 6
+    assert (output / "evaluation.md").read_text() == capsys.readouterr().out.removesuffix("\n")
+
+
+def test_json_goes_to_standard_output_alone(lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--lfw", lfw, "--output", tmp_path / "out", "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["lfw"]["as_published"]["photos"] == 5
+
+
+def test_write_card_fills_figures_and_keeps_the_network(lfw: Path, tmp_path: Path) -> None:
+    shutil.copytree(WEIGHTS / "sface", tmp_path / "mine")
+    before = read_card(tmp_path / "mine")
+
+    assert (
+        run("evaluate", "--lfw", lfw, "--output", tmp_path / "out", "--extractor", tmp_path / "mine", "--write-card")
+        == 0
+    )
+
+    card = read_card(tmp_path / "mine")
+    assert card.figures["ten_folds"] == {"pairs": 4, "accuracy": 1.0, "deviation": 0.0}
+    assert card.figures["detector"] == read_card(WEIGHTS / "yunet").identity
+    assert card.thresholds == ()  # ten pairs support no rate
+    assert (card.identity, card.licence) == (before.identity, before.licence)
+
+
+def test_a_wrong_folder_is_said_in_one_line_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--lfw", tmp_path / "none") == 2
+
+    assert capsys.readouterr().err == f"facemodel: {tmp_path / 'none'} is not a folder\n"
+
+
+def test_a_folder_without_pairs_names_the_option(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (lfw / "pairs.txt").unlink()
+
+    assert run("evaluate", "--lfw", lfw) == 2
+
+    assert "give its place with --pairs" in capsys.readouterr().err
+
+
+def test_an_unknown_extractor_is_a_failed_run(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--lfw", lfw, "--extractor", "none") == 1
+
+    assert capsys.readouterr().err.startswith("facemodel: there is no network 'none'")
+
+
+def test_a_limited_run_is_not_for_the_card(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--lfw", lfw, "--limit", "2", "--write-card") == 2
+
+    assert "a card needs all photos" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_a_failed_run(lfw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", "--lfw", lfw, "--output", lfw / "pairs.txt") == 1
+
+    assert capsys.readouterr().err == f"facemodel: {lfw / 'pairs.txt'}: File exists\n"
+
+
+def test_import_refuses_what_it_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    foreign = tmp_path / "foreign.onnx"
+    foreign.write_bytes(b"something else")
+
+    assert run("import", foreign, "--weights", tmp_path / "weights") == 1
+
+    assert capsys.readouterr().err.startswith(f"facemodel: {foreign} is none of the files that can be imported")
+    assert not (tmp_path / "weights").exists()
+
+
+def test_card_shows_origin_and_licence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("card", "sface") == 0
+
+    shown = capsys.readouterr().out
+    assert "sface@" in shown
+    assert "Apache-2.0" in shown
+
+
+def test_card_as_json_is_the_card(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("card", "sface", "--json") == 0
+
+    assert json.loads(capsys.readouterr().out)["sha256"] == read_card(WEIGHTS / "sface").sha256
+
+
+def test_evaluate_needs_no_torch(lfw: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules.update(torch=None, onnx=None)\n"
+        f"from model.cli import main; main(['evaluate', '--lfw', {str(lfw)!r}, '--output', {str(tmp_path / 'out')!r}])"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(
+    "FACEGALLERY_TEST_DATA" not in os.environ, reason="FACEGALLERY_TEST_DATA names no folder with lfw-sample/"
+)
+def test_the_sample_of_lfw_is_told_apart(tmp_path: Path) -> None:
+    sample = Path(os.environ["FACEGALLERY_TEST_DATA"]) / "lfw-sample"
+    people = sorted(folder for folder in sample.iterdir() if len(list(folder.glob("*.jpg"))) == 5)
+    lines = ["2\t20"]
+    for fold in (people[:20], people[20:]):
+        lines += [f"{person.name}\t1\t2" for person in fold]
+        lines += [f"{one.name}\t1\t{other.name}\t1" for one, other in zip(fold, fold[1:] + fold[:1], strict=True)]
+    numbers = {person: sorted(int(path.stem[-4:]) for path in person.glob("*.jpg")) for person in people}
+    assert all(number[:2] == [1, 2] for number in numbers.values())
+    (tmp_path / "pairs.txt").write_text("\n".join(lines))
+
+    assert run("evaluate", "--lfw", sample, "--pairs", tmp_path / "pairs.txt", "--output", tmp_path / "out") == 0
+
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert report["failures"] == []
+    assert report["lfw"]["folds"]["accuracy"] >= 0.95
+    assert report["lfw"]["corrected"]["verification"]["points"][-1]["tar"] >= 0.98
+    assert report["lfw"]["corrected"]["identification"][0]["rank_one"] >= 0.98
