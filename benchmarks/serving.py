@@ -1,0 +1,56 @@
+"""A real `facegallery serve` in a process of its own, for the length of a benchmark."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+_COMMAND = [sys.executable, "-c", "from app.cli import main; main()"]
+_START_SECONDS = 60.0
+
+
+@contextmanager
+def running_service() -> Iterator[str]:
+    """Migrate an empty SQLite database in a temporary folder, serve it on a free port, and yield the service's URL.
+
+    Every other setting is that of the environment, so other settings can be measured too.
+
+    Raises:
+        RuntimeError: the service ended or was not ready in time; the message ends with its log.
+    """
+    with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        own = {"DATA_DIR": folder, "DATABASE_URL": "", "LOG_LEVEL": "warning", "HOST": "127.0.0.1", "PORT": str(port)}
+        environment = {**os.environ, **{f"FACEGALLERY_{name}": value for name, value in own.items()}}
+        log = Path(folder) / "serve.log"
+        subprocess.run([*_COMMAND, "migrate"], env=environment, check=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen([*_COMMAND, "serve"], env=environment, stderr=output, stdout=output)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(url, process, log)
+            yield url
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{url}/readyz").is_success:
+                return
+        except httpx.TransportError:
+            pass  # nothing listens yet
+        time.sleep(0.1)
+    raise RuntimeError("the service did not get ready; its log:\n" + log.read_text(errors="replace")[-4000:])
