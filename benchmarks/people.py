@@ -6,7 +6,7 @@
 five are enrolled with `face=largest`; those people's other photos are mated probes, everybody else's photos are
 strangers. What counts as a photo's answer is the decision on the face nearest to its centre; its other faces are
 counted apart, and nobody knows who they are. Every photo is sent once, with `all_candidates=true`: the decision at the
-default policy is the service's own, that at the fixed distance of FMR 1e-5 applies the distance to the nearest candidate.
+default policy is the service's own; at the fixed distance of FMR 1e-5 the distance is applied to the nearest candidate.
 """
 
 import random
