@@ -13,8 +13,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve ## install what serving needs, migrate the database, serve on 127.0.0.1:8000
-	@$(BIN)/facegallery migrate
-	@exec $(BIN)/facegallery serve
+	@exec $(BIN)/facegallery serve --migrate
 
 test: setup lint migrations-check ## install everything and run every check
 	$(BIN)/python -m pytest

@@ -19,7 +19,6 @@ from app.gallery.errors import PhotosRefused
 from app.gallery.migrations import migrate as migrate_database
 from app.gallery.photos import Photo
 from app.gallery.service import DEFAULT_GALLERY, GalleryService
-from app.main import open_service
 from app.settings import Settings
 from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
@@ -49,6 +48,8 @@ class Exit(IntEnum):
 
 @contextmanager
 def _service() -> Iterator[GalleryService]:
+    from app.main import open_service  # brings the networks' runtime, which `migrate` and `--help` need not wait for
+
     settings = Settings()
     set_up_logging(form=settings.log_format, level="warning")
     service = open_service(settings)
@@ -63,6 +64,7 @@ def _service() -> Iterator[GalleryService]:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [FACEGALLERY_HOST].")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on [FACEGALLERY_PORT].")] = None,
+    migrate_first: Annotated[bool, typer.Option("--migrate", help="Bring the tables up to date first.")] = False,
 ) -> None:
     """Serve the REST API."""
     import uvicorn
@@ -70,6 +72,8 @@ def serve(
     from app.main import create_app
 
     settings = Settings()
+    if migrate_first:
+        migrate()
     uvicorn.run(
         create_app(settings),
         host=host or settings.host,
