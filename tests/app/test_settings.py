@@ -1,0 +1,136 @@
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.gallery.errors import InvalidInput
+from app.gallery.policy import FixedDistance, WantedRates
+from app.settings import Settings
+from model.quality import QualityLimits
+
+# Every setting: what stands in the environment, and what is read.
+VALUES: dict[str, tuple[str, object]] = {
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("9000", 9000),
+    "data_dir": ("/srv/faces", Path("/srv/faces")),
+    "database_url": ("postgresql://db/faces", "postgresql://db/faces"),
+    "database_timeout": ("2.5", 2.5),
+    "weights_dir": ("/srv/weights", Path("/srv/weights")),
+    "detector": ("other", "other"),
+    "extractor": ("mine", "mine"),
+    "runtime": ("torch", "torch"),
+    "threads": ("3", 3),
+    "index": ("exact", "exact"),
+    "threshold_policy": ("0.9", FixedDistance(0.9)),
+    "max_image_bytes": ("1000", 1000),
+    "max_image_pixels": ("2000", 2000),
+    "max_request_bytes": ("3000", 3000),
+    "max_images": ("4", 4),
+    "min_detection_score": ("0.5", 0.5),
+    "min_face_size": ("24", 24.0),
+    "min_sharpness": ("5", 5.0),
+    "max_yaw": ("10", 10.0),
+    "max_pitch": ("20", 20.0),
+    "max_roll": ("30", 30.0),
+    "workers": ("7", 7),
+    "queue_timeout": ("0", 0.0),
+    "shutdown_timeout": ("8", 8),
+    "log_format": ("json", "json"),
+    "log_level": ("debug", "debug"),
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("FACEGALLERY_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_setting_has_a_row_here() -> None:
+    assert set(VALUES) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_a_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    written, expected = VALUES[name]
+    assert getattr(Settings(), name) != expected
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", written)
+    assert getattr(Settings(), name) == expected
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_an_empty_variable_means_the_default(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    default = Settings()
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", "")
+    assert Settings() == default
+
+
+@pytest.mark.parametrize("name", list(VALUES))
+def test_a_setting_says_what_it_is(name: str) -> None:
+    assert Settings.model_fields[name].description
+
+
+def test_a_policy_is_read_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().threshold_policy is None
+    monkeypatch.setenv("FACEGALLERY_THRESHOLD_POLICY", "1.06")
+    assert Settings().threshold_policy == FixedDistance(1.06)
+    monkeypatch.setenv("FACEGALLERY_THRESHOLD_POLICY", '{"fpir": 0.02, "fmr": 0.001}')
+    assert Settings().threshold_policy == WantedRates(fpir=0.02, fmr=0.001)
+
+
+@pytest.mark.parametrize("text", ["loose", "3", "nan", '{"fpir": 2}', "{}"])
+def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FACEGALLERY_THRESHOLD_POLICY", text)
+    with pytest.raises(InvalidInput):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "http"),
+        ("database_timeout", "0"),
+        ("runtime", "onnx"),
+        ("index", "ivf"),
+        ("threads", "-1"),
+        ("max_image_bytes", "0"),
+        ("max_images", "101"),
+        ("min_detection_score", "1.1"),
+        ("max_yaw", "181"),
+        ("workers", "-1"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+def test_a_file_is_read_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("FACEGALLERY_PORT=9001\nFACEGALLERY_HOST=0.0.0.0\nOTHER=1\n")
+    monkeypatch.setenv("FACEGALLERY_PORT", "9002")
+    assert (Settings().host, Settings().port) == ("0.0.0.0", 9002)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_the_database_is_sqlite_in_the_data_folder_unless_named() -> None:
+    assert Settings(data_dir=Path("/srv/faces")).sqlalchemy_url == "sqlite:////srv/faces/facegallery.db"
+    assert Settings().sqlalchemy_url == "sqlite:///data/facegallery.db"
+    assert Settings(database_url="postgresql://db/faces").sqlalchemy_url == "postgresql://db/faces"
+
+
+def test_the_limits_of_quality_are_the_networks_own_unless_set() -> None:
+    assert Settings().quality_limits == QualityLimits()
+    chosen = Settings(
+        min_detection_score=0.1, min_face_size=2, min_sharpness=3, max_yaw=4, max_pitch=5, max_roll=6
+    ).quality_limits
+    assert chosen == QualityLimits(min_score=0.1, min_face_size=2, min_sharpness=3, max_yaw=4, max_pitch=5, max_roll=6)
