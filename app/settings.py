@@ -13,9 +13,14 @@ _QUALITY = QualityLimits()
 
 
 class Settings(BaseSettings):
-    """Every setting with its unit; `FACEGALLERY_` and the upper-case name make the environment variable."""
+    """Every setting with its unit; `FACEGALLERY_` and the upper-case name make the environment variable.
 
-    model_config = SettingsConfigDict(env_prefix="FACEGALLERY_", env_file=".env", extra="ignore", frozen=True)
+    An empty variable is as good as none.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="FACEGALLERY_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
     host: str = Field("127.0.0.1", description="address that `facegallery serve` listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that `facegallery serve` listens on; 0 takes a free one")

@@ -80,12 +80,19 @@ def parse_policy(text: str) -> ThresholdPolicy:
 def policy_from_json(value: object) -> ThresholdPolicy:
     """Policy from a decoded JSON value; the inverse of `policy_to_json`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return FixedDistance(float(value))
+        return FixedDistance(_to_float(value))
     if isinstance(value, dict) and value and set(value) <= {"fpir", "fmr"}:
         rates = {name: rate for name, rate in value.items() if rate is not None}
         if all(isinstance(rate, int | float) and not isinstance(rate, bool) for rate in rates.values()):
-            return WantedRates(**{name: float(rate) for name, rate in rates.items()})
+            return WantedRates(**{name: _to_float(rate) for name, rate in rates.items()})
     raise InvalidInput('a policy is a distance or {"fpir": …, "fmr": …}', part="policy")
+
+
+def _to_float(number: int | float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # JSON's integers have no bounds; out of range they are all the same
+        return math.inf
 
 
 def policy_to_json(policy: ThresholdPolicy) -> float | dict[str, float]:

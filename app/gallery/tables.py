@@ -3,7 +3,18 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, LargeBinary, String, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    String,
+    UniqueConstraint,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -76,9 +87,10 @@ class TemplateRow(Base):
     gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
     subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"))
     embedding: Mapped[bytes] = mapped_column(LargeBinary)  # little-endian float32
-    detection_score: Mapped[float]
-    face_size: Mapped[float]
-    sharpness: Mapped[float]
+    # The type is named because SQLAlchemy 2.0 and 2.1 would choose different ones.
+    detection_score: Mapped[float] = mapped_column(Float)
+    face_size: Mapped[float] = mapped_column(Float)
+    sharpness: Mapped[float] = mapped_column(Float)
     pose: Mapped[dict[str, float]] = mapped_column(JSON)  # yaw, pitch, roll in degrees
     crop_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

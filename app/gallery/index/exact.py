@@ -27,7 +27,7 @@ class ExactIndex:
 
     def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """As `TemplateIndex.add`."""
-        vectors = checked(embeddings, self._dimension)
+        vectors = checked(embeddings, self._dimension, count=len(ids))
         with self._lock:
             self._embeddings.update(zip(ids.tolist(), vectors.copy(), strict=True))
 

@@ -34,7 +34,7 @@ class FlatIndex:
 
     def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """As `TemplateIndex.add`."""
-        vectors = checked(embeddings, self._dimension)
+        vectors = checked(embeddings, self._dimension, count=len(ids))
         with self._lock.writing():
             for template_id, vector in zip(ids.tolist(), vectors, strict=True):
                 row = self._row_of.setdefault(template_id, len(self._row_of))

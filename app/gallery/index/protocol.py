@@ -38,8 +38,13 @@ class TemplateIndex(Protocol):
         """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer."""
 
 
-def checked(embeddings: NDArray[np.float32], dimension: int) -> NDArray[np.float32]:
+def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | None = None) -> NDArray[np.float32]:
     """The embeddings as contiguous float32 of shape (N, D).
+
+    Args:
+        embeddings: as they came.
+        dimension: D.
+        count: N, where it is known.
 
     Raises:
         ValueError: another shape, a NaN, or a length that is not 1 within 1e-3.
@@ -47,6 +52,8 @@ def checked(embeddings: NDArray[np.float32], dimension: int) -> NDArray[np.float
     vectors = np.ascontiguousarray(embeddings, np.float32)
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise ValueError(f"expected embeddings of shape (N, {dimension}), got {vectors.shape}")
+    if count is not None and len(vectors) != count:
+        raise ValueError(f"expected {count} embeddings, one for each id, got {len(vectors)}")
     lengths = np.linalg.norm(vectors, axis=1)
     if not np.all(np.abs(lengths - 1) < 1e-3):  # false for NaN as well
         raise ValueError("embeddings must be L2-normalised")
