@@ -19,6 +19,7 @@ from model.pipeline import Networks
 from model.training.photos import Photo
 
 _CHUNK = 32
+_SAVE_EVERY = 64
 _WAY = ("image.py", "detector.py", "alignment.py", "extractor.py", "runtime.py")
 
 
@@ -77,7 +78,7 @@ def embed_photos(
         networks: detector and extractor.
         workers: threads that decode, detect, align and embed side by side, so that no core waits for another step.
         cache: file of earlier embeddings by the same networks; photos that have not changed since are taken from
-            there, and the new ones are added, also when the work is interrupted.
+            there, and the new ones are added, every now and then and when the work is interrupted.
         advance: told how many more photos are done.
     """
     known = _read_cache(cache)
@@ -92,11 +93,13 @@ def embed_photos(
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work, todo[start : start + _CHUNK]) for start in range(0, len(todo), _CHUNK)]
         try:
-            for future in as_completed(futures):
+            for done, future in enumerate(as_completed(futures), 1):
                 chunk, embeddings = future.result()
                 for row, embedding in zip(chunk, embeddings, strict=True):
                     rows[row] = known[stamps[row]] = embedding
                 advance(len(chunk))
+                if done % _SAVE_EVERY == 0:
+                    _write_cache(cache, known)
         finally:
             pool.shutdown(cancel_futures=True)
             if todo:
