@@ -14,6 +14,7 @@ from model.errors import ModelFileError
 from model.runtime import Network, Precision, Runtime, open_network
 
 STRIDES = (8, 16, 32)
+_OVERVIEW_SIZE = 240
 _IOU = 0.3
 _MOST_CANDIDATES = 5000
 
@@ -37,15 +38,20 @@ class Face:
 class Detector:
     """Finds faces with YuNet; safe to share between threads.
 
+    YuNet finds faces of 20 to 400 pixels. So a photo is searched twice: at ``working_size`` for small faces, and as a
+    small overview for faces that fill the picture, however large it is. Of a face found in both, the better score
+    stays.
+
     Args:
         network: reads (N, 3, height, width), float32, BGR, 0 to 255, see `model.networks.YuNet`.
         card: of the network.
-        score_threshold: faces with a lower score are left out.
-        working_size: longer side in pixels of the picture that is searched; larger photos are scaled down.
+        score_threshold: faces with a lower score (0 to 1) are left out.
+        working_size: pixels; photos with a longer side are scaled down to it. Faces down to 24 pixels are found in
+            photos that are not larger, and down to a 66th of the longer side in those that are.
     """
 
     def __init__(
-        self, network: Network, card: ModelCard, *, score_threshold: float = 0.6, working_size: int = 1280
+        self, network: Network, card: ModelCard, *, score_threshold: float = 0.7, working_size: int = 1600
     ) -> None:
         if card.task != "detector":
             raise ModelFileError(f"the network {card.name!r} is an {card.task}; choose a detector")
@@ -66,37 +72,46 @@ class Detector:
     ) -> Self:
         """Load the detector of a folder with a card; arguments as for `model.runtime.open_network`."""
         card = read_card(folder)
-        return cls(
-            open_network(folder / card.file, runtime=runtime, threads=threads, device=device, precision=precision), card
-        )
+        path = folder / card.file
+        return cls(open_network(path, runtime=runtime, threads=threads, device=device, precision=precision), card)
 
     def detect(self, pixels: NDArray[np.uint8]) -> list[Face]:
-        """Find the faces of a photo, the best score first.
+        """Find the faces of a photo.
 
         Args:
-            pixels: shape (height, width, 3), uint8, RGB.
-        """
-        rows = self._search(pixels, self.working_size)
-        rows = rows[non_maximum_suppression(rows)]
-        return [_face(row) for row in rows]
+            pixels: shape (height, width, 3), uint8, RGB, any size.
 
-    def _search(self, pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-        height, width = pixels.shape[:2]
-        scale = min(1.0, size / max(height, width))
-        if scale < 1:
-            target = (max(1, round(width * scale)), max(1, round(height * scale)))
-            pixels = cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
-        rows = decode(*self._run(pixels), self.score_threshold)
-        factors = (width / pixels.shape[1], height / pixels.shape[0])
-        rows[:, :14] *= np.tile(np.array(factors, dtype=np.float32), 7)
+        Returns:
+            Faces in pixels of the photo, the best score first.
+        """
+        view = _shrink(pixels, self.working_size)
+        found = [self._search(view, pixels)]
+        if max(view.shape) > _OVERVIEW_SIZE:
+            found.append(self._search(_shrink(view, _OVERVIEW_SIZE), pixels))
+        rows = np.concatenate(found)
+        return [_face(row) for row in rows[non_maximum_suppression(rows)]]
+
+    def _search(self, view: NDArray[np.uint8], photo: NDArray[np.uint8]) -> NDArray[np.float32]:
+        height, width = view.shape[:2]
+        batch = np.zeros((1, 3, _whole_cells(height), _whole_cells(width)), dtype=np.float32)
+        batch[0, :, :height, :width] = view[:, :, ::-1].transpose(2, 0, 1)
+        rows = decode(self._network(batch), batch.shape[3], self.score_threshold)
+        rows[:, :14] *= np.tile(np.array([photo.shape[1] / width, photo.shape[0] / height], dtype=np.float32), 7)
         return rows
 
-    def _run(self, pixels: NDArray[np.uint8]) -> tuple[tuple[NDArray[np.float32], ...], int]:
-        height, width = pixels.shape[:2]
-        padded_height, padded_width = -(-height // 32) * 32, -(-width // 32) * 32
-        batch = np.zeros((1, 3, padded_height, padded_width), dtype=np.float32)
-        batch[0, :, :height, :width] = pixels[:, :, ::-1].transpose(2, 0, 1)
-        return self._network(batch), padded_width
+
+def _shrink(pixels: NDArray[np.uint8], longer_side: int) -> NDArray[np.uint8]:
+    height, width = pixels.shape[:2]
+    scale = longer_side / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    shrunk: NDArray[np.uint8] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return shrunk
+
+
+def _whole_cells(side: int) -> int:
+    return -(-side // STRIDES[-1]) * STRIDES[-1]
 
 
 def decode(outputs: Sequence[NDArray[np.float32]], width: int, score_threshold: float) -> NDArray[np.float32]:

@@ -31,10 +31,12 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def test_every_setting_is_listed_with_its_meaning() -> None:
-    rows = re.findall(r"^\| `(FACEGALLERY_\w+)` \| .* \| (.*) \|$", page("operations.md"), re.MULTILINE)
-    fields = Settings.model_fields
-    assert rows == [(f"FACEGALLERY_{name.upper()}", field.description) for name, field in fields.items()]
+def test_every_setting_is_listed_with_its_default_and_meaning() -> None:
+    rows = re.findall(r"^\| `(FACEGALLERY_\w+)` \| (.*?) \| (.*) \|$", page("operations.md"), re.MULTILINE)
+    assert rows == [
+        (f"FACEGALLERY_{name.upper()}", "" if field.default in {None, ""} else f"`{field.default}`", field.description)
+        for name, field in Settings.model_fields.items()
+    ]
 
 
 @pytest.mark.parametrize(("program", "commands"), [("facegallery", facegallery), ("facemodel", facemodel)])
@@ -114,7 +116,9 @@ def test_shell_examples_run(path: Path, server: httpx.Client, photos: Path) -> N
     assert len(commands) >= 2
     for command in commands:
         command = command.replace(ADDRESS, str(server.base_url).rstrip("/"))
-        subprocess.run(["bash", "-c", command.replace("curl", "curl --silent --show-error --fail", 1)], cwd=photos, check=True)
+        subprocess.run(
+            ["bash", "-c", command.replace("curl", "curl --silent --show-error --fail", 1)], cwd=photos, check=True
+        )
 
 
 def test_python_examples_run(server: httpx.Client, photos: Path) -> None:

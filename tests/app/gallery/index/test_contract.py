@@ -35,24 +35,28 @@ def true_distances(stored: NDArray[np.float32], probe: NDArray[np.float32]) -> N
 
 
 def assert_nearest(
-    found: RankedTemplates, reference: dict[int, NDArray[np.float32]], probe: NDArray[np.float32], count: int
+    results: list[RankedTemplates], reference: dict[int, NDArray[np.float32]], probes: NDArray[np.float32], count: int
 ) -> None:
-    """`found` ranks `count` nearest templates; which of several at the same distance are cut off is left open."""
+    """The results rank `count` nearest templates; which of several at the same distance are cut off is left open."""
     ids = np.array(list(reference), np.int64)
-    distances = true_distances(np.array(list(reference.values()), np.float32).reshape(-1, DIMENSION), probe)
+    stored = np.array(list(reference.values()), np.float32).reshape(-1, DIMENSION)
     wanted = min(count, len(ids))
-    assert found.ids.dtype == np.int64
-    assert found.distances.dtype == np.float32
-    assert found.ids.shape == found.distances.shape == (wanted,)
-    assert len(set(found.ids.tolist())) == wanted
-    pairs = list(zip(found.distances.tolist(), found.ids.tolist(), strict=True))
-    assert pairs == sorted(pairs)
-    true = dict(zip(ids.tolist(), distances.tolist(), strict=True))
-    np.testing.assert_allclose(found.distances, [true[i] for i in found.ids.tolist()], rtol=0, atol=1e-6)
-    nearest = np.sort(distances)[:wanted]
-    np.testing.assert_allclose(found.distances.astype(np.float64) ** 2, nearest**2, rtol=0, atol=SQUARED_ERROR)
-    if 0 < wanted < len(ids):
-        surely_in = ids[distances**2 < nearest[-1] ** 2 - SQUARED_ERROR]
+    assert len(results) == len(probes)
+    for found, probe in zip(results, probes, strict=True):
+        assert found.ids.dtype == np.int64
+        assert found.distances.dtype == np.float32
+        assert found.ids.shape == found.distances.shape == (wanted,)
+        assert len(set(found.ids.tolist())) == wanted
+        pairs = list(zip(found.distances.tolist(), found.ids.tolist(), strict=True))
+        assert pairs == sorted(pairs)
+        if not wanted:
+            continue
+        own = true_distances(np.stack([reference[template_id] for template_id in found.ids.tolist()]), probe)
+        np.testing.assert_allclose(found.distances, own, rtol=0, atol=1e-6)
+        squared = true_distances(stored, probe) ** 2
+        nearest = np.sort(squared)[:wanted]
+        np.testing.assert_allclose(found.distances.astype(np.float64) ** 2, nearest, rtol=0, atol=SQUARED_ERROR)
+        surely_in = ids[squared < nearest[-1] - SQUARED_ERROR]
         assert set(surely_in.tolist()) <= set(found.ids.tolist())
 
 
@@ -105,16 +109,12 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(probe_seeds=st.lists(seeds, max_size=3), count=st.one_of(st.integers(0, 20), st.just(10**9)))
     def search(self, probe_seeds: list[int], count: int) -> None:
         probes = np.array([unit_vectors(1, seed=seed)[0] for seed in probe_seeds], np.float32).reshape(-1, DIMENSION)
-        found = self.index.search(probes, count)
-        assert len(found) == len(probes)
-        for ranked, probe in zip(found, probes, strict=True):
-            assert_nearest(ranked, self.reference, probe, count)
+        assert_nearest(self.index.search(probes, count), self.reference, probes, count)
 
     @rule(seed=seeds, batch=st.integers(20, 40), count=st.integers(1, 8))
     def search_large_batch(self, seed: int, batch: int, count: int) -> None:
         probes = unit_vectors(batch, seed=seed)
-        for ranked, probe in zip(self.index.search(probes, count), probes, strict=True):
-            assert_nearest(ranked, self.reference, probe, count)
+        assert_nearest(self.index.search(probes, count), self.reference, probes, count)
 
     @invariant()
     def same_size(self) -> None:
@@ -241,5 +241,4 @@ def test_searches_beside_writes_see_whole_templates(kind: IndexKind) -> None:
             done.set()
         assert all(searcher.result() for searcher in searchers)
     assert len(index) == 600
-    for probe, found in zip(probes, index.search(probes, 600), strict=True):
-        assert_nearest(found, dict(enumerate(vectors[:600])), probe, 600)
+    assert_nearest(index.search(probes, 600), dict(enumerate(vectors[:600])), probes, 600)

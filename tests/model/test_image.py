@@ -1,0 +1,119 @@
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.errors import ImageTooLarge, UnsupportedImage
+from model.image import ImageLimits, decode_image
+
+PICTURE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    file = BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_give_the_pixels_back(form: str, options: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(decode_image(encoded(Image.fromarray(PICTURE), form, **options)), PICTURE)
+
+
+def test_jpeg(astronaut: NDArray[np.uint8], astronaut_jpeg: bytes) -> None:
+    assert np.abs(decode_image(astronaut_jpeg).astype(int) - astronaut).mean() < 3
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (5, 5), colour) for colour in ("red", "blue")]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(data)[2, 2].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    turn = {1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud, 5: lambda p: p.transpose(1, 0, 2)}
+    turn |= {6: lambda p: np.rot90(p, -1), 7: lambda p: np.rot90(p.transpose(1, 0, 2), 2), 8: np.rot90}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(PICTURE), "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(data), turn[orientation](PICTURE))
+
+
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 0)), [255, 255, 255]),
+        (Image.new("LA", (2, 2), (0, 0)), [255, 255, 255]),
+        (Image.new("L", (2, 2), 7), [7, 7, 7]),
+        (Image.new("1", (2, 2), 1), [255, 255, 255]),
+        (Image.new("RGB", (2, 2), (9, 8, 7)).convert("P", palette=Image.Palette.ADAPTIVE), [9, 8, 7]),
+        (Image.fromarray(np.full((2, 2), 257 * 50, np.uint16)), [50, 50, 50]),
+    ],
+    ids=["alpha", "grey alpha", "grey", "one bit", "palette", "16 bit"],
+)
+def test_every_kind_of_pixel_becomes_rgb(image: Image.Image, pixel: list[int]) -> None:
+    assert decode_image(encoded(image, "PNG"))[0, 0].tolist() == pixel
+
+
+def test_cmyk() -> None:
+    data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert np.abs(decode_image(data)[4, 4].astype(int) - [255, 0, 0]).max() < 6
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no picture", b"%PDF-1.4", encoded(Image.new("RGB", (2, 2)), "TIFF")],
+    ids=["empty", "text", "pdf", "tiff"],
+)
+def test_what_is_no_photo_is_refused(data: bytes) -> None:
+    with pytest.raises(UnsupportedImage):
+        decode_image(data)
+
+
+def test_a_cut_off_jpeg_is_refused(astronaut_jpeg: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="cut off or damaged"):
+        decode_image(astronaut_jpeg[: len(astronaut_jpeg) // 2])
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [8_000, 30_000])
+def test_pixels_are_counted_before_they_are_decoded(side: int) -> None:
+    with pytest.raises(ImageTooLarge):
+        decode_image(png_header(side, side))
+
+
+def test_bytes_are_counted_before_anything_is_read() -> None:
+    with pytest.raises(ImageTooLarge, match="send one of at most 1 MiB"):
+        decode_image(bytes(2 * 2**20), ImageLimits(max_bytes=2**20))
+
+
+def test_one_pixel() -> None:
+    assert decode_image(encoded(Image.new("RGB", (1, 1), "lime"), "PNG")).tolist() == [[[0, 255, 0]]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_file_is_read_or_refused_and_nothing_else(data: st.DataObject) -> None:
+    file = bytearray(
+        encoded(Image.fromarray(PICTURE), data.draw(st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP"])))
+    )
+    for _ in range(data.draw(st.integers(1, 8))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(UnsupportedImage, ImageTooLarge):
+        assert decode_image(bytes(file)).shape[2] == 3
