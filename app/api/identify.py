@@ -1,5 +1,7 @@
 """POST /identify: a photo as a form, or an embedding as JSON."""
 
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -49,19 +51,33 @@ _BODY = {
 }
 
 
-async def _probe(request: Request) -> EmbeddingProbe | tuple[PhotoProbe, UploadFile]:
+async def _probe(request: Request) -> AsyncIterator[EmbeddingProbe | tuple[PhotoProbe, UploadFile]]:
+    """What was sent, by its media type; the form's files are closed after the answer."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    try:
-        if kind == "application/json":
-            return EmbeddingProbe.model_validate_json(await request.body())
-        if kind != "multipart/form-data":
-            raise HTTPException(415, "send a photo as multipart/form-data, or an embedding as application/json")
-        form = await request.form(max_files=1, max_fields=20)
+    if kind == "application/json":
+        body = await request.body()
+        with _validation():
+            probe = EmbeddingProbe.model_validate_json(body)
+        yield probe
+        return
+    if kind != "multipart/form-data":
+        raise HTTPException(415, "send a photo as multipart/form-data, or an embedding as application/json")
+    async with request.form(max_files=1, max_fields=20) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
             raise form_error("image", "Field required: a file")
-        fields = {name: value for name, value in form.items() if isinstance(value, str) and value != ""}
-        return PhotoProbe.model_validate(fields), image
+        with _validation():
+            fields = PhotoProbe.model_validate(
+                {name: value for name, value in form.items() if isinstance(value, str) and value != ""}
+            )
+        yield fields, image
+
+
+@contextmanager
+def _validation() -> Iterator[None]:
+    """Raise what FastAPI's own validation of a body would raise."""
+    try:
+        yield
     except ValidationError as error:
         raise RequestValidationError(
             [{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_input=False, include_context=False)]

