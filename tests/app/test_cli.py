@@ -1,0 +1,71 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+
+class Facegallery:
+    """The command line, on a gallery of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)}
+
+    def __call__(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from app.cli import main; main()", *map(str, words)]
+        return subprocess.run(command, env=self._environment, check=False, capture_output=True, text=True)
+
+
+@pytest.fixture
+def facegallery(tmp_path: Path) -> Facegallery:
+    return Facegallery(tmp_path / "gallery")
+
+
+@pytest.fixture
+def people(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
+    folder = tmp_path / "people"
+    (folder / "Eileen Collins").mkdir(parents=True)
+    Image.fromarray(astronaut).save(folder / "Eileen Collins" / "1.png")
+    Image.fromarray(np.ascontiguousarray(astronaut[:, ::-1])).save(folder / "Eileen Collins" / "2.png")
+    return folder
+
+
+def test_enroll_a_folder_identify_a_photo_and_rebuild(facegallery: Facegallery, people: Path) -> None:
+    assert facegallery("migrate").returncode == 0
+    first = facegallery("enroll", people, "--json")
+    assert (first.returncode, json.loads(first.stdout)["added"]) == (0, 2)
+    again = facegallery("enroll", people, "--json")
+    assert {name: json.loads(again.stdout)[name] for name in ("added", "known")} == {"added": 0, "known": 2}
+    (face,) = json.loads(facegallery("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    table = facegallery("identify", people / "Eileen Collins" / "1.png").stdout
+    assert "Eileen" in table
+    (row,) = json.loads(facegallery("reindex", "--json").stdout)
+    assert (row["gallery"], row["templates"]) == ("default", 2)
+
+
+def test_refused_photos_are_told_in_the_exit_code(facegallery: Facegallery, people: Path) -> None:
+    facegallery("migrate")
+    (people / "Nobody").mkdir()
+    (people / "Nobody" / "1.jpg").write_text("no photo")
+    done = facegallery("enroll", people)
+    assert done.returncode == 3
+    assert "refused Nobody/1.jpg: the file is not a photo" in done.stderr
+    assert facegallery("identify", people / "Nobody" / "1.jpg").returncode == 3
+
+
+def test_without_tables_one_line_says_what_to_do(facegallery: Facegallery, people: Path) -> None:
+    done = facegallery("enroll", people)
+    assert done.returncode == 1
+    assert "run `facegallery migrate`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_words_are_a_usage_error(facegallery: Facegallery, tmp_path: Path) -> None:
+    assert facegallery("enroll", tmp_path / "missing").returncode == 2
+    assert facegallery("frobnicate").returncode == 2
