@@ -145,7 +145,13 @@ def enroll(
         print(json.dumps({"gallery": gallery, "added": added, "known": known, "refused": refused}, ensure_ascii=False))
     else:
         for one in refused:
-            _errors.print(f"refused {one['photo']}: {one['detail']}", style="yellow", markup=False, highlight=False)
+            _errors.print(
+                f"refused {one['photo']}: {one['detail']}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
         print(f"{added} templates added, {known} known, {len(refused)} photos refused")
     raise typer.Exit(Exit.PARTLY if refused else Exit.DONE)
 
@@ -170,7 +176,7 @@ def identify(
                 if error.slug not in {"unsupported-image", "image-too-large"}:
                     raise
                 unreadable += 1
-                _errors.print(f"{file}: {error}", style="yellow", markup=False, highlight=False)
+                _errors.print(f"{file}: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
                 continue
             for face, match in zip(found.faces, found.matches, strict=True):
                 identity = match.identity
@@ -232,5 +238,5 @@ def main() -> None:
     try:
         cli()
     except FacegalleryError as error:
-        _errors.print(f"error: {error}", style="red", markup=False, highlight=False)
+        _errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(Exit.REFUSED)

@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # docker compose up, as a newcomer would: build, start, enroll, identify, start again, find the gallery still there.
 #   tests/compose/run.sh [PHOTO]     a photo of one face; default: the portrait that scikit-image ships
-# Skips where there is no Docker Engine. Everything it made is removed at the end.
+# Skips where there is no Docker Engine. Containers, networks and volumes are removed at the end; the images stay, so
+# that the next run need not fetch the packages again.
 set -euo pipefail
+photo=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/../.."
 
 if ! docker info >/dev/null 2>&1; then
   echo 'skipped: no Docker Engine answers (docker info fails)'
+  exit 0
+fi
+if ! docker compose version >/dev/null 2>&1; then
+  echo 'skipped: the Docker client has no Compose (docker compose version fails)'
   exit 0
 fi
 
@@ -14,18 +20,23 @@ export COMPOSE_PROJECT_NAME=facegallery-test FACEGALLERY_PUBLISH=${FACEGALLERY_P
 url=http://127.0.0.1:$FACEGALLERY_PUBLISH
 folder=$(mktemp -d)
 
+remove() {
+  docker compose down --volumes --remove-orphans --timeout 20
+}
+
 finish() {
   status=$?
   [ "$status" = 0 ] || docker compose logs --tail 40 || true
-  docker compose down --volumes --timeout 20 >/dev/null 2>&1 || true
+  remove >/dev/null 2>&1 || { echo 'FAILED to remove what was started' >&2; status=1; }
   rm -rf "$folder"
   exit "$status"
 }
 trap finish EXIT
 
-photo=${1:-$folder/astronaut.jpg}
-if [ $# = 0 ]; then
-  .venv/bin/python -c 'import sys, PIL.Image, skimage.data as d; PIL.Image.fromarray(d.astronaut()).save(sys.argv[1])' "$photo"
+if [ -z "$photo" ]; then
+  photo=$folder/astronaut.jpg
+  "${PYTHON:-.venv/bin/python}" -c \
+    'import sys, PIL.Image, skimage.data as d; PIL.Image.fromarray(d.astronaut()).save(sys.argv[1])' "$photo"
 fi
 
 wait_until_ready() {
@@ -38,16 +49,22 @@ wait_until_ready() {
 }
 
 expect() { # what, wanted, text
-  if ! grep --quiet --fixed-strings "$2" <<<"$3"; then
+  if ! grep --quiet --fixed-strings -- "$2" <<<"$3"; then
     echo "FAILED $1: expected $2 in: $3" >&2
     exit 1
   fi
   echo "ok     $1"
 }
 
+inside() { # a line of Python in the service's container
+  docker compose exec -T facegallery python -c "$1"
+}
+
+remove >/dev/null 2>&1 || true # what a killed run left
 docker compose build
 docker compose up --detach
 wait_until_ready
+expect 'nobody is known yet' '/problems/gallery-not-found' "$(curl --silent --form image=@"$photo" "$url/identify")"
 expect 'enroll' '"enrolled":[{"photo"' "$(curl --silent --form subject=eileen --form images=@"$photo" "$url/enroll")"
 expect 'identify' '"identity":{"subject":"eileen"' "$(curl --silent --form image=@"$photo" "$url/identify")"
 expect 'not an image' '/problems/unsupported-image' "$(curl --silent --form image=@"$0" "$url/identify")"
@@ -55,18 +72,25 @@ expect 'not an image' '/problems/unsupported-image' "$(curl --silent --form imag
 docker compose down --timeout 20
 docker compose up --detach
 wait_until_ready
-expect 'the gallery is still there' '"identity":{"subject":"eileen"' "$(curl --silent --form image=@"$photo" "$url/identify")"
+expect 'the gallery is still there' '"identity":{"subject":"eileen"' \
+  "$(curl --silent --form image=@"$photo" "$url/identify")"
+
+expect 'runs as a plain user' '10001 10001' "$(inside 'import os; print(os.getuid(), os.getgid())')"
+expect 'has no torch' 'None' "$(inside 'import importlib.util as u; print(u.find_spec("torch"))')"
+expect 'its files are read-only' 'Read-only' "$(inside 'open("/opt/venv/x", "w")' 2>&1 || true)"
+expect 'the database is on no network' 'refused' \
+  "$(inside 'import socket; socket.create_connection(("database", 5432), 5)' 2>&1 || true)"
 
 container=$(docker compose ps --quiet facegallery)
-expect 'runs as a plain user' '10001' "$(docker exec "$container" id -u)"
-expect 'has no torch' 'None' "$(docker exec "$container" python -c 'import importlib.util as u; print(u.find_spec("torch"))')"
 for _ in $(seq 40); do
   health=$(docker inspect --format '{{.State.Health.Status}}' "$container")
   [ "$health" = healthy ] && break
   sleep 1
 done
-expect 'is healthy' 'healthy' "$health"
+expect 'is healthy' 'is healthy' "is $health"
+expect 'leaves no nameless volume' 'none' "$(docker inspect --format \
+  '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}} {{end}}{{end}}none' "$container" | grep -x none)"
 
-image=$(docker image inspect --format '{{.Size}}' facegallery:0.1.0)
+image=$(docker image inspect --format '{{.Size}}' "$(docker inspect --format '{{.Image}}' "$container")")
 base=$(docker image inspect --format '{{.Size}}' python:3.11-slim)
 echo "ok     the image adds $(((image - base) / 1000000)) MB to its base"
