@@ -1,18 +1,21 @@
-# Serving only: no torch. Two stages, so that neither pip nor its cache is in the image.
+# Serving only: no torch. Two stages, so that neither pip nor the sources are in the image.
 FROM python:3.11-slim AS build
-RUN python -m venv /opt/venv
+RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml constraints.txt ./
+# The packages first, on a project without modules: a change of code does not fetch them again.
+RUN touch README.md LICENSE NOTICE \
+ && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[postgres]'
+COPY README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
 COPY migrations migrations
-RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[postgres]' \
- && find /opt/venv -name __pycache__ -prune -exec rm -rf {} + \
- && rm -rf /opt/venv/lib/python3.11/site-packages/pip /opt/venv/lib/python3.11/site-packages/pip-*
+RUN pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check --no-deps --force-reinstall .
 
 FROM python:3.11-slim
-RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin facegallery \
- && mkdir /data && chown facegallery /data
+RUN groupadd --system --gid 10001 facegallery \
+ && useradd --system --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin facegallery \
+ && install --directory --owner facegallery --group facegallery --mode 0750 /data
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -20,10 +23,10 @@ ENV PATH=/opt/venv/bin:$PATH \
     FACEGALLERY_PORT=8000 \
     FACEGALLERY_DATA_DIR=/data \
     FACEGALLERY_LOG_FORMAT=json
-USER 10001
+USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-  CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
+  "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['FACEGALLERY_PORT'] + '/readyz', timeout=4)"]
 CMD ["facegallery", "serve", "--migrate"]
