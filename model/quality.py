@@ -16,8 +16,8 @@ from model.detector import Face
 class QualityLimits:
     """What a face must show to be enrolled.
 
-    The defaults were chosen on photos of Labeled Faces in the Wild, where they refuse about three in a thousand, nearly
-    all of them profiles; blur that takes the sharpness below 10 also takes the embedding away from the sharp photo's
+    The defaults were chosen on photos of Labeled Faces in the Wild, where they refuse about four in a thousand, most
+    of them profiles; blur that takes the sharpness below 10 also takes the embedding away from the sharp photo's
     (median cosine 0.6).
 
     Args:

@@ -91,23 +91,28 @@ def test_decoding_is_that_of_a_slow_loop() -> None:
     np.testing.assert_allclose(decode(outputs, width, 0.5), np.array(slow, np.float32), rtol=1e-5, atol=1e-4)
 
 
-def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def same_face(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     across = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     down = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     shared = max(across, 0.0) * max(down, 0.0)
-    return float(shared / (a[2] * a[3] + b[2] * b[3] - shared))
+    smaller, both = min(a[2] * a[3], b[2] * b[3]), a[2] * a[3] + b[2] * b[3] - shared
+    return bool(shared / both > 0.3 or shared / smaller > 0.8)
 
 
-def test_suppression_keeps_the_better_of_two_that_overlap() -> None:
+def test_suppression_keeps_the_better_of_two_for_one_face() -> None:
     random = np.random.default_rng(1)
     rows = np.zeros((60, 15), np.float32)
-    rows[:, :2], rows[:, 2:4], rows[:, 14] = (
-        random.random((60, 2)) * 60,
-        5 + random.random((60, 2)) * 30,
-        random.random(60),
-    )
+    rows[:, :2], rows[:, 2:4] = random.random((60, 2)) * 60, 5 + random.random((60, 2)) * 30
+    rows[:, 14] = random.random(60)
     kept: list[int] = []
     for row in sorted(range(60), key=lambda index: -rows[index, 14]):
-        if all(overlap(rows[row], rows[other]) <= 0.3 for other in kept):
+        if not any(same_face(rows[row], rows[other]) for other in kept):
             kept.append(row)
     assert non_maximum_suppression(rows).tolist() == kept
+
+
+def test_a_box_within_a_better_one_is_a_part_of_it() -> None:
+    whole, part = np.zeros(15, np.float32), np.zeros(15, np.float32)
+    whole[:4], whole[14] = (0, 0, 900, 1200), 0.9
+    part[:4], part[14] = (300, 500, 200, 250), 0.8
+    assert non_maximum_suppression(np.stack([part, whole])).tolist() == [1]
