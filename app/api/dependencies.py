@@ -18,12 +18,13 @@ MAX_METADATA_BYTES = 16 * 1024
 _MAX_ID = 2**63 - 1
 
 
-def _service(request: Request) -> GalleryService:
+# Both are coroutines: a plain function would wait for a thread, and photos may have taken all of them.
+async def _service(request: Request) -> GalleryService:
     service: GalleryService = request.app.state.service
     return service
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 

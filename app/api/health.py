@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import Service
-from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, problem
+from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, error_responses, not_ready_response, problem
 from app.api.schemas import Alive, ProblemTypeBody, Ready
 from model.errors import FacegalleryError
 
@@ -23,9 +23,7 @@ async def healthz() -> Alive:
     return Alive()
 
 
-@router.get(
-    "/readyz", summary="Ready", response_model=Ready, responses={503: {"description": "`not-ready`: not ready"}}
-)
+@router.get("/readyz", summary="Ready", response_model=Ready, responses=not_ready_response())
 async def readyz(service: Service) -> Ready | JSONResponse:
     """The networks are loaded, the indexes built, and the database answers."""
     try:
@@ -41,8 +39,13 @@ async def metrics() -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/problems/{slug}", summary="What a problem type means")
-async def problem_type(slug: Annotated[str, Path(description="last part of a problem's `type`")]) -> ProblemTypeBody:
+@router.get("/problems/{slug}", summary="What a problem type means", responses=error_responses())
+async def problem_type(
+    slug: Annotated[
+        str,
+        Path(description="last part of a problem's `type`", json_schema_extra={"enum": [*PROBLEM_TYPES]}),
+    ],
+) -> ProblemTypeBody:
     """Status, title and advice of a problem type."""
     kind = PROBLEM_TYPES.get(slug)
     if kind is None:

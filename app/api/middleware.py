@@ -8,7 +8,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import problem, request_too_large
+from app.api.problems import internal, problem, request_too_large
 from app.telemetry import REQUEST_SECONDS
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -31,7 +31,7 @@ class RequestContext:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        start, status = time.perf_counter(), 500
+        start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -44,6 +44,12 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception as error:
+            # Answered here and not by the framework, whose answer would not carry the request's id.
+            _log.error("request.failed", exc_info=error)
+            if status:
+                raise
+            await internal()(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - start
             # The route's pattern, never the path itself: a path can hold a subject.

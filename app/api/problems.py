@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -18,7 +17,6 @@ from model.errors import FacegalleryError
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
 _RETRY_SECONDS = 2
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +74,14 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
     )
 }
 _REQUEST_TOO_LARGE = ProblemType("request-too-large", 413, "Request too large", "Send fewer or smaller photos.")
+_NOT_READY = ProblemType("not-ready", 503, "Not ready", "Try again after the seconds in Retry-After.", retry=True)
+_INTERNAL = ProblemType("internal", 500, "Internal error", "Report the request id; the log has the cause.")
+_HTTP = ProblemType("http", 400, "HTTP error", "The status says what is wrong: 400, 404, 405 or 415.")
 _OTHERS = (
     _REQUEST_TOO_LARGE,
-    ProblemType("not-ready", 503, "Not ready", "Try again after the seconds in Retry-After.", retry=True),
-    ProblemType("internal", 500, "Internal error", "Report the request id; the log has the cause."),
-    ProblemType("http", 400, "HTTP error", "The status says what is wrong: 400, 404, 405 or 415."),
+    _NOT_READY,
+    _INTERNAL,
+    _HTTP,
 )
 PROBLEM_TYPES: Mapping[str, ProblemType] = {kind.slug: kind for kind in (*_TYPES.values(), *_OTHERS)}
 
@@ -107,14 +108,34 @@ def problem(
 
 def request_too_large(limit: int) -> JSONResponse:
     """The answer to a body over the limit in bytes."""
-    return problem(_REQUEST_TOO_LARGE.slug, f"a request has at most {limit} bytes; send fewer or smaller photos")
+    return problem(
+        _REQUEST_TOO_LARGE.slug,
+        f"a request has at most {limit} bytes; send fewer or smaller photos",
+        headers={"Connection": "close"},  # else the server reads on, to the end of a body that may have none
+    )
+
+
+def internal() -> JSONResponse:
+    """The answer to a failure that is no caller's fault."""
+    return problem(_INTERNAL.slug, "something went wrong here; the request id leads to the cause in the log")
 
 
 def error_responses(*errors: type[FacegalleryError]) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of a route's errors: those given, and those that every route may meet."""
     general = (gallery.InvalidInput, gallery.Busy, gallery.DatabaseUnavailable)
+    known = (_TYPES[error] for error in (*errors, *general))
+    return _describe(*known, _REQUEST_TOO_LARGE, _INTERNAL, _HTTP)
+
+
+def not_ready_response() -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a service that is not ready."""
+    return _describe(_NOT_READY)
+
+
+def _describe(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
+    """Types of problems as OpenAPI's responses, by status."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    for kind in dict.fromkeys(_TYPES[error] for error in (*errors, *general)):
+    for kind in dict.fromkeys(kinds):
         entry = by_status.setdefault(
             kind.status,
             {
@@ -158,8 +179,3 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> JSONResponse:
         return problem("http", str(error.detail), status=error.status_code, headers=error.headers)
-
-    @app.exception_handler(Exception)
-    async def _unexpected(_request: Request, error: Exception) -> JSONResponse:
-        _log.error("request.failed", exc_info=error)
-        return problem("internal", "something went wrong here; the request id leads to the cause in the log")

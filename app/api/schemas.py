@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from app.gallery.policy import ThresholdPolicy, policy_from_json, policy_to_json
 from app.gallery.records import Gallery, GallerySize, Subject, Template
@@ -47,7 +47,7 @@ class Rates(BaseModel):
     fmr: Rate | None = Field(None, description="false match rate of one comparison that is never exceeded")
 
 
-PolicyBody = Distance | Rates
+PolicyBody = Annotated[Distance, Strict()] | Rates  # strict: else true would be the distance 1
 
 
 def policy_from_body(body: PolicyBody | None) -> ThresholdPolicy | None:

@@ -61,7 +61,7 @@ def database_errors() -> Iterator[None]:
 
     Raises:
         Busy: another writer holds the lock, or all connections are taken.
-        StorageUnwritable: the disk is full or read-only.
+        StorageUnwritable: the disk is full or read-only, or the file cannot be opened.
         DatabaseUnavailable: the database cannot be reached.
     """
     try:
@@ -82,6 +82,8 @@ def _translate(error: DBAPIError) -> FacegalleryError | None:
         return StorageUnwritable("the database's disk is full; nothing was stored")
     if "readonly" in text or state == "25006":
         return StorageUnwritable("the database is read-only; nothing was stored")
+    if "unable to open database file" in text:  # SQLite makes two files beside it, so it needs the folder, too
+        return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "locked" in text or state in {"55P03", "40001", "40P01"}:
         return Busy("another request is writing; try again")
     if error.connection_invalidated or isinstance(error, OperationalError):

@@ -214,7 +214,8 @@ class GalleryService:
             raise InvalidInput(
                 f"an embedding has {self.dimension} numbers, this one has {vector.size}", part="embedding"
             )
-        length = float(np.linalg.norm(vector))
+        with np.errstate(over="ignore"):  # a length beyond all numbers is refused below
+            length = float(np.linalg.norm(vector))
         if not 0 < length < np.inf:
             raise InvalidInput("an embedding has finite numbers that are not all zero", part="embedding")
         probes = (vector / length).astype(np.float32)[None]

@@ -1,0 +1,139 @@
+"""What operators and callers see around the calls: ready under load, failures, OpenAPI."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.api.problems import PROBLEM_TYPES
+from app.settings import Settings
+from tests.http.conftest import running
+from tests.http.test_bad_input import is_problem
+
+Call = Callable[..., httpx.Response]
+THREADS = 40  # of the server for calls that block
+# These two stop the start, so that no call can meet them.
+NEVER_ANSWERED = {"model-file", "schema-outdated"}
+
+
+def test_operators_are_answered_while_every_thread_waits_for_a_worker(tmp_path: Path, no_face: bytes) -> None:
+    def waiting_threads() -> int:
+        return sum(thread.name == "AnyIO worker thread" for thread in threading.enumerate())
+
+    settings = Settings(data_dir=tmp_path, workers=1, queue_timeout=60, _env_file=None)
+    with running(settings) as client, ThreadPoolExecutor(THREADS + 5) as pool:
+        with client.app.state.service.reader.worker():  # type: ignore[attr-defined]
+            photos = [pool.submit(client.post, "/detect", files={"image": no_face}) for _ in range(THREADS + 5)]
+            while waiting_threads() < THREADS:
+                time.sleep(0.01)
+            for address in ("/healthz", "/readyz", "/metrics", "/problems/busy"):
+                assert client.get(address).status_code == 200
+            assert not any(photo.done() for photo in photos)
+        assert [photo.result().status_code for photo in photos] == [200] * (THREADS + 5)
+
+
+def test_a_failure_of_the_service_is_a_problem_document_with_the_requests_id(tmp_path: Path, portrait: bytes) -> None:
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}).raise_for_status()
+        with closing(sqlite3.connect(tmp_path / "facegallery.db", isolation_level=None)) as database:
+            database.execute("UPDATE template SET pose = '{\"jaw\": 1}'")  # a row that no version wrote
+
+        answer = client.get("/galleries/default/templates", headers={"X-Request-ID": "order-66"})
+        assert is_problem(answer, 500, "internal")
+        assert answer.headers["X-Request-ID"] == "order-66"
+        assert answer.headers["Facegallery-Extractor"]
+        assert "jaw" not in answer.text
+        assert client.get("/galleries/default/subjects").status_code == 200
+
+
+def test_no_metric_names_a_subject_or_a_gallery(
+    client: TestClient, gallery: str, enroll: Call, portrait: bytes
+) -> None:
+    enroll("a most secret name", portrait)
+    client.get(f"/galleries/{gallery}/subjects/a most secret name")
+    client.get(f"/galleries/{gallery}/nothing/a most secret name")
+    text = client.get("/metrics").text
+
+    assert "secret" not in text
+    assert gallery not in text
+    assert "# TYPE facegallery_stage_seconds histogram" in text
+
+
+def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def test_openapi_lists_every_problem_that_a_call_may_meet_with_its_status(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    listed = {
+        (slug, int(status))
+        for _path, _method, operation in operations(document)
+        for status, response in operation["responses"].items()
+        for slug in response.get("content", {}).get("application/problem+json", {}).get("examples", {})
+    }
+    (parameter,) = document["paths"]["/problems/{slug}"]["get"]["parameters"]
+
+    assert listed == {(slug, kind.status) for slug, kind in PROBLEM_TYPES.items() if slug not in NEVER_ANSWERED}
+    assert parameter["schema"]["enum"] == list(PROBLEM_TYPES)
+
+
+def test_openapi_has_no_loose_reference(client: TestClient) -> None:
+    def references(part: object) -> Iterator[str]:
+        if isinstance(part, dict):
+            if isinstance(reference := part.get("$ref"), str):
+                yield reference
+            for value in part.values():
+                yield from references(value)
+        elif isinstance(part, list):
+            for value in part:
+                yield from references(value)
+
+    document = client.get("/openapi.json").json()
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert set(references(document)) <= known
+
+
+def test_every_example_of_openapi_works(tmp_path: Path, portrait: bytes) -> None:
+    places = {"gallery": "default", "subject": "ada", "template": "1", "slug": "no-face"}
+    worked = set()
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        document = client.get("/openapi.json").json()
+        client.post("/enroll", data={"subject": "ada"}, files={"images": portrait}).raise_for_status()
+        for path, method, operation in operations(document):
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                for request in example_requests(kind, content["schema"], document["components"]["schemas"], portrait):
+                    answer = client.request(method, path.format_map(places), **request)
+                    assert answer.is_success, (path, answer.text)
+                    worked.add((method, path, kind))
+
+    assert len(worked) == 9  # five calls with photos, four with JSON
+
+
+def example_requests(
+    kind: str, schema: dict[str, Any], schemas: dict[str, Any], photo: bytes
+) -> Iterator[dict[str, Any]]:
+    schema = schemas[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+    if kind == "application/json":
+        yield from ({"json": example} for example in schema["examples"])
+        return
+    fields = {name: part["examples"][0] for name, part in schema["properties"].items() if "examples" in part}
+    image = "images" if "images" in schema["properties"] else "image"
+    yield {"data": {"subject": "ada"} | fields, "files": {image: photo}}
+
+
+@pytest.mark.parametrize("address", ["/healthz", "/galleries", "/nothing", "/galleries/none", "/openapi.json"])
+def test_every_answer_names_the_extractor_and_the_request(client: TestClient, address: str) -> None:
+    headers = client.get(address).headers
+
+    assert headers["Facegallery-Extractor"].startswith("sface@")
+    assert len(headers["X-Request-ID"]) == 32
