@@ -7,7 +7,7 @@ FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
 export FACEGALLERY_TEST_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format types migrations-check bench migrate clean
+.PHONY: help setup serve test lint format migrations-check bench migrate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -4,8 +4,8 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import IntEnum
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
@@ -22,8 +22,7 @@ from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from app.settings import Settings
 from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
-
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
+from model.photo_folder import DatasetError, list_photos
 
 cli = typer.Typer(
     name="facegallery",
@@ -54,8 +53,7 @@ def _service() -> Iterator[GalleryService]:
     set_up_logging(form=settings.log_format, level="warning")
     service = open_service(settings)
     try:
-        service.load_indexes()
-        yield service
+        yield service  # an index is built when a command first searches its gallery
     finally:
         service.store.close()
 
@@ -93,22 +91,6 @@ def migrate(
     migrate_database(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout), target)
 
 
-@dataclass(frozen=True, slots=True)
-class _Person:
-    subject: str
-    files: tuple[Path, ...]
-
-
-def _people(folder: Path) -> list[_Person]:
-    people = []
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            files = tuple(sorted(file for file in entry.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES))
-            if files:
-                people.append(_Person(entry.name, files))
-    return people
-
-
 @cli.command()
 def enroll(
     folder: Annotated[
@@ -122,18 +104,20 @@ def enroll(
 
     Exit codes: 0 done, 1 failed, 3 done but some photos were refused.
     """
-    people = _people(folder)
-    if not people:
-        raise typer.BadParameter("there is no folder with photos in it", param_hint="FOLDER")
+    try:
+        listed = list_photos(folder)
+    except DatasetError as error:
+        raise typer.BadParameter(str(error), param_hint="FOLDER") from error
     added, known, refused = 0, 0, list[dict[str, str]]()
     with _service() as service, _progress() as progress:
-        task = progress.add_task("enrolling", total=sum(len(person.files) for person in people))
-        for person in people:
-            for first in range(0, len(person.files), 20):
-                files = person.files[first : first + 20]
+        task = progress.add_task("enrolling", total=len(listed))
+        for subject, photos_of in groupby(listed, key=lambda photo: photo.subject):
+            files_of = [photo.path for photo in photos_of]
+            for first in range(0, len(files_of), 20):
+                files = files_of[first : first + 20]
                 photos = [Photo(str(file.relative_to(folder)), file.read_bytes()) for file in files]
                 try:
-                    report = service.enroll(gallery, person.subject, photos, face="largest" if largest else "single")
+                    report = service.enroll(gallery, subject, photos, face="largest" if largest else "single")
                     failures = report.refused
                     added += len(report.enrolment.added)
                     known += len(report.enrolment.known)
@@ -145,13 +129,7 @@ def enroll(
         print(json.dumps({"gallery": gallery, "added": added, "known": known, "refused": refused}, ensure_ascii=False))
     else:
         for one in refused:
-            _errors.print(
-                f"refused {one['photo']}: {one['detail']}",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
+            _complain(f"refused {one['photo']}: {one['detail']}", style="yellow")
         print(f"{added} templates added, {known} known, {len(refused)} photos refused")
     raise typer.Exit(Exit.PARTLY if refused else Exit.DONE)
 
@@ -176,7 +154,7 @@ def identify(
                 if error.slug not in {"unsupported-image", "image-too-large"}:
                     raise
                 unreadable += 1
-                _errors.print(f"{file}: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                _complain(f"{file}: {error}", style="yellow")
                 continue
             for face, match in zip(found.faces, found.matches, strict=True):
                 identity = match.identity
@@ -221,6 +199,11 @@ def reindex(
     Console().print(table)
 
 
+def _complain(sentence: str, *, style: str) -> None:
+    """One line on standard error, as it is: names and paths are no markup and are not wrapped."""
+    _errors.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
@@ -238,5 +221,5 @@ def main() -> None:
     try:
         cli()
     except FacegalleryError as error:
-        _errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _complain(f"error: {error}", style="red")
         sys.exit(Exit.REFUSED)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from math import hypot
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -35,13 +36,13 @@ from tally import Nearest, Probe, tally
 
 from app.gallery.policy import distance_at
 from model.card import read_card
+from model.photo_folder import list_photos
 from model.pipeline import WEIGHTS
 
 ENROLLED_PHOTOS = 3
 LEAST_PHOTOS = 5
 FIXED_FMR = 1e-5
 TIMED_REQUESTS = 100
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"})
 _SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap width and height
 
 Item = TypeVar("Item")
@@ -59,12 +60,12 @@ class Plan:
 def plan(photos: Path) -> Plan:
     """Split a folder of people into enrolments and probes."""
     enrolled, probes = dict[str, list[Path]](), list[tuple[Path, str, bool]]()
-    for folder in sorted(entry for entry in photos.iterdir() if entry.is_dir()):
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+    for person, listed in groupby(list_photos(photos), key=lambda photo: photo.subject):
+        files = [photo.path for photo in listed]
         mated = len(files) >= LEAST_PHOTOS
         if mated:
-            enrolled[folder.name], files = files[:ENROLLED_PHOTOS], files[ENROLLED_PHOTOS:]
-        probes += [(file, folder.name, mated) for file in files]
+            enrolled[person], files = files[:ENROLLED_PHOTOS], files[ENROLLED_PHOTOS:]
+        probes += [(file, person, mated) for file in files]
     return Plan(enrolled, probes)
 
 

@@ -18,11 +18,11 @@ from model.card import ModelCard, read_card, write_card
 from model.detector import Detector
 from model.errors import FacegalleryError
 from model.extractor import Extractor
+from model.photo_folder import DatasetError, Photo, list_photos
 from model.pipeline import WEIGHTS, Networks
 from model.training.embedding_set import EmbeddingSet, cache_file, embed_photos
 from model.training.evaluation import LfwEvaluation, evaluate_lfw
 from model.training.lfw import find_pairs_file, read_pairs
-from model.training.photos import DatasetError, Photo, list_photos
 from model.training.report import Report, as_json, as_markdown, card_figures
 
 app = typer.Typer(

@@ -1,10 +1,8 @@
 """The documents are true: they list everything there is, and their examples run."""
 
-import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from app.api.problems import PROBLEM_TYPES
 from app.cli import cli as facegallery
 from app.settings import Settings
 from model.cli import app as facemodel
+from tests.http.conftest import Server
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,30 +76,9 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    environment = os.environ | {"FACEGALLERY_DATA_DIR": str(tmp_path_factory.mktemp("gallery"))}
-    subprocess.run([sys.executable, "-c", "from app.cli import main; main()", "migrate"], env=environment, check=True)
-    log = tmp_path_factory.mktemp("log") / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from app.cli import main; main()", "serve", "--port", "0"],
-            env=environment,
-            stderr=file,
-        )
-        try:
-            with httpx.Client(base_url=wait_for_address(process, log), timeout=30) as client:
-                yield client
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
-    for _ in range(600):
-        assert process.poll() is None, log.read_text()
-        if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", log.read_text()):
-            return found[1]
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    server = Server(tmp_path_factory.mktemp("gallery"))
+    yield server.client
+    server.stop()
 
 
 @pytest.fixture

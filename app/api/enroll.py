@@ -8,7 +8,6 @@ from app.api.dependencies import GalleryForm, Service, ServiceSettings, form_err
 from app.api.problems import error_responses
 from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
 from app.gallery.errors import ExtractorMismatch, PhotosRefused, StorageUnwritable
-from app.gallery.names import normalise_gallery_name
 from app.gallery.photos import FaceChoice
 from app.gallery.service import DEFAULT_GALLERY
 from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
@@ -64,7 +63,7 @@ def enroll(
     if not enrolment.added and not enrolment.created:
         response.status_code = 200
     return EnrollAnswer(
-        gallery=normalise_gallery_name(gallery),
+        gallery=report.gallery,
         extractor=service.extractor,
         subject=SubjectBody.of(enrolment.subject),
         enrolled=[

@@ -100,10 +100,13 @@ def problem(
     """
     kind = PROBLEM_TYPES[slug]
     status = status or kind.status
-    body: dict[str, Any] = {"type": TYPE_PREFIX + slug, "title": kind.title, "status": status, "detail": detail}
-    body |= {name: value for name, value in extensions.items() if value is not None}
+    body = _document(kind, status, detail) | {name: value for name, value in extensions.items() if value is not None}
     retry = {"Retry-After": str(_RETRY_SECONDS)} if kind.retry else {}
     return JSONResponse(body, status, headers={**retry, **(headers or {})}, media_type=MEDIA_TYPE)
+
+
+def _document(kind: ProblemType, status: int, detail: str) -> dict[str, Any]:
+    return {"type": TYPE_PREFIX + kind.slug, "title": kind.title, "status": status, "detail": detail}
 
 
 def request_too_large(limit: int) -> JSONResponse:
@@ -144,14 +147,7 @@ def _describe(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
             },
         )
         entry["description"] = "; ".join(filter(None, [entry["description"], f"`{kind.slug}`: {kind.title.lower()}"]))
-        entry["content"][MEDIA_TYPE]["examples"][kind.slug] = {
-            "value": {
-                "type": TYPE_PREFIX + kind.slug,
-                "title": kind.title,
-                "status": kind.status,
-                "detail": kind.advice,
-            }
-        }
+        entry["content"][MEDIA_TYPE]["examples"][kind.slug] = {"value": _document(kind, kind.status, kind.advice)}
     return by_status
 
 

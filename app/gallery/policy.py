@@ -51,13 +51,11 @@ class WantedRates:
 
     def false_match_rate(self, subjects: int) -> float:
         """FMR that keeps the wanted rates when `subjects` are searched."""
-        rates = [_LEAST_FMR]
         limits = [] if self.fmr is None else [self.fmr]
         if self.fpir is not None:
             # expm1 and log1p: 1 - (1 - fpir)^(1/N) loses all digits at large N.
             limits.append(-math.expm1(math.log1p(-self.fpir) / max(subjects, 1)))
-        rates.append(min(limits))
-        return max(rates)
+        return max(_LEAST_FMR, min(limits))
 
 
 ThresholdPolicy = FixedDistance | WantedRates

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,7 @@ class Identification:
 class EnrolmentReport:
     """What an enrolment stored and which photos it refused."""
 
+    gallery: str
     enrolment: Enrolment
     photo_of: dict[str, str]
     refused: tuple[RefusedPhoto, ...]
@@ -118,7 +120,7 @@ class GalleryService:
                 self._replica(gallery).catch_up(gallery.revision)
             except FacegalleryError as error:
                 _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
-        self._count_templates()
+        INDEXED_TEMPLATES.set_function(lambda: sum(replica.templates for replica in list(self._replicas.values())))
 
     def rebuild(self, gallery: str) -> int:
         """Bring this process's index of a gallery up to date; answers its templates."""
@@ -145,9 +147,9 @@ class GalleryService:
             InvalidInput, ExtractorMismatch, Busy: as named.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
-        self._refuse_foreign(gallery)
-        usable: list[AlignedFace] = []
-        photo_of: dict[str, str] = {}
+        with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
+            check_extractor(self.store.gallery(gallery), self.extractor)
+        usable: list[tuple[Photo, AlignedFace]] = []
         refused: list[RefusedPhoto] = []
         with self.reader.worker():
             for photo in photos:
@@ -158,21 +160,23 @@ class GalleryService:
                     refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
                     PHOTOS_REFUSED_TOTAL.labels(error.slug).inc()
                     continue
-                usable.append(found)
-                photo_of.setdefault(found.crop_sha256, photo.name)
+                usable.append((photo, found))
             if not usable:
                 raise PhotosRefused(tuple(refused))
-            embeddings = self.reader.embed(usable)
+            embeddings = self.reader.embed([found for _, found in usable])
         templates = [
             NewTemplate(embedding, found.quality, found.crop_sha256)
-            for embedding, found in zip(embeddings, usable, strict=True)
+            for embedding, (_, found) in zip(embeddings, usable, strict=True)
         ]
+        photo_of: dict[str, str] = {}
+        for template, (photo, _) in zip(templates, usable, strict=True):
+            photo_of.setdefault(template.crop_sha256, photo.name)
         with stage("store"):
             enrolment = self.store.enroll(
                 gallery, subject, templates, metadata=metadata, extractor=self.extractor, dimension=self.dimension
             )
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
-        return EnrolmentReport(enrolment, photo_of, tuple(refused))
+        return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
 
     def identify(
         self,
@@ -189,7 +193,7 @@ class GalleryService:
         Raises:
             GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, Busy: as named.
         """
-        self._refuse_foreign(normalise_gallery_name(gallery), must_exist=True)
+        check_extractor(self.store.gallery(normalise_gallery_name(gallery)), self.extractor)
         with self.reader.worker():
             faces = self.reader.faces(photo, at_most=max_faces)
             embeddings = self.reader.embed(faces)
@@ -351,14 +355,6 @@ class GalleryService:
 
     # -- inside
 
-    def _refuse_foreign(self, gallery: str, *, must_exist: bool = False) -> None:
-        """Refuse early, before any photo is worked on, what the store would refuse in the end."""
-        try:
-            check_extractor(self.store.gallery(gallery), self.extractor)
-        except GalleryNotFound:
-            if must_exist:
-                raise
-
     def _replica(self, gallery: Gallery) -> GalleryReplica:
         check_extractor(gallery, self.extractor)
         with self._replicas_lock:
@@ -366,9 +362,6 @@ class GalleryService:
             if replica is None:
                 replica = self._replicas[gallery.id] = GalleryReplica(gallery, self.store, self._make_index)
             return replica
-
-    def _count_templates(self) -> None:
-        INDEXED_TEMPLATES.set_function(lambda: sum(replica.templates for replica in list(self._replicas.values())))
 
     def _threshold(self, gallery: Gallery | None, wanted: float | None, subjects: int) -> float:
         """The request's threshold; else the gallery's policy; else the settings'; else the card's default."""

@@ -15,8 +15,8 @@ from model.alignment import CROP_SIZE, align_face
 from model.detector import Detector, Face
 from model.errors import FacegalleryError
 from model.image import decode_image
+from model.photo_folder import Photo
 from model.pipeline import Networks
-from model.training.photos import Photo
 
 _CHUNK = 32
 _SAVE_EVERY = 64

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.card import FmrThreshold
+from model.photo_folder import DatasetError
 from model.training.embedding_set import EmbeddingSet
 from model.training.error_rates import MIN_SUPPORT, Verification, verify_all_pairs
 from model.training.folded_accuracy import FoldedAccuracy, folded_accuracy
 from model.training.identification import Identification, identify_open_set
 from model.training.lfw import Pair, corrected_subject
-from model.training.photos import DatasetError
 
 ENROLLED = (3, 1)
 """Photos of a subject that are enrolled in the open-set figures, one gallery each."""

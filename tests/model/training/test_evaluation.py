@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from model.card import FmrThreshold
+from model.photo_folder import DatasetError, Photo
 from model.training.embedding_set import EmbeddingSet
 from model.training.error_rates import MIN_SUPPORT
 from model.training.evaluation import LfwEvaluation, evaluate_lfw, measure, measure_folds
 from model.training.lfw import Pair
-from model.training.photos import DatasetError, Photo
 from model.training.report import Report, as_json, as_markdown, card_figures
 
 PAIRS = (

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from model.photo_folder import DatasetError
 from model.training.lfw import DUPLICATES, RELABELLED, Pair, corrected_subject, find_pairs_file, read_pairs
-from model.training.photos import DatasetError
 
 PAIRS = "2\t1\nAnn\t1\t4\nAnn\t2\tBob\t13\nCy\t1\t2\nBob\t1\tCy\t3\n"
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from model.training.photos import DatasetError, list_photos
+from model.photo_folder import DatasetError, list_photos
 
 
 def touch(folder: Path, *names: str) -> None:
