@@ -1,0 +1,1 @@
+"""The commands of `facemodel`, one a module."""
