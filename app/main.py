@@ -49,7 +49,13 @@ def open_service(settings: Settings) -> GalleryService:
         workers=settings.workers or os.cpu_count() or 1,
         queue_timeout=settings.queue_timeout,
     )
-    return GalleryService(GalleryStore(engine), reader, INDEX_KINDS[settings.index], policy=settings.threshold_policy)
+    return GalleryService(
+        GalleryStore(engine),
+        reader,
+        INDEX_KINDS[settings.index],
+        policy=settings.threshold_policy,
+        rule=settings.matching_rule,
+    )
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.policy import ThresholdPolicy, parse_policy
 from model.quality import QualityLimits
 
@@ -35,6 +36,11 @@ class Settings(BaseSettings):
     threads: int = Field(0, ge=0, description="processor threads for a network; 0: all")
     index: Literal["flat", "exact"] = Field("flat", description="kind of index that a gallery is searched with")
 
+    matching_rule: MatchingRule = Field(
+        DEFAULT_RULE,
+        description="distance of a subject with several templates: `best`, the nearest template; `mean`, the mean of "
+        "the templates; `both`, the mean of both cosines",
+    )
     threshold_policy: Annotated[ThresholdPolicy | None, NoDecode] = Field(
         None, description='policy of galleries without their own: a distance or {"fpir": 0.01, "fmr": 0.0001}'
     )

@@ -136,11 +136,11 @@ class Embedding(BaseModel):
 
 
 class CandidateBody(BaseModel):
-    """A subject with the distance of its best template."""
+    """A subject and how far it is from the probe."""
 
     subject: str
-    distance: float
-    template: int
+    distance: float = Field(description="of all its templates by the service's matching rule")
+    template: int = Field(description="the nearest template")
     metadata: dict[str, Any]
 
     @classmethod

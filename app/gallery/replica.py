@@ -1,7 +1,6 @@
 """One process's view of a gallery: an index that follows the revisions in SQL."""
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,7 +10,8 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.index import TemplateIndex
-from app.gallery.matching import Candidate, find_candidates
+from app.gallery.matching import Candidate, MatchingRule, find_candidates
+from app.gallery.owners import TemplateOwners
 from app.gallery.records import Change, Gallery
 from app.gallery.store import GalleryStore
 
@@ -23,7 +23,7 @@ class _View:
     """What a search needs, switched as one."""
 
     index: TemplateIndex
-    subject_of: dict[int, int]
+    owners: TemplateOwners
 
 
 class GalleryReplica:
@@ -40,8 +40,7 @@ class GalleryReplica:
         self._dimension = gallery.dimension
         self._store = store
         self._make_index = make_index
-        self._view = _View(make_index(gallery.dimension), {})
-        self._templates_of: Counter[int] = Counter()
+        self._view = _View(make_index(gallery.dimension), TemplateOwners())
         self._applied = -1  # nothing is loaded yet
         self._lock = threading.Lock()
 
@@ -53,7 +52,7 @@ class GalleryReplica:
     @property
     def subjects(self) -> int:
         """Number of subjects that have a template."""
-        return len(self._templates_of)
+        return self._view.owners.subjects
 
     @property
     def templates(self) -> int:
@@ -82,20 +81,19 @@ class GalleryReplica:
                     self._remove(run)
             self._applied = revision
 
-    def search(self, probes: NDArray[np.float32], *, top_k: int) -> list[list[Candidate]]:
+    def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
         """The `top_k` nearest subjects of each probe (Q, D)."""
         view = self._view  # one reading: a rebuild may switch it meanwhile
-        return find_candidates(view.index, view.subject_of, probes, top_k=top_k)
+        return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule)
 
     def _load(self, revision: int) -> None:
         """Build everything from SQL beside the old and switch."""
-        index, subject_of = self._make_index(self._dimension), dict[int, int]()
+        index, owners = self._make_index(self._dimension), TemplateOwners()
         for block in self._store.template_blocks(self._gallery_id):
             index.add(block.ids, block.embeddings)
-            subject_of.update(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
+            owners.add(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
             _log.info("index.building", gallery=self._name, templates=len(index))
-        self._view = _View(index, subject_of)
-        self._templates_of = Counter(subject_of.values())
+        self._view = _View(index, owners)
         self._applied = revision
         _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
 
@@ -103,20 +101,11 @@ class GalleryReplica:
         present = [change for change in changes if change.embedding is not None]
         if not present:
             return
-        for change in present:
-            if self._view.subject_of.get(change.template_id) != change.subject_id:
-                self._view.subject_of[change.template_id] = change.subject_id
-                self._templates_of[change.subject_id] += 1
+        self._view.owners.add((change.template_id, change.subject_id) for change in present)
         ids = np.array([change.template_id for change in present], np.int64)
         self._view.index.add(ids, np.stack([change.embedding for change in present if change.embedding is not None]))
 
     def _remove(self, changes: Sequence[Change]) -> None:
         template_ids = [change.template_id for change in changes]
         self._view.index.remove(np.array(template_ids, np.int64))
-        for template_id in template_ids:
-            subject_id = self._view.subject_of.pop(template_id, None)
-            if subject_id is None:
-                continue
-            self._templates_of[subject_id] -= 1
-            if not self._templates_of[subject_id]:
-                del self._templates_of[subject_id]
+        self._view.owners.remove(template_ids)

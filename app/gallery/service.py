@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
 from app.gallery.index import TemplateIndex
-from app.gallery.matching import Candidate, decide, distance_between
+from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, threshold_for
@@ -93,11 +93,13 @@ class GalleryService:
         make_index: Callable[[int], TemplateIndex],
         *,
         policy: ThresholdPolicy | None = None,
+        rule: MatchingRule = DEFAULT_RULE,
     ) -> None:
         self.store = store
         self.reader = reader
         self._make_index = make_index
         self._policy = policy or DEFAULT_POLICY
+        self._rule = rule
         self._replicas: dict[int, GalleryReplica] = {}
         self._replicas_lock = threading.Lock()
 
@@ -239,7 +241,7 @@ class GalleryService:
         with stage("replay"):
             replica.catch_up(found.revision)
         with stage("search"):
-            ranked = replica.search(embeddings, top_k=top_k)
+            ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
         limit = self._threshold(found, threshold, replica.subjects)
         with stage("name"):
             named = self._name(ranked)
@@ -283,7 +285,7 @@ class GalleryService:
     def verify_subject(
         self, image: Photo, gallery: str, subject: str, *, threshold: float | None = None, face: FaceChoice = "single"
     ) -> Verification:
-        """Compare the face of a photo with the best template of a subject.
+        """Compare the face of a photo with a subject, by the same rule that identifies.
 
         Raises:
             GalleryNotFound, SubjectNotFound, ExtractorMismatch: as named; and as `verify`.
@@ -296,8 +298,8 @@ class GalleryService:
         stored = self.store.subject_embeddings(claimed.id).embeddings
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
-        distance = min(distance_between(probe, embedding) for embedding in stored)
-        return Verification(distance, self._threshold(found, threshold, 1))
+        (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
+        return Verification(float(distance), self._threshold(found, threshold, 1))
 
     def detect(self, photo: Photo, *, max_faces: int) -> list[AlignedFace]:
         """The faces of a photo, largest first."""

@@ -22,6 +22,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "runtime": ("torch", "torch"),
     "threads": ("3", 3),
     "index": ("exact", "exact"),
+    "matching_rule": ("mean", "mean"),
     "threshold_policy": ("0.9", FixedDistance(0.9)),
     "max_image_bytes": ("1000", 1000),
     "max_image_pixels": ("2000", 2000),

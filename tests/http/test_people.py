@@ -3,16 +3,20 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from threading import Barrier
+from typing import Literal
 
 import httpx
 import numpy as np
 import pytest
 import skimage.data
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from tests.http.conftest import jpeg
+from app.settings import Settings
+from tests.http.conftest import jpeg, running
 from tests.http.test_bad_input import is_problem
 
 Call = Callable[..., httpx.Response]
@@ -156,13 +160,49 @@ def test_two_persons_do_not_match(client: TestClient, portrait: bytes, stranger:
     assert answer["distance"] > answer["threshold"]
 
 
-def test_the_nearest_template_of_a_subject_is_compared(
-    client: TestClient, gallery: str, enroll: Call, portrait: bytes, mirrored: bytes
+def test_the_templates_of_a_subject_make_one_distance(
+    client: TestClient, gallery: str, enroll: Call, identify: Call, portrait: bytes, mirrored: bytes
 ) -> None:
     enroll("eileen", mirrored, portrait)
-    data = {"gallery": gallery, "subject": "eileen"}
+    claim, photo = {"gallery": gallery, "subject": "eileen"}, {"image": portrait}
+    compared = client.post("/verify", data=claim, files=photo).json()["distance"]
 
-    assert client.post("/verify", data=data, files={"image": portrait}).json()["distance"] == pytest.approx(0, abs=1e-3)
+    # One template is the probe itself; the mean of both is at half the angle between them.
+    cosine = float(embedding(client, portrait) @ embedding(client, mirrored))
+    to_the_mean = np.sqrt((1 + cosine) / 2)
+    assert compared == pytest.approx(np.sqrt(2 - 2 * (1 + to_the_mean) / 2), abs=2e-3)
+    assert identify(portrait).json()["faces"][0]["identity"]["distance"] == pytest.approx(compared, abs=1e-4)
+
+
+def test_an_erased_template_has_no_part_in_the_next_decision(
+    client: TestClient, gallery: str, enroll: Call, identify: Call, portrait: bytes, mirrored: bytes
+) -> None:
+    mirror, _ = enroll("eileen", mirrored, portrait).json()["enrolled"]
+    before = identify(portrait).json()["faces"][0]["identity"]
+    assert before["template"] != mirror["template"]
+    client.delete(f"/galleries/{gallery}/templates/{mirror['template']}").raise_for_status()
+
+    after = identify(portrait).json()["faces"][0]["identity"]
+    assert after["template"] == before["template"]
+    assert after["distance"] < 1e-3 < 0.05 < before["distance"]
+
+
+@pytest.mark.parametrize("rule", ["best", "mean"])
+def test_the_matching_rule_is_a_setting(
+    tmp_path: Path, portrait: bytes, mirrored: bytes, rule: Literal["best", "mean"]
+) -> None:
+    with running(Settings(data_dir=tmp_path, matching_rule=rule, _env_file=None)) as client:
+        files = [("images", (str(number), photo)) for number, photo in enumerate((mirrored, portrait))]
+        client.post("/enroll", data={"subject": "eileen"}, files=files).raise_for_status()
+        answer = client.post("/verify", data={"subject": "eileen"}, files={"image": portrait}).json()
+        cosine = float(embedding(client, portrait) @ embedding(client, mirrored))
+
+    wanted = {"best": 0.0, "mean": np.sqrt(2 - 2 * np.sqrt((1 + cosine) / 2))}[rule]
+    assert answer["distance"] == pytest.approx(wanted, abs=2e-3)
+
+
+def embedding(client: TestClient, photo: bytes) -> NDArray[np.float64]:
+    return np.array(client.post("/embed", files={"image": photo}).json()["faces"][0]["embedding"])
 
 
 def test_a_claim_that_cannot_be_compared_is_refused(

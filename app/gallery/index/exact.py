@@ -48,3 +48,11 @@ class ExactIndex:
             order = np.lexsort((ids, distances))[:count]
             found.append(RankedTemplates(ids[order], distances[order]))
         return found
+
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `TemplateIndex.vectors`."""
+        found = np.full((len(ids), self._dimension), np.nan, np.float32)
+        with self._lock:
+            for row, template_id in enumerate(ids.tolist()):
+                found[row] = self._embeddings.get(template_id, np.nan)
+        return found

@@ -76,6 +76,14 @@ class FlatIndex:
         ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
         return [RankedTemplates(*pair) for pair in zip(ids, distances, strict=True)]
 
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `TemplateIndex.vectors`."""
+        with self._lock.reading():
+            rows = np.array([self._row_of.get(template_id, -1) for template_id in ids.tolist()], np.intp)
+            found = self._rows[rows]
+        found[rows < 0] = np.nan
+        return found
+
     def _grow(self) -> None:
         capacity = len(self._rows) + len(self._rows) // 2
         rows = np.empty((capacity, self._dimension), np.float32)

@@ -37,6 +37,9 @@ class TemplateIndex(Protocol):
     def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
         """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer."""
 
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The embeddings (N, D) of these templates as they were added; a row of NaN for an unknown id."""
+
 
 def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | None = None) -> NDArray[np.float32]:
     """The embeddings as contiguous float32 of shape (N, D).

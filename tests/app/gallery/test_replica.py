@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.index import INDEX_KINDS, ExactIndex, FlatIndex, IndexKind
-from app.gallery.matching import Candidate
+from app.gallery.matching import Candidate, MatchingRule, subject_distances
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
@@ -35,10 +35,15 @@ def replica_of(store: GalleryStore, kind: IndexKind = "flat") -> GalleryReplica:
 
 
 def search(
-    replica: GalleryReplica, store: GalleryStore, probes: NDArray[np.float32], *, top_k: int = 5
+    replica: GalleryReplica,
+    store: GalleryStore,
+    probes: NDArray[np.float32],
+    *,
+    top_k: int = 5,
+    rule: MatchingRule = "best",
 ) -> list[list[Candidate]]:
     replica.catch_up(store.gallery("people").revision)
-    return replica.search(probes, top_k=top_k)
+    return replica.search(probes, top_k=top_k, rule=rule)
 
 
 def identities(replica: GalleryReplica, store: GalleryStore, templates: list[NewTemplate]) -> list[int | None]:
@@ -79,6 +84,30 @@ def test_what_one_process_erases_the_other_loses(store: GalleryStore, new_templa
     store.delete_subject("people", "anna")
     assert identities(replica, store, templates) == [None, None, None, bob]
     assert (replica.subjects, replica.templates) == (1, 1)
+
+
+@pytest.mark.parametrize("rule", ["mean", "both"])
+def test_the_mean_of_a_subject_follows_its_templates(
+    store: GalleryStore, new_templates: Templates, rule: MatchingRule
+) -> None:
+    replica, (probe, *templates) = replica_of(store), new_templates(5)
+
+    def distance_is_that_of(wanted: list[NewTemplate]) -> bool:
+        vectors = np.stack([template.embedding for template in wanted])
+        (distance,) = subject_distances(probe.embedding, vectors, np.zeros(1, np.intp), rule)
+        ((found,),) = search(replica, store, probe.embedding[None], rule=rule)
+        return found.distance == pytest.approx(distance, abs=1e-6)
+
+    for number in range(1, 5):
+        enroll(store, "anna", templates[:number])
+        assert distance_is_that_of(templates[:number])
+    stored = store.templates("people", subject="anna", after=0, limit=10).items
+    store.delete_template("people", stored[1].id)
+    assert distance_is_that_of([templates[0], *templates[2:]])
+    store.delete_template("people", stored[0].id)
+    assert distance_is_that_of(templates[2:])
+    store.delete_template("people", stored[3].id)
+    assert distance_is_that_of(templates[2:3])
 
 
 def test_what_came_and_went_in_between_is_never_seen(store: GalleryStore, new_templates: Templates) -> None:
@@ -151,8 +180,9 @@ def test_a_rebuild_brings_back_a_damaged_index(store: GalleryStore, new_template
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("rule", ["best", "both"])
 def test_following_a_history_gives_what_loading_its_end_gives(
-    store: GalleryStore, new_templates: Templates, seed: int
+    store: GalleryStore, new_templates: Templates, seed: int, rule: MatchingRule
 ) -> None:
     chance, templates = random.Random(seed), new_templates(60)
     followers = [replica_of(store, "flat"), replica_of(store, "exact")]
@@ -180,11 +210,11 @@ def test_following_a_history_gives_what_loading_its_end_gives(
             stored = stored - {key} | {f"{key}*"}
     probes = np.stack([template.embedding for template in templates])
     fresh = replica_of(store, "exact")
-    wanted = search(fresh, store, probes, top_k=50)
+    wanted = search(fresh, store, probes, top_k=50, rule=rule)
     size = store.size(store.gallery("people").id)
     assert fresh.templates == size.templates
     for follower in followers:
-        found = search(follower, store, probes, top_k=50)
+        found = search(follower, store, probes, top_k=50, rule=rule)
         assert (follower.subjects, follower.templates) == (fresh.subjects, fresh.templates)
         for candidates, wanted_candidates in zip(found, wanted, strict=True):
             assert [one.subject_id for one in candidates] == [one.subject_id for one in wanted_candidates]

@@ -116,6 +116,17 @@ class IndexMachine(RuleBasedStateMachine):
         probes = unit_vectors(batch, seed=seed)
         assert_nearest(self.index.search(probes, count), self.reference, probes, count)
 
+    @rule(wanted=st.lists(ids, max_size=8), step=st.integers(1, 300))
+    def look_up(self, wanted: list[int], step: int) -> None:
+        wanted = [*wanted, *list(self.reference)[::step]]
+        found = self.index.vectors(np.array(wanted, np.int64))
+        assert found.dtype == np.float32
+        assert found.shape == (len(wanted), DIMENSION)
+        unknown = np.full(DIMENSION, np.nan, np.float32)
+        rows = np.array([self.reference.get(template_id, unknown) for template_id in wanted], np.float32)
+        np.testing.assert_array_equal(found, rows.reshape(-1, DIMENSION))
+        found[:] = np.nan  # the caller has its own copy
+
     @invariant()
     def same_size(self) -> None:
         assert len(self.index) == len(self.reference)
@@ -229,6 +240,10 @@ def test_searches_beside_writes_see_whole_templates(kind: IndexKind) -> None:
                     found.distances, true_distances(vectors[found.ids], probe), rtol=0, atol=1e-6
                 )
                 assert found.distances[0] == 0
+            looked_up = index.vectors(np.arange(4000))
+            there = ~np.isnan(looked_up).any(axis=1)
+            assert there.sum() >= 600
+            np.testing.assert_array_equal(looked_up[there], vectors[there])
             searches += 1
         return searches
 
