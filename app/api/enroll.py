@@ -7,8 +7,9 @@ from fastapi import APIRouter, File, Form, Response, UploadFile
 from app.api.dependencies import GalleryForm, Service, ServiceSettings, form_error, parse_metadata, read_photo
 from app.api.problems import error_responses
 from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
-from app.gallery.errors import ExtractorMismatch, PhotosRefused, StorageUnwritable
-from app.gallery.photos import FaceChoice
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound, PhotosRefused, StorageUnwritable
+from app.gallery.errors import RefusedPhoto as Refused
+from app.gallery.photos import FaceChoice, Photo
 from app.gallery.service import DEFAULT_GALLERY
 from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
 
@@ -23,13 +24,10 @@ router = APIRouter(tags=["recognition"])
         200: {"description": "the subject had all these photos already", "model": EnrollAnswer},
         **error_responses(
             PhotosRefused,
-            NoFace,
-            SeveralFaces,
-            LowQuality,
-            UnsupportedImage,
-            ImageTooLarge,
+            GalleryNotFound,
             ExtractorMismatch,
             StorageUnwritable,
+            refused=(NoFace, SeveralFaces, LowQuality, UnsupportedImage, ImageTooLarge),
         ),
     },
 )
@@ -57,8 +55,13 @@ def enroll(
     if len(images) > settings.max_images:
         raise form_error("images", f"at most {settings.max_images} photos in one request")
     details = parse_metadata(metadata)
-    photos = [read_photo(upload, settings, position=position) for position, upload in enumerate(images)]
-    report = service.enroll(gallery, subject, photos, metadata=details, face=face)
+    photos, unread = list[Photo](), list[Refused]()
+    for position, upload in enumerate(images):
+        try:
+            photos.append(read_photo(upload, settings, position=position))
+        except ImageTooLarge as error:
+            unread.append(Refused(error.part or "", error.slug, str(error)))
+    report = service.enroll(gallery, subject, photos, unread=unread, metadata=details, face=face)
     enrolment = report.enrolment
     if not enrolment.added and not enrolment.created:
         response.status_code = 200

@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem documents, in one table."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -123,11 +123,19 @@ def internal() -> JSONResponse:
     return problem(_INTERNAL.slug, "something went wrong here; the request id leads to the cause in the log")
 
 
-def error_responses(*errors: type[FacegalleryError]) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of a route's errors: those given, and those that every route may meet."""
+def error_responses(
+    *errors: type[FacegalleryError], refused: Sequence[type[FacegalleryError]] = ()
+) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of a route's errors: those given, and those that every route may meet.
+
+    Args:
+        errors: what the route raises.
+        refused: why the photos of an enrolment are refused; the whole answer has one status then, whatever the type's.
+    """
     general = (gallery.InvalidInput, gallery.Busy, gallery.DatabaseUnavailable)
     known = (_TYPES[error] for error in (*errors, *general))
-    return _describe(*known, _REQUEST_TOO_LARGE, _INTERNAL, _HTTP)
+    reasons = (replace(_TYPES[error], status=_TYPES[PhotosRefused].status) for error in refused)
+    return _describe(*known, *reasons, _REQUEST_TOO_LARGE, _INTERNAL, _HTTP)
 
 
 def not_ready_response() -> dict[int | str, dict[str, Any]]:
@@ -158,7 +166,8 @@ def install(app: FastAPI) -> None:
     async def _known(_request: Request, error: FacegalleryError) -> JSONResponse:
         if isinstance(error, PhotosRefused):
             refused = [{"photo": one.photo, "reason": one.slug, "detail": one.detail} for one in error.refused]
-            return problem(error.reason, str(error), status=422, part=error.part, refused=refused)
+            status = _TYPES[PhotosRefused].status
+            return problem(error.reason, str(error), status=status, part=error.part, refused=refused)
         errors = [{"part": error.part, "message": str(error)}] if isinstance(error, gallery.InvalidInput) else None
         return problem(_TYPES[type(error)].slug, str(error), part=error.part, errors=errors)
 
@@ -174,4 +183,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(_request: Request, error: HTTPException) -> JSONResponse:
+        # FastAPI answers 400 where a body breaks Python's JSON reader otherwise than by its syntax.
+        if isinstance(error.__cause__, RecursionError | UnicodeDecodeError):
+            message = "JSON is nested too deep" if isinstance(error.__cause__, RecursionError) else "JSON is not UTF-8"
+            return problem(gallery.InvalidInput.slug, message, errors=[{"part": "body", "message": message}])
         return problem("http", str(error.detail), status=error.status_code, headers=error.headers)

@@ -139,20 +139,24 @@ class GalleryService:
         subject: str,
         photos: Sequence[Photo],
         *,
+        unread: Sequence[RefusedPhoto] = (),
         metadata: dict[str, Any] | None = None,
         face: FaceChoice = "single",
     ) -> EnrolmentReport:
         """Store a template of every usable photo; the gallery and the subject are made on first use.
 
+        Photos that were refused before they were read (`unread`) are reported with those that are refused here.
+
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
+            GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
             InvalidInput, ExtractorMismatch, Busy: as named.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
         with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
             check_extractor(self.store.gallery(gallery), self.extractor)
         usable: list[tuple[Photo, AlignedFace]] = []
-        refused: list[RefusedPhoto] = []
+        refused = list(unread)
         with self.reader.worker():
             for photo in photos:
                 try:
@@ -160,9 +164,10 @@ class GalleryService:
                     self.reader.require_quality(found, part=photo.name)
                 except FacegalleryError as error:
                     refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
-                    PHOTOS_REFUSED_TOTAL.labels(error.slug).inc()
                     continue
                 usable.append((photo, found))
+            for one in refused:
+                PHOTOS_REFUSED_TOTAL.labels(one.slug).inc()
             if not usable:
                 raise PhotosRefused(tuple(refused))
             embeddings = self.reader.embed([found for _, found in usable])

@@ -135,6 +135,8 @@ class GalleryStore:
 
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
+            GalleryNotFound: PostgreSQL alone: the gallery was there and another transaction erased it while this one
+                waited for its row; nothing was stored, and the next call makes it anew.
         """
         with self._write() as session:
             self._insert_gallery(session, gallery, extractor, dimension, None)

@@ -103,6 +103,19 @@ def test_a_photo_over_the_limit_in_a_request_within_it(client: TestClient) -> No
     assert is_problem(client.post("/detect", files={"image": bytes(30 * 2**20)}), 413, "image-too-large")
 
 
+def test_a_photo_over_the_limit_is_refused_and_the_others_are_enrolled(
+    client: TestClient, enroll: Call, portrait: bytes, no_face: bytes
+) -> None:
+    answer = enroll("eileen", bytes(21 * 2**20), portrait, no_face)
+    assert answer.status_code == 201
+    assert [one["photo"] for one in answer.json()["enrolled"]] == ["1.jpg"]
+    refused = {one["photo"]: one["reason"] for one in answer.json()["refused"]}
+    assert refused == {"0.jpg": "image-too-large", "2.jpg": "no-face"}
+    answer = enroll("ada", no_face, bytes(21 * 2**20))
+    assert is_problem(answer, 422, "photos-refused")
+    assert {one["reason"] for one in answer.json()["refused"]} == {"image-too-large", "no-face"}
+
+
 def test_missing_fields(client: TestClient, portrait: bytes) -> None:
     assert is_problem(client.post("/enroll", files={"images": portrait}), 422, "invalid-input")
     assert is_problem(client.post("/enroll", data={"subject": "eileen"}), 422, "invalid-input")
