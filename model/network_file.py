@@ -194,5 +194,6 @@ _LAYERS: dict[type[nn.Module], Callable[[_Graph, str, nn.Module, str], str]] = {
     nn.MaxPool2d: _max_pool,
     nn.ReLU: lambda graph, name, _layer, value: graph.add("Relu", f"/{name}", [value]),
     nn.Flatten: lambda graph, name, _layer, value: graph.add("Flatten", f"/{name}", [value], axis=1),
+    nn.Identity: lambda _graph, _name, _layer, value: value,
     nn.Dropout: lambda _graph, _name, _layer, value: value,  # does nothing outside training
 }

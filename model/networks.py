@@ -130,5 +130,65 @@ class SFace(nn.Module):
         return embedding
 
 
-ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"YuNet": YuNet, "SFace": SFace}
+class _ResidualUnit(nn.Module):
+    """Two 3×3 convolutions beside a way past them (He et al., CVPR 2016; the order of ArcFace's: norm first)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.PReLU(outputs),
+            nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features of the same or half the sides."""
+        sum_: Tensor = self.body(features) + self.shortcut(features)
+        return sum_
+
+
+class ResidualFace(nn.Module):
+    """A residual network to train from scratch, small enough for a processor: 15 convolutions, 4.6 million weights.
+
+    Input and output are `SFace`'s.
+    """
+
+    input_shape = ("batch", 3, 112, 112)
+    _stages = ((48, 1), (96, 2), (192, 2), (256, 1))  # channels and units; each stage halves the sides once
+
+    def __init__(self, dimension: int = 128, dropout: float = 0.4) -> None:
+        super().__init__()
+        self.output_shapes: Mapping[str, Shape] = {"embedding": ("batch", dimension)}
+        channels = 32
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.PReLU(channels)
+        )
+        units: list[nn.Module] = []
+        for number, (outputs, count) in enumerate(self._stages):
+            for unit in range(count):
+                units.append(_ResidualUnit(channels, outputs, 2 if unit == 0 and number < 3 else 1))
+                channels = outputs
+        self.units = nn.Sequential(*units)
+        self.norm = nn.BatchNorm2d(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(channels * 7 * 7, dimension)
+        self.fc_norm = nn.BatchNorm1d(dimension)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeddings before normalisation to unit length."""
+        features = self.units(self.stem((pixels - 127.5) * (1 / 128)))
+        embedding: Tensor = self.fc_norm(self.fc(self.flatten(self.dropout(self.norm(features)))))
+        return embedding
+
+
+ARCHITECTURES: dict[str, Callable[[], nn.Module]] = {"YuNet": YuNet, "SFace": SFace, "ResidualFace": ResidualFace}
 """The torch module of each architecture that a network file or a card may name."""

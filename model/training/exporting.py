@@ -1,0 +1,114 @@
+"""From a training run to a network file and its card."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.card import ModelCard, file_sha256, read_card, write_card
+from model.errors import ModelFileError
+from model.importing import SFACE
+from model.network_file import read_network, write_network
+from model.networks import ARCHITECTURES
+
+
+def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights between those of two networks: ``share`` of the tuned ones, the rest of the base's.
+
+    Fine-tuned weights and their base lie in one valley of the loss, and the middle of it is often better than both ends
+    (Wortsman et al.: Robust fine-tuning of zero-shot models, CVPR 2022).
+
+    Raises:
+        ValueError: the weights are not of one architecture, or the share is not within 0 and 1.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"a share lies between 0 and 1, not {share}")
+    if base.keys() != tuned.keys():
+        raise ValueError("the weights are of two architectures")
+    return {
+        name: torch.lerp(weight, tuned[name], share) if weight.is_floating_point() else tuned[name]
+        for name, weight in base.items()
+    }
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what a training run saved.
+
+    Raises:
+        ModelFileError: no checkpoint of this project, or damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state.keys() < {"average", "architecture", "config", "step"}:
+            raise KeyError("average")
+    except Exception as error:  # torch, pickle and zip each have their own
+        raise ModelFileError(f"{path} is not a checkpoint of `facemodel train` ({type(error).__name__})") from error
+    return state
+
+
+def trained_network(state: dict[str, Any], base: Path | None, share: float) -> nn.Module:
+    """Return the network of a checkpoint, averaged with its base where one is given."""
+    module = ARCHITECTURES[state["architecture"]]()
+    weights = state["average"]
+    if base is not None:
+        weights = average_weights(read_network(base / read_card(base).file).state_dict(), weights, share)
+    module.load_state_dict(weights)
+    return module.eval()
+
+
+def export_network(
+    checkpoint: Path, output: Path, *, base: Path | None, share: float = 1.0, data: str, licence: str, half: bool = True
+) -> ModelCard:
+    """Write network file and card of a training run; `facemodel evaluate --write-card` fills in the figures.
+
+    Args:
+        checkpoint: of the run.
+        output: folder to write, whose name becomes the network's.
+        base: folder of the extractor that the run started from; None where it started from scratch.
+        share: of the tuned weights, the rest are the base's.
+        data: what it was trained on and under what terms.
+        licence: terms of the weights.
+        half: store kernels and matrices in half precision.
+
+    Raises:
+        ModelFileError: no checkpoint, the base is missing, or there is a network of this name already.
+    """
+    if (output / "card.json").exists():
+        raise ModelFileError(f"{output} holds a network already; choose another name")
+    state = read_checkpoint(checkpoint)
+    if bool(state["config"]["network"]["base"]) != (base is not None):
+        raise ModelFileError("give the base that the run started from, and none where it started from scratch")
+    module = trained_network(state, base, share)
+    output.mkdir(parents=True, exist_ok=True)
+    file = f"{output.name}.onnx"
+    write_network(module, output / file, half=half)
+    loss = state["config"]["loss"]
+    losses = loss["classifier"] + ("" if loss["center"] == "none" else " + center loss")
+    if base is None:
+        origin = f"trained from scratch with {losses}, {state['step']} steps"
+        origin_sha256 = ""
+    else:
+        card = read_card(base)
+        origin = (
+            f"fine-tuned from {card.identity} with {losses}, {state['step']} steps; {share:.0%} of the tuned weights, "
+            f"{1 - share:.0%} of the base's. Base: {card.origin}"
+        )
+        origin_sha256 = card.sha256
+    card = replace(
+        SFACE.card,
+        name=output.name,
+        file=file,
+        sha256=file_sha256(output / file),
+        architecture=state["architecture"],
+        dimension=int(module.output_shapes["embedding"][1]),  # type: ignore[index, arg-type, operator]
+        origin=origin,
+        source_sha256=origin_sha256,
+        licence=licence,
+        data=data,
+        figures={"training": state["config"], "note": "thresholds are the base's; `facemodel evaluate` replaces them"},
+    )
+    write_card(card, output)
+    return card

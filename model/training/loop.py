@@ -1,0 +1,424 @@
+"""The training loop: softmax + center loss on batches of people, resumable, on one process or many."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from model.losses import (
+    CenterLoss,
+    CosineMarginClassifier,
+    JointLoss,
+    LearnedCenterLoss,
+    LinearClassifier,
+    center_optimizer,
+)
+from model.training.augmentation import Augmentation
+from model.training.config import ConfigError, TrainingConfig
+from model.training.degradation import degrade_mixed
+from model.training.steering import Steering, embed_crops, read_crops, some_photos, steer
+from model.training.training_set import AugmentedCrops, IdentitySplit, LabelledCrops, PersonBatches
+
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+_STARTING_PHOTOS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did: the losses, and what share of its time it waited for data."""
+
+    number: int
+    loss: float
+    softmax: float
+    center: float
+    pull: float
+    images_per_second: float
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told of what happens in a run."""
+
+    stepped: Callable[[Step], None] = lambda _: None
+    validated: Callable[[int, Steering], None] = lambda *_: None
+
+
+class _Learner(nn.Module):
+    """Network and losses as one module, so that all their gradients are averaged over the processes alike."""
+
+    def __init__(self, network: nn.Module, joint: JointLoss, pull: float) -> None:
+        super().__init__()
+        self.network = network
+        self.joint = joint
+        self.pull = pull
+        self.embed: Callable[[Tensor], Tensor] = network
+
+    def forward(self, crops: Tensor, labels: Tensor, targets: Tensor, step: int) -> tuple[Tensor, ...]:
+        features = self.embed(crops).float()
+        joint, softmax, center = self.joint(features, labels, step)
+        pull = torch.zeros(())
+        if self.pull:
+            pull = (1 - (F.normalize(features) * targets).sum(1)).mean()
+            joint = joint + self.pull * pull
+        return joint, softmax, center, pull.detach(), features.detach()
+
+
+class Training:
+    """A run: network, losses, optimizers and the step it is at.
+
+    Args:
+        network: takes crops (N, 3, 112, 112), float32, 0 to 255.
+        split: who is trained on and who steers.
+        config: of the run.
+        output: gets checkpoints and the log.
+
+    Raises:
+        ConfigError: the config asks for what the network or the data do not have.
+    """
+
+    def __init__(self, network: nn.Module, split: IdentitySplit, config: TrainingConfig, output: Path) -> None:
+        self.config = config
+        self.split = split
+        self.output = output
+        self.step = 0
+        self._rank, self._processes = _place()
+        self._stopping = False
+        torch.manual_seed(config.run.seed)
+        device = torch.device(config.run.device)
+        memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
+        self.network: nn.Module = network.to(device).to(memory_format=memory_format)
+        _freeze(self.network, config)
+        self.joint = _losses(config, len(split.train.people), _dimension(self.network, device)).to(device)
+        learner = _Learner(self.network, self.joint, config.loss.pull)
+        if config.loss.pull and split.train.targets.shape[1] != self.joint_dimension:
+            raise ConfigError("pull needs prepared folders whose embeddings have the network's dimension")
+        if config.run.compile:
+            learner.embed = torch.compile(self.network)
+        self._learner: nn.Module = learner
+        if self._processes > 1:
+            # Buffers: statistics of batch normalisation may differ in the last digits, the paper's centers never do.
+            self._learner = DistributedDataParallel(learner, broadcast_buffers=False)
+        self._optimizer, self._rates = _optimizer(self.network, self.joint, config)
+        center = self.joint.center_loss
+        self._centers = (
+            center_optimizer(center, rate=config.loss.center_rate) if isinstance(center, LearnedCenterLoss) else None
+        )
+        self.average = deepcopy(self.network).requires_grad_(False) if config.optimizer.ema else self.network
+        self._steering_photos = (
+            some_photos(split.validation, config.run.validation_photos) if len(split.validation.people) >= 4 else None
+        )
+
+    @property
+    def joint_dimension(self) -> int:
+        """Of the features."""
+        return int(cast(Tensor, self.joint.classifier.weight).shape[1])
+
+    def start_from_class_means(self) -> None:
+        """Put the centers, and a softmax classifier, where the people's features are before the first step."""
+        rows = np.concatenate([person[:_STARTING_PHOTOS] for person in self.split.train.rows_by_person()])
+        few = LabelledCrops(
+            self.split.train.people,
+            tuple(self.split.train.paths[row] for row in rows),
+            self.split.train.labels[rows],
+            self.split.train.targets[rows],
+        )
+        features = torch.from_numpy(_features(self.network, read_crops(few), self.config.run.device))
+        labels = torch.from_numpy(few.labels)
+        drawn = F.normalize(features) if self.config.loss.normalised else features
+        if self.joint.center_loss is not None:
+            self.joint.center_loss.centers.data.copy_(_means(drawn, labels, len(few.people)))
+        means = _means(features, labels, len(few.people))
+        classifier = self.joint.classifier
+        if isinstance(classifier, LinearClassifier):
+            # Nearest mean as a linear classifier, flattened so that the first gradients are small but not zero.
+            flat = 8 / float(means.square().sum(1).mean())
+            classifier.weight.data.copy_(flat * means)
+            classifier.bias.data.copy_(-0.5 * flat * means.square().sum(1))
+        else:
+            cast(CosineMarginClassifier, classifier).weight.data.copy_(means)
+
+    def resume(self) -> bool:
+        """Take up the checkpoint of the output folder; False where there is none."""
+        path = self.output / CHECKPOINT
+        if not path.is_file():
+            return False
+        state = torch.load(path, map_location=self.config.run.device, weights_only=True)
+        if state["people"] != list(self.split.train.people):
+            raise ConfigError(f"{path} was trained on other people; choose another output folder")
+        self.step = int(state["step"])
+        self.network.load_state_dict(state["network"])
+        self.joint.load_state_dict(state["joint"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.config.optimizer.ema:
+            self.average.load_state_dict(state["average"])
+        return True
+
+    def save(self) -> None:
+        """Write the checkpoint beside the earlier one and put it in its place; only the first process does."""
+        if self._rank:
+            return
+        self.output.mkdir(parents=True, exist_ok=True)
+        draft = self.output / f"{CHECKPOINT}.{os.getpid()}.tmp"
+        torch.save(
+            {
+                "step": self.step,
+                "people": list(self.split.train.people),
+                "network": self.network.state_dict(),
+                "joint": self.joint.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "average": self.average.state_dict(),
+                "architecture": type(self.network).__name__,
+                "config": self.config.model_dump(mode="json"),
+            },
+            draft,
+        )
+        draft.replace(self.output / CHECKPOINT)
+
+    def run(self, watch: Watch = Watch()) -> bool:
+        """Train to the last step; False if it was interrupted, with a checkpoint of where it got to."""
+        run = self.config.run
+        batches = self._batches()
+        with _interruptible(self._stop):
+            began = time.perf_counter()
+            for crops, labels, targets in batches:
+                waited = time.perf_counter() - began
+                losses = self._train(crops.to(run.device), labels.to(run.device), targets.to(run.device))
+                seconds = time.perf_counter() - began
+                step = Step(self.step, *losses, len(crops) * self._processes / seconds, waited / seconds)
+                self._log({"step": step.number, **asdict(step)})
+                watch.stepped(step)
+                last = self.step == run.steps
+                if self._steering_photos is not None and (self.step % run.validate_every == 0 or last):
+                    self._validate(watch)
+                if self.step % run.checkpoint_every == 0 or last or self._stop_everywhere():
+                    self.save()
+                if self._stop_everywhere():
+                    break
+                began = time.perf_counter()
+        return self.step == run.steps
+
+    def validate(self) -> Steering:
+        """Measure the (averaged) network on the people who steer."""
+        if self._steering_photos is None:
+            raise ConfigError("steering needs at least four validation people")
+        photos = self._steering_photos
+        clean = read_crops(photos)
+        degraded = degrade_mixed(clean, [path.name for path in photos.paths])
+        device = self.config.run.device
+        return steer(
+            embed_crops(self.average, clean, device), embed_crops(self.average, degraded, device), photos.labels
+        )
+
+    def _validate(self, watch: Watch) -> None:
+        if self._rank == 0:
+            steering = self.validate()
+            self._log({"step": self.step, "steering": asdict(steering)})
+            watch.validated(self.step, steering)
+        if self._processes > 1:
+            dist.barrier()
+
+    def _train(self, crops: Tensor, labels: Tensor, targets: Tensor) -> tuple[float, float, float, float]:
+        config = self.config
+        torch.manual_seed(hash((config.run.seed, self.step, self._rank)) % 2**62)  # dropout
+        scale = _schedule(self.step, config)
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+        self.network.train()
+        if config.network.frozen_statistics:
+            _still(self.network)
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._centers is not None:
+            self._centers.zero_grad(set_to_none=True)
+        pixels = crops.float()
+        if config.run.channels_last:
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(crops.device.type, torch.bfloat16, enabled=config.run.precision == "bf16"):
+            loss, softmax, center, pull, features = self._learner(pixels, labels, targets, self.step)
+        loss.backward()
+        if config.optimizer.clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), config.optimizer.clip)
+        self._optimizer.step()
+        if self._centers is not None:
+            self._centers.step()
+        self.joint.update(features, labels)
+        self.step += 1
+        if config.optimizer.ema:
+            decay = min(config.optimizer.ema, self.step / (self.step + 10))
+            _follow(self.average, self.network, decay)
+        return float(loss.detach()), float(softmax), float(center), float(pull)
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        data, run = self.config.data, self.config.run
+        draws = PersonBatches(
+            self.split.train,
+            people=data.people_per_batch,
+            photos=data.photos_per_person,
+            steps=range(self.step, run.steps),
+            seed=run.seed,
+            rank=self._rank,
+            processes=self._processes,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            AugmentedCrops(self.split.train, Augmentation(self.config.augmentation)),
+            batch_sampler=cast(Any, draws),
+            num_workers=data.workers,
+            multiprocessing_context="spawn" if data.workers else None,
+            worker_init_fn=_quiet_worker if data.workers else None,
+        )
+        return iter(loader)
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        if self._rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            with (self.output / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _stop_everywhere(self) -> bool:
+        if self._processes == 1:
+            return self._stopping
+        asked = torch.tensor(int(self._stopping))
+        dist.all_reduce(asked)
+        return bool(asked)
+
+
+def _place() -> tuple[int, int]:
+    started = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
+
+
+def _quiet_worker(_number: int) -> None:
+    """A worker decodes and augments on one thread, and leaves Ctrl-C to the loop."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C ends the run after the step; a second one ends it at once."""
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _freeze(network: nn.Module, config: TrainingConfig) -> None:
+    frozen = config.network.frozen_convolutions
+    if not frozen:
+        return
+    units = getattr(network, "convolutions", None)
+    if units is None or frozen > len(units):
+        raise ConfigError(f"{type(network).__name__} has no {frozen} convolutions in a row to freeze")
+    for unit in units[:frozen]:
+        unit.requires_grad_(False)
+
+
+def _still(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+def _dimension(network: nn.Module, device: torch.device) -> int:
+    training = network.training
+    with torch.inference_mode():
+        dimension = int(network.eval()(torch.zeros(1, 3, 112, 112, device=device)).shape[1])
+    network.train(training)
+    return dimension
+
+
+def _losses(config: TrainingConfig, classes: int, dimension: int) -> JointLoss:
+    loss = config.loss
+    classifier: nn.Module
+    if loss.classifier == "softmax":
+        classifier = LinearClassifier(dimension, classes)
+    else:
+        classifier = CosineMarginClassifier(
+            dimension, classes, kind=loss.classifier, scale=loss.scale, margin=loss.margin
+        )
+    center: CenterLoss | LearnedCenterLoss | None = None
+    if loss.center == "paper":
+        center = CenterLoss(classes, dimension, alpha=loss.center_rate)
+    elif loss.center == "learned":
+        center = LearnedCenterLoss(classes, dimension)
+    return JointLoss(
+        classifier, center, weight=loss.center_weight, warmup_steps=loss.center_warmup, normalised=loss.normalised
+    )
+
+
+def _optimizer(
+    network: nn.Module, joint: JointLoss, config: TrainingConfig
+) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
+    options = config.optimizer
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learned if p.ndim > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": list(joint.classifier.parameters()), "weight_decay": options.weight_decay},
+    ]
+    rates = (options.rate, options.rate, options.classifier_rate)
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+    if options.kind == "adamw":
+        return torch.optim.AdamW(groups), rates
+    return torch.optim.SGD(groups, lr=options.rate, momentum=0.9), rates
+
+
+def _schedule(step: int, config: TrainingConfig) -> float:
+    """Share of the learning rate at a step."""
+    options, steps = config.optimizer, config.run.steps
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    progress = (step - options.warmup) / max(1, steps - options.warmup)
+    return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for slow, fast in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+        if slow.is_floating_point():
+            slow.lerp_(fast, 1 - decay)
+        else:
+            slow.copy_(fast)
+
+
+@torch.inference_mode()
+def _features(network: nn.Module, crops: np.ndarray[Any, np.dtype[np.uint8]], device: str) -> np.ndarray[Any, Any]:
+    """Features before normalisation, (N, D)."""
+    network.eval()
+    parts = [
+        network(torch.from_numpy(crops[start : start + 64]).to(device).permute(0, 3, 1, 2).float()).cpu()
+        for start in range(0, len(crops), 64)
+    ]
+    return torch.cat(parts).numpy()
+
+
+def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return torch.zeros(classes, features.shape[1]).index_add_(0, labels, features) / counts[:, None]

@@ -1,0 +1,124 @@
+"""The figures that steer a run: how well people who are kept out of it are told apart, clean and degraded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from model.training.error_rates import allowed, distances_between, just_below
+from model.training.preparation import read_crop
+from model.training.training_set import LabelledCrops
+
+ENROLLED = 3
+SPLITS = 20
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Figures of probes in one condition against clean photos: FNIR at an FPIR of 1 %, TAR at an FMR of 1e-4."""
+
+    fnir: float
+    tar: float
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """Both conditions, and their mean FNIR, which is what a run should lower."""
+
+    clean: Condition
+    degraded: Condition
+
+    @property
+    def fnir(self) -> float:
+        """The mean of both FNIRs."""
+        return (self.clean.fnir + self.degraded.fnir) / 2
+
+
+def some_photos(crops: LabelledCrops, most: int) -> LabelledCrops:
+    """At most so many photos of each person, spread evenly over those there are."""
+    rows = np.sort(
+        np.concatenate(
+            [
+                person[np.linspace(0, len(person) - 1, min(most, len(person))).astype(np.int64)]
+                for person in crops.rows_by_person()
+            ]
+        )
+    )
+    return LabelledCrops(crops.people, tuple(crops.paths[row] for row in rows), crops.labels[rows], crops.targets[rows])
+
+
+def read_crops(crops: LabelledCrops) -> NDArray[np.uint8]:
+    """All crops, (N, 112, 112, 3), uint8."""
+    return np.stack([read_crop(path) for path in crops.paths])
+
+
+@torch.inference_mode()
+def embed_crops(network: nn.Module, crops: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+    """Embed crops (N, 112, 112, 3) with a torch network in evaluation mode: (N, D), float32, L2-normalised."""
+    training = network.training
+    network.eval()
+    parts = []
+    for start in range(0, len(crops), _BATCH):
+        batch = torch.from_numpy(crops[start : start + _BATCH]).to(device).permute(0, 3, 1, 2).float()
+        parts.append(nn.functional.normalize(network(batch)).cpu().numpy())
+    network.train(training)
+    return np.concatenate(parts)
+
+
+def steer(
+    clean: NDArray[np.float32], degraded: NDArray[np.float32], labels: NDArray[np.int64], *, splits: int = SPLITS
+) -> Steering:
+    """Measure both conditions.
+
+    Args:
+        clean: embeddings of the clean photos, (N, D).
+        degraded: embeddings of degraded copies of the same photos, (N, D).
+        labels: who is on each, (N,).
+        splits: how often the people are divided into enrolled and strangers; FNIR is the mean over them.
+    """
+    return Steering(_condition(clean, clean, labels, splits), _condition(clean, degraded, labels, splits))
+
+
+def _condition(
+    gallery: NDArray[np.float32], probes: NDArray[np.float32], labels: NDArray[np.int64], splits: int
+) -> Condition:
+    distances = distances_between(probes, gallery)
+    same = labels[:, None] == labels[None, :]
+    other_photo = ~np.eye(len(labels), dtype=np.bool_)
+    return Condition(
+        _mean([_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)]),
+        _tar(distances[same & other_photo], distances[~same], 1e-4),
+    )
+
+
+def _fnir(distances: NDArray[np.float32], labels: NDArray[np.int64], random: np.random.Generator) -> float:
+    people = random.permutation(np.unique(labels))
+    enrolled = people[: len(people) // 2]
+    photos = [random.permutation(np.flatnonzero(labels == person)) for person in enrolled]
+    nearest = np.stack([distances[:, rows[:ENROLLED]].min(axis=1) for rows in photos])  # (subjects, probes)
+    strangers = np.sort(nearest[:, np.isin(labels, people[len(people) // 2 :])].min(axis=0))
+    threshold = just_below(float(strangers[allowed(0.01, len(strangers))]))
+    misses, mated = 0, 0
+    for subject, rows in enumerate(photos):
+        own = nearest[:, rows[ENROLLED:]]
+        misses += int(((own[subject] > threshold) | (own.argmin(axis=0) != subject)).sum())
+        mated += own.shape[1]
+    return misses / mated
+
+
+def _tar(mated: NDArray[np.float32], non_mated: NDArray[np.float32], rate: float) -> float:
+    rank = allowed(rate, len(non_mated))
+    threshold = just_below(float(np.partition(non_mated, rank)[rank]))
+    return float((mated <= threshold).mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+Degrade = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.uint8]]
+"""Degraded copies of crops, each in a way that its name decides."""
