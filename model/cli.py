@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from model.commands.card import card_command
+from model.commands.digits import digits_command
 from model.commands.evaluate import evaluate_command
 from model.commands.import_zoo import import_command
 from model.errors import FacegalleryError
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("evaluate")(evaluate_command)
+app.command("digits")(digits_command)
 app.command("import")(import_command)
 app.command("card")(card_command)
 
