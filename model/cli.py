@@ -8,7 +8,10 @@ import typer
 from model.commands.card import card_command
 from model.commands.digits import digits_command
 from model.commands.evaluate import evaluate_command
+from model.commands.export import export_command
 from model.commands.import_zoo import import_command
+from model.commands.prepare import prepare_command
+from model.commands.train import train_command
 from model.errors import FacegalleryError
 from model.photo_folder import DatasetError
 
@@ -19,8 +22,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command("prepare")(prepare_command)
+app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("digits")(digits_command)
+app.command("export")(export_command)
 app.command("import")(import_command)
 app.command("card")(card_command)
 

@@ -1,6 +1,9 @@
 """Changes of a crop that do not change who is on it: what cameras, light and compression do to faces."""
 
+from io import BytesIO
+
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -33,6 +36,16 @@ class _LowResolution(v2.Transform):  # type: ignore[misc]
         return resized
 
 
+class _Jpeg(v2.Transform):  # type: ignore[misc]
+    """Compresses the crop at a quality of 8 to 40 (torchvision's own JPEG is deprecated)."""
+
+    def transform(self, inpt: Tensor, _params: dict[str, object]) -> Tensor:
+        file = BytesIO()
+        v2.functional.to_pil_image(inpt).save(file, "JPEG", quality=int(_between(8, 41)))
+        compressed: Tensor = v2.functional.pil_to_tensor(Image.open(file))
+        return compressed
+
+
 class Augmentation:
     """Flip, small affine change, colour, and with some probability one degradation.
 
@@ -48,7 +61,7 @@ class Augmentation:
                 _LowResolution(),
                 v2.GaussianBlur(11, (1.0, 3.5)),
                 v2.ColorJitter(brightness=(0.12, 0.5), contrast=(0.6, 1.0)),
-                v2.JPEG((8, 40)),
+                _Jpeg(),
                 _Covered(),
             ],
             p=[0.3, 0.2, 0.1, 0.15, 0.25],

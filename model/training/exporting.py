@@ -103,7 +103,7 @@ def export_network(
         file=file,
         sha256=file_sha256(output / file),
         architecture=state["architecture"],
-        dimension=int(module.output_shapes["embedding"][1]),  # type: ignore[index, arg-type, operator]
+        dimension=int(module.output_shapes["embedding"][1]),  # type: ignore[index]
         origin=origin,
         source_sha256=origin_sha256,
         licence=licence,

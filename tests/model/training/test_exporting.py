@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.card import read_card
+from model.errors import ModelFileError
+from model.extractor import Extractor
+from model.network_file import read_network
+from model.networks import ResidualFace
+from model.pipeline import WEIGHTS
+from model.training.exporting import average_weights, export_network
+from model.training.loop import CHECKPOINT, Training
+from model.training.preparation import PreparedFolder
+from model.training.training_set import split_identities
+from tests.model.training.conftest import training_config
+
+
+def checkpoint(colours: PreparedFolder, folder: Path, network: torch.nn.Module, base: str = "") -> Path:
+    split = split_identities([colours], validation_people=4, test_people=0, seed=0)
+    Training(network, split, training_config(network={"base": base}), folder).save()
+    return folder / CHECKPOINT
+
+
+def test_the_average_lies_between_both_ends() -> None:
+    base, tuned = (
+        {"w": torch.tensor([0.0, 4.0]), "n": torch.tensor(1)},
+        {"w": torch.tensor([4.0, 0.0]), "n": torch.tensor(5)},
+    )
+
+    average = average_weights(base, tuned, 0.25)
+
+    assert average["w"].tolist() == [1.0, 3.0]
+    assert average["n"].item() == 5
+
+
+def test_weights_of_two_architectures_have_no_average() -> None:
+    with pytest.raises(ValueError, match="two architectures"):
+        average_weights({"a": torch.zeros(1)}, {"b": torch.zeros(1)}, 0.5)
+
+
+def test_a_network_from_scratch_serves_what_was_trained(colours: PreparedFolder, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    network = ResidualFace()
+    path = checkpoint(colours, tmp_path, network)
+
+    card = export_network(
+        path, tmp_path / "mine", base=None, data="colours, for nothing", licence="CC0-1.0", half=False
+    )
+
+    crops = np.random.default_rng(0).integers(0, 256, (3, 112, 112, 3)).astype(np.uint8)
+    served = Extractor.load(tmp_path / "mine", threads=1).embed(crops)
+    with torch.inference_mode():
+        trained = torch.nn.functional.normalize(network.eval()(torch.from_numpy(crops).permute(0, 3, 1, 2).float()))
+    np.testing.assert_allclose(served, trained.numpy(), atol=2e-4)
+    assert (card.name, card.architecture, card.dimension, card.licence) == ("mine", "ResidualFace", 128, "CC0-1.0")
+    assert read_card(tmp_path / "mine") == card
+
+
+def test_nothing_tuned_gives_the_base_again(colours: PreparedFolder, tmp_path: Path) -> None:
+    base = WEIGHTS / "sface"
+    path = checkpoint(colours, tmp_path, read_network(base / "sface.onnx"), base="sface")
+
+    export_network(path, tmp_path / "same", base=base, share=0.5, data="nothing", licence="Apache-2.0")
+
+    one, other = (read_network(path).state_dict() for path in (base / "sface.onnx", tmp_path / "same" / "same.onnx"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-6)
+    assert read_card(tmp_path / "same").source_sha256 == read_card(base).sha256
+
+
+def test_a_network_is_never_written_over(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, ResidualFace())
+    export_network(path, tmp_path / "mine", base=None, data="", licence="")
+
+    with pytest.raises(ModelFileError, match="holds a network already"):
+        export_network(path, tmp_path / "mine", base=None, data="", licence="")
+
+
+def test_the_base_must_be_given_where_there_was_one(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, ResidualFace())
+
+    with pytest.raises(ModelFileError, match="give the base"):
+        export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", data="", licence="")
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+
+    with pytest.raises(ModelFileError, match="is not a checkpoint"):
+        export_network(tmp_path / CHECKPOINT, tmp_path / "mine", base=None, data="", licence="")

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model.training.preparation import PreparedFolder
+from model.training.steering import some_photos, steer
+from model.training.training_set import split_identities
+
+LABELS = np.repeat(np.arange(8), 10)
+
+
+def people(noise: float, seed: int = 0) -> NDArray[np.float32]:
+    random = np.random.default_rng(seed)
+    rows = np.random.default_rng(7).normal(size=(8, 32))[LABELS] + random.normal(0, noise, (80, 32))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
+
+
+def test_people_far_apart_are_never_missed() -> None:
+    figures = steer(people(0.05), people(0.05, 1), LABELS)
+
+    assert (figures.clean.fnir, figures.clean.tar, figures.degraded.fnir, figures.degraded.tar) == (0, 1, 0, 1)
+
+
+def test_noise_on_the_probes_alone_leaves_the_clean_figures() -> None:
+    quiet, loud = steer(people(0.05), people(0.05, 1), LABELS), steer(people(0.05), people(1.5, 1), LABELS)
+
+    assert loud.clean == quiet.clean
+    assert loud.degraded.fnir > 0.3
+    assert loud.degraded.tar < 0.7
+    assert loud.fnir == pytest.approx(loud.degraded.fnir / 2)
+
+
+def test_probes_without_anything_in_common_with_the_gallery_are_missed() -> None:
+    random = np.random.default_rng(3).normal(size=(80, 32))
+
+    figures = steer(people(0.05), (random / np.linalg.norm(random, axis=1)[:, None]).astype(np.float32), LABELS)
+
+    assert figures.degraded.fnir > 0.9
+
+
+def test_some_photos_are_so_many_of_each_person(colours: PreparedFolder) -> None:
+    crops = split_identities([colours], validation_people=0, test_people=0, seed=0).train
+
+    few = some_photos(crops, 4)
+
+    assert np.bincount(few.labels).tolist() == [4] * 12
+    assert set(few.paths) < set(crops.paths)
