@@ -22,7 +22,7 @@ COVERED = "covered"
 Crop = NDArray[np.uint8]
 
 _SMALL = 24  # pixels across the crop, the smallest face that the detector finds
-_SIGMA = 2.5  # pixels of the crop
+_SIGMA = 2.5 / CROP_SIZE  # of the crop's side
 _LIGHT = 0.2  # of the pixel values that are left
 _QUALITY = 20  # of 100, libjpeg's scale
 _GREY = 128
@@ -32,12 +32,12 @@ def degrade(crops: NDArray[np.uint8], kind: str) -> NDArray[np.uint8]:
     """Return copies of crops with one kind of degradation; the same crop always gives the same copy.
 
     Args:
-        crops: shape (N, 112, 112, 3), uint8, RGB.
-        kind: one of `KINDS`: `24px` (scaled down to 24×24 and back), `blur` (Gaussian, 2.5 pixels), `dark` (a fifth of
-            the values), `jpeg20` (JPEG at quality 20), `covered` (the lower half is grey).
+        crops: shape (N, S, S, 3), uint8, RGB; S is 112 but for extractors of others.
+        kind: one of `KINDS`: `24px` (scaled down to 24×24 and back), `blur` (Gaussian, 2.5 pixels of 112), `dark` (a
+            fifth of the values), `jpeg20` (JPEG at quality 20), `covered` (the lower half is grey).
 
     Returns:
-        Shape (N, 112, 112, 3), uint8, RGB.
+        Shape (N, S, S, 3), uint8, RGB.
 
     Raises:
         ValueError: another kind.
@@ -54,7 +54,7 @@ def degrade_mixed(crops: NDArray[np.uint8], names: Sequence[str]) -> NDArray[np.
     """Return copies of crops, each with the one kind of degradation that its name decides.
 
     Args:
-        crops: shape (N, 112, 112, 3), uint8, RGB.
+        crops: shape (N, S, S, 3), uint8, RGB.
         names: of the photos, N of them.
     """
     copies = [degrade(crop[None], kind_of(name))[0] for crop, name in zip(crops, names, strict=True)]
@@ -68,12 +68,12 @@ def kind_of(name: str) -> str:
 
 def _low_resolution(crop: Crop) -> Crop:
     small = cv2.resize(crop, (_SMALL, _SMALL), interpolation=cv2.INTER_AREA)
-    large: Crop = cv2.resize(small, (CROP_SIZE, CROP_SIZE), interpolation=cv2.INTER_LINEAR)  # as alignment enlarges
+    large: Crop = cv2.resize(small, crop.shape[:2], interpolation=cv2.INTER_LINEAR)  # as alignment enlarges
     return large
 
 
 def _blur(crop: Crop) -> Crop:
-    blurred: Crop = cv2.GaussianBlur(crop, (0, 0), _SIGMA)
+    blurred: Crop = cv2.GaussianBlur(crop, (0, 0), _SIGMA * len(crop))
     return blurred
 
 
@@ -90,7 +90,7 @@ def _jpeg(crop: Crop) -> Crop:
 
 def _covered(crop: Crop) -> Crop:
     covered = crop.copy()
-    covered[CROP_SIZE // 2 :] = _GREY
+    covered[len(crop) // 2 :] = _GREY
     return covered
 
 

@@ -10,28 +10,56 @@ A photo without an embedding (a row of NaN: no face was found) gives no template
 it is a miss, as a non-mated one it raises no false alarm. All of them stay in the denominators.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.error_rates import allowed, distances_between, just_below
+from model.training.error_rates import allowed, just_below
+from model.training.template_rules import TemplateRule
 
 FPIRS = (0.01, 0.001)
 """The false positive identification rates that are reported."""
 
+SPLITS = 10
+"""How often people are divided into enrolled ones and strangers where photos alone do not divide them."""
+
+LEAST_STRANGERS = 100
+"""Photos of strangers that an FPIR of 1 % needs at least."""
+
 _BLOCK_PROBES = 512
 
 
-class TemplateRule(Protocol):
-    """How the templates of a subject make one distance."""
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Which photos are enrolled, which are mated probes and which are of strangers; each of shape (N,), bool."""
 
-    def __call__(
-        self, probes: NDArray[np.float32], templates: NDArray[np.float32], starts: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Return the distances, shape (P, S), of P probes to S subjects; s owns the templates from ``starts[s]`` on."""
+    enrolled: NDArray[np.bool_]
+    mated: NDArray[np.bool_]
+    strangers: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What the searches for all probes in one gallery found.
+
+    Args:
+        subjects: how many are enrolled.
+        templates: how many there are of them.
+        hits: distance of each mated probe to its own subject if that is the nearest, else infinite, (M,).
+        mated_people: who is on each mated probe, (M,).
+        alarms: distance of each stranger's photo to the nearest subject, infinite without a face, (S,).
+        strangers: who is on each of them, (S,).
+    """
+
+    subjects: int
+    templates: int
+    hits: NDArray[np.float32]
+    mated_people: NDArray[np.int64]
+    alarms: NDArray[np.float32]
+    strangers: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +73,11 @@ class IdentificationPoint:
 
 @dataclass(frozen=True, slots=True)
 class Identification:
-    """Error rates of searches in one gallery."""
+    """Error rates of searches, the mean over the divisions if there are several; so are the counts, rounded."""
 
     enrolled_per_subject: int
+    rule: str
+    divisions: int
     subjects: int
     templates: int
     mated_probes: int
@@ -56,89 +86,142 @@ class Identification:
     points: tuple[IdentificationPoint, ...]
 
 
-def best_template(
-    probes: NDArray[np.float32], templates: NDArray[np.float32], starts: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Let the nearest template speak for its subject."""
-    return np.minimum.reduceat(distances_between(probes, templates), starts, axis=1)
+def divide(photos: Sequence[str], subjects: NDArray[np.int64], enrolled: int) -> tuple[Division, ...]:
+    """Divide photos into enrolled ones, mated probes and strangers'.
 
-
-def identify_open_set(
-    embeddings: NDArray[np.float32],
-    subjects: NDArray[np.int64],
-    *,
-    enrolled: int,
-    rule: TemplateRule = best_template,
-    rates: Sequence[float] = FPIRS,
-) -> Identification | None:
-    """Enroll the first photos of everybody who has more than that, and search for all other photos.
+    Who has no more than ``enrolled`` photos is a stranger; of everybody else the first photos are enrolled. Where that
+    leaves less than `LEAST_STRANGERS` photos of strangers, half of everybody else are strangers too: `SPLITS` times
+    anew, each time with other photos enrolled, drawn by a hash of the names.
 
     Args:
-        embeddings: L2-normalised, shape (N, D), in the order of the photos; a row of NaN is a photo without a face.
-        subjects: who is on each photo, shape (N,).
-        enrolled: how many photos of a subject are enrolled; who has no more than that is a stranger with all their
-            photos.
-        rule: how the templates of a subject make one distance.
-        rates: false positive identification rates; those that allow less than one false alarm are left out.
+        photos: names, each once, (N,).
+        subjects: who is on each photo, (N,).
+        enrolled: photos of a subject that are enrolled.
 
     Returns:
-        The error rates, or None where nobody can be enrolled or nobody is a stranger.
+        One division, or `SPLITS`, or none where nobody can be enrolled or nobody is left as a stranger.
     """
     sizes = np.bincount(subjects)[subjects]
-    nth_photo = _running_number(subjects)
-    in_gallery = (sizes > enrolled) & (nth_photo < enrolled)
-    mated = (sizes > enrolled) & ~in_gallery
-    non_mated = sizes <= enrolled
-    found = np.isfinite(embeddings).all(axis=1)
-    if not in_gallery[found].any() or not non_mated.any():
+    rich = sizes > enrolled
+    people = np.unique(subjects[rich])
+    if not len(people):
+        return ()
+    if int((~rich).sum()) >= LEAST_STRANGERS or len(people) == 1:
+        first = rich & (_running_number(subjects, np.arange(len(subjects))) < enrolled)
+        return (Division(first, rich & ~first, ~rich),) if (~rich).any() else ()
+    names = {int(person): photos[int(np.flatnonzero(subjects == person)[0])] for person in people}
+    divisions = []
+    for split in range(SPLITS):
+        order = sorted(names, key=lambda person: _digest(split, names[person]))
+        inside = np.isin(subjects, order[: (len(order) + 1) // 2])
+        drawn = np.argsort(np.array([_digest(split, photo) for photo in photos]), kind="stable")
+        first = inside & (_running_number(subjects, drawn) < enrolled)
+        divisions.append(Division(first, inside & ~first, ~inside))
+    return tuple(divisions)
+
+
+def search(
+    gallery: NDArray[np.float32],
+    probes: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    division: Division,
+    rule: TemplateRule,
+) -> Search | None:
+    """Search for every probe.
+
+    Args:
+        gallery: L2-normalised embeddings, (N, D), of which the enrolled ones are taken; a row of NaN has no face.
+        probes: embeddings of the same photos or of copies of them, (N, D).
+        subjects: who is on each photo, (N,).
+        division: of the photos.
+        rule: how the templates of a subject make one distance.
+
+    Returns:
+        What was found, or None if no enrolled photo has a face.
+    """
+    enrolled = np.flatnonzero(division.enrolled & np.isfinite(gallery).all(axis=1))
+    if not len(enrolled):
         return None
+    enrolled = enrolled[np.argsort(subjects[enrolled], kind="stable")]
+    names, starts = np.unique(subjects[enrolled], return_index=True)
+    templates = gallery[enrolled]
+    found = np.isfinite(probes).all(axis=1)
 
-    gallery = np.flatnonzero(in_gallery & found)
-    gallery = gallery[np.argsort(subjects[gallery], kind="stable")]
-    names, starts = np.unique(subjects[gallery], return_index=True)
-    templates = embeddings[gallery]
-
-    own, other = [], []
-    for block in _blocks(np.flatnonzero(mated & found)):
-        distances = rule(embeddings[block], templates, starts)
+    hits = np.full(len(subjects), np.inf, np.float32)
+    for block in _blocks(np.flatnonzero(division.mated & found)):
+        distances = rule(probes[block], templates, starts)
         is_own = subjects[block, None] == names[None, :]
-        own.append(np.min(np.where(is_own, distances, np.inf), axis=1))
-        other.append(np.min(np.where(is_own, np.inf, distances), axis=1))
-    own_distances = np.concatenate(own) if own else np.empty(0, np.float32)
-    other_distances = np.concatenate(other) if other else np.empty(0, np.float32)
-    hits = own_distances[own_distances < other_distances]
-
-    nearest = [
-        rule(embeddings[block], templates, starts).min(axis=1) for block in _blocks(np.flatnonzero(non_mated & found))
-    ]
-    alarms = np.sort(np.concatenate(nearest)) if nearest else np.empty(0, np.float32)
-
-    mated_probes, non_mated_probes = int(mated.sum()), int(non_mated.sum())
-    points = []
-    for rate in rates:
-        rank = allowed(rate, non_mated_probes)
-        if rank < 1:
-            continue
-        threshold = just_below(float(alarms[rank]) if rank < len(alarms) else float("inf"))
-        points.append(IdentificationPoint(rate, threshold, 1 - int((hits <= threshold).sum()) / mated_probes))
-    return Identification(
-        enrolled_per_subject=enrolled,
+        own = np.min(np.where(is_own, distances, np.inf), axis=1)
+        other = np.min(np.where(is_own, np.inf, distances), axis=1)
+        hits[block] = np.where(own < other, own, np.inf)
+    alarms = np.full(len(subjects), np.inf, np.float32)
+    for block in _blocks(np.flatnonzero(division.strangers & found)):
+        alarms[block] = rule(probes[block], templates, starts).min(axis=1)
+    return Search(
         subjects=len(names),
-        templates=len(gallery),
-        mated_probes=mated_probes,
-        non_mated_probes=non_mated_probes,
-        rank_one=len(hits) / mated_probes,
-        points=tuple(points),
+        templates=len(enrolled),
+        hits=hits[division.mated],
+        mated_people=subjects[division.mated],
+        alarms=alarms[division.strangers],
+        strangers=subjects[division.strangers],
     )
 
 
-def _running_number(subjects: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each photo how many earlier photos show its subject."""
-    order = np.argsort(subjects, kind="stable")
-    first = np.searchsorted(subjects[order], subjects[order])
+def identify(searches: Sequence[Search], *, enrolled: int, rule: str, rates: Sequence[float] = FPIRS) -> Identification:
+    """Return the error rates of searches.
+
+    Args:
+        searches: one for each division of the photos.
+        enrolled: photos of a subject that were enrolled.
+        rule: its name.
+        rates: false positive identification rates; those that allow less than one false alarm are left out.
+    """
+    supported = [rate for rate in rates if all(allowed(rate, len(found.alarms)) >= 1 for found in searches)]
+    thresholds = [[_threshold(found, rate) for found in searches] for rate in supported]
+    return Identification(
+        enrolled_per_subject=enrolled,
+        rule=rule,
+        divisions=len(searches),
+        subjects=round(_mean([found.subjects for found in searches])),
+        templates=round(_mean([found.templates for found in searches])),
+        mated_probes=round(_mean([len(found.hits) for found in searches])),
+        non_mated_probes=round(_mean([len(found.alarms) for found in searches])),
+        rank_one=_mean([float(np.isfinite(found.hits).mean()) for found in searches]),
+        points=tuple(
+            IdentificationPoint(
+                rate,
+                _mean(distances),
+                _mean([_misses(found, distance) for found, distance in zip(searches, distances, strict=True)]),
+            )
+            for rate, distances in zip(supported, thresholds, strict=True)
+        ),
+    )
+
+
+def _threshold(found: Search, rate: float) -> float:
+    rank = allowed(rate, len(found.alarms))
+    return just_below(float(np.partition(found.alarms, rank)[rank]) if rank < len(found.alarms) else float("inf"))
+
+
+def _misses(found: Search, threshold: float) -> float:
+    return 1 - int((found.hits <= threshold).sum()) / len(found.hits)
+
+
+def _running_number(subjects: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each photo how many photos of its subject come before it in an order."""
+    by_subject = order[np.argsort(subjects[order], kind="stable")]
+    grouped = subjects[by_subject]
     numbers = np.empty(len(subjects), np.int64)
-    numbers[order] = np.arange(len(subjects)) - first
+    numbers[by_subject] = np.arange(len(subjects)) - np.searchsorted(grouped, grouped)
     return numbers
+
+
+def _digest(split: int, name: str) -> str:
+    return hashlib.sha256(f"{split} {name}".encode()).hexdigest()
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -1,69 +1,153 @@
 """What an evaluation found, as JSON, as Markdown, and as the figures of a model card."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model.training.bootstrap import CONFIDENCE, REPLICATES
 from model.training.error_rates import MIN_SUPPORT
-from model.training.evaluation import Figures, LfwEvaluation
-from model.training.folded_accuracy import FoldedAccuracy
-from model.training.identification import Identification
+from model.training.evaluation import (
+    DECADES,
+    EQUAL_ERROR_RATE,
+    MIXED,
+    Difference,
+    Evaluation,
+    Measurement,
+    differences,
+    fnir_name,
+    tar_name,
+)
+from model.training.identification import FPIRS, LEAST_STRANGERS, SPLITS
+from model.training.report_tables import (
+    distance_table,
+    folds_sentence,
+    identification_table,
+    side_by_side_table,
+    threshold_table,
+    verification_table,
+)
+from model.training.template_rules import DEFAULT_RULE
 
-DECADES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""The false match rates that are shown to people; JSON has them all."""
-
+_DEGRADED = (
+    "**Degraded copies.** The aligned crop is changed, so the detector is no part of it. What is enrolled, or the "
+    "first photo of a pair, is as it was; the copy is the probe, and is never compared with its own photo. *24px*: "
+    "scaled down to 24×24 and back; *blur*: Gaussian, 2.5 pixels of 112; *dark*: a fifth of the values; *jpeg20*: "
+    f"JPEG at quality 20; *covered*: the lower half grey; *{MIXED}*: each photo in the one of these ways that its name "
+    "decides."
+)
 _ALL_PAIRS = (
-    "Every photo against every other one. A pair matches if its distance is at most the threshold. *Corrected* labels "
-    "apply LFW's list of errata; with the published ones, photos of one person under two names lie among the closest "
-    f"non-mated pairs. Rates with fewer than {MIN_SUPPORT} non-mated pairs behind them are left out."
+    "**All pairs.** Every photo is compared with every other one. A pair matches if its distance is at most the "
+    "threshold; each condition has thresholds of its own."
 )
 _OPEN_SET = (
-    "The first photos of everybody who has more are enrolled; their other photos are the mated probes, all photos of "
-    "everybody else the strangers. A subject is as near as its nearest template. A mated probe is a miss if its "
-    "subject is not the nearest one or lies above the threshold (NIST FRTE 1:N, FNIR at rank one)."
+    "**Open set.** Who has no more photos than are enrolled is a stranger; of everybody else the first photos are "
+    f"enrolled, the others are mated probes. Where that leaves fewer than {LEAST_STRANGERS} photos of strangers, half "
+    f"of everybody else are strangers too, {SPLITS} times anew by a hash of the names, and the figures are means. A "
+    "mated probe is a miss if its subject is not the nearest one or lies above the threshold (NIST FRTE 1:N, FNIR at "
+    "rank one). Rules for several templates: *best*, the nearest; *mean*, their normalised mean; *both*, the mean of "
+    "both cosines."
+)
+_INTERVALS = (
+    f"**Intervals** in brackets hold {CONFIDENCE:.0%} of the bootstrap over people, who are drawn with replacement "
+    f"{REPLICATES} times, all photos of a person together; thresholds are found anew each time, galleries stay as they "
+    "are."
+)
+_DIFFERENCES = (
+    "**Differences** after the figures of the other columns: how much larger they are than the first column's, with "
+    "the interval of the paired bootstrap, the same people drawn for both. One whose interval holds 0 may be chance."
 )
 _THRESHOLDS = (
-    "Distance by false match rate with the corrected labels. The last column says of how many different pairs of "
-    "people the non-mated pairs below the threshold are. The card's table ends where these are fewer than "
+    "**Thresholds** are those of the photos as they are. The last column of their table says of how many different "
+    "pairs of people the non-mated pairs below are. A card's table ends where these are fewer than "
     f"{MIN_SUPPORT}: photos of the same two people (kin, or one person under two names) are no independent trials."
 )
+_CORRECTED = (
+    "**Labels.** LFW's list of errata is applied: with the published labels, photos of one person under two names lie "
+    "among the closest non-mated pairs. What is measured with those is marked *published*."
+)
+
+
+_COMPARED = ((1, "best"), (3, DEFAULT_RULE), (5, DEFAULT_RULE))
+"""The galleries and rules that stand side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An evaluation and what it is of: the identities of the networks, the photos without a face."""
+    """Evaluations of several extractors on the same photos, the first of which the others are compared with.
 
-    extractor: str
-    detector: str
-    failures: tuple[str, ...]
-    lfw: LfwEvaluation
+    Args:
+        data: what the photos are.
+        acquired: how the faces came out of the photos, a sentence.
+        evaluations: one an extractor.
+    """
+
+    data: str
+    acquired: str
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """Of every other extractor from the first one."""
+        first, *others = self.evaluations
+        return tuple(difference for other in others for difference in differences(first, other))
 
 
 def as_json(report: Report) -> str:
     """Return the whole report as JSON."""
-    document = asdict(report)
-    document["lfw"]["thresholds"] = [asdict(point) for point in report.lfw.thresholds]
-    return json.dumps(document, indent=2, allow_nan=False)
-
-
-def card_figures(evaluation: LfwEvaluation) -> dict[str, Any]:
-    """Return the figures for the card of the extractor, fractions rounded to five digits."""
-    figures: dict[str, Any] = {
-        "data": "Labeled Faces in the Wild",
-        "corrected_labels": _card_rates(evaluation.corrected),
-        "published_labels": _card_rates(evaluation.as_published),
+    document = {
+        "data": report.data,
+        "acquired": report.acquired,
+        "confidence": CONFIDENCE,
+        "replicates": REPLICATES,
+        "extractors": [_evaluation_document(evaluation) for evaluation in report.evaluations],
+        "differences": [asdict(difference) for difference in report.differences],
     }
-    if evaluation.folds is not None:
-        figures["ten_folds"] = {
-            "pairs": evaluation.folds.pairs,
-            "accuracy": round(evaluation.folds.accuracy, 5),
-            "deviation": round(evaluation.folds.deviation, 5),
+    return json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "extractor": evaluation.extractor,
+        "failures": evaluation.failures,
+        "thresholds": [asdict(point) for point in evaluation.thresholds],
+        "conditions": {name: _measurement_document(one) for name, one in evaluation.conditions.items()},
+    }
+    if evaluation.lfw is not None:
+        folds, published = evaluation.lfw.folds, evaluation.lfw.as_published
+        document["lfw"] = {
+            "folds": None if folds is None else asdict(folds),
+            "as_published": _measurement_document(published),
         }
+    return document
+
+
+def _measurement_document(measurement: Measurement) -> dict[str, Any]:
+    intervals = {name: draws.interval for name, draws in measurement.draws.items()}
+    return {**asdict(measurement.figures), "intervals": intervals}
+
+
+def card_figures(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the figures for the card of an extractor measured on LFW, fractions rounded to five digits."""
+    figures: dict[str, Any] = {"data": "Labeled Faces in the Wild"}
+    for name, measurement in evaluation.conditions.items():
+        figures["corrected_labels" if measurement is evaluation.clean else f"degraded_{name}"] = _card_rates(
+            measurement
+        )
+    if evaluation.lfw is not None:
+        figures["published_labels"] = _card_rates(evaluation.lfw.as_published)
+        if evaluation.lfw.folds is not None:
+            figures["ten_folds"] = {
+                "pairs": evaluation.lfw.folds.pairs,
+                "accuracy": round(evaluation.lfw.folds.accuracy, 5),
+                "deviation": round(evaluation.lfw.folds.deviation, 5),
+            }
     return figures
 
 
-def _card_rates(figures: Figures) -> dict[str, Any]:
-    verification = figures.verification
+def _card_rates(measurement: Measurement) -> dict[str, Any]:
+    figures, verification = measurement.figures, measurement.figures.verification
+    points = [point for point in verification.points if point.fmr in DECADES]
     return {
         "photos": figures.photos,
         "people": figures.people,
@@ -71,88 +155,72 @@ def _card_rates(figures: Figures) -> dict[str, Any]:
         "mated_pairs": verification.mated_pairs,
         "non_mated_pairs": verification.non_mated_pairs,
         "equal_error_rate": round(verification.equal_error_rate, 5),
-        "tar_at_fmr": {
-            f"{point.fmr:.0e}": round(point.tar, 5) for point in verification.points if point.fmr in DECADES
-        },
+        "tar_at_fmr": {f"{point.fmr:.0e}": round(point.tar, 5) for point in points},
+        "tar_interval_at_fmr": {f"{point.fmr:.0e}": _rounded(measurement, tar_name(point.fmr)) for point in points},
         "open_set": [
             {
                 "enrolled_per_subject": gallery.enrolled_per_subject,
+                "rule": gallery.rule,
                 "subjects": gallery.subjects,
                 "rank_one": round(gallery.rank_one, 5),
                 "fnir_at_fpir": {f"{point.fpir:g}": round(point.fnir, 5) for point in gallery.points},
             }
             for gallery in figures.identification
+            if gallery.rule == DEFAULT_RULE or gallery.enrolled_per_subject == 1
         ],
     }
 
 
+def _rounded(measurement: Measurement, name: str) -> list[float]:
+    return [round(end, 5) for end in measurement.draws[name].interval]
+
+
 def as_markdown(report: Report) -> str:
     """Return the report for people to read."""
-    evaluation = report.lfw
-    acquired = (
-        f"Detector {report.detector}. Of the faces in a photo the one that is large and near the middle is taken. "
-        f"{len(report.failures)} of {evaluation.as_published.photos:,} photos have none; such a photo matches nobody "
-        "and stays in every denominator, so a mated pair or a mated probe with it is a miss."
-    )
-    sections = (
-        [f"# {report.extractor} on Labeled Faces in the Wild", "", acquired],
-        ["## Ten folds", "", _folds_sentence(evaluation.folds)],
-        ["## All pairs", "", _ALL_PAIRS, "", *_verification_table(evaluation)],
-        ["## Open set", "", _OPEN_SET, "", *_identification_table(evaluation)],
-        ["## Thresholds", "", _THRESHOLDS, "", *_threshold_table(evaluation)],
-    )
-    return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
-
-
-def _folds_sentence(folds: FoldedAccuracy | None) -> str:
-    if folds is None:
-        return "Not measured: not every fold has pairs of these photos."
-    return (
-        f"Accuracy {folds.accuracy:.2%} ± {folds.deviation:.2%} (standard deviation over the "
-        f"{len(folds.fold_accuracies)} folds; standard error of the mean {folds.standard_error:.2%}) on "
-        f"{folds.pairs:,} pairs with the published labels, each fold at the threshold that is best on the others."
-    )
-
-
-def _verification_table(evaluation: LfwEvaluation) -> list[str]:
-    corrected, published = evaluation.corrected.verification, evaluation.as_published.verification
-    rows = [
-        "| | corrected labels: TAR | distance | published labels: TAR | distance |",
-        "| --- | --- | --- | --- | --- |",
+    first = report.evaluations[0]
+    several, degraded = len(report.evaluations) > 1, len(first.conditions) > 1
+    figures = first.clean.figures
+    blocks = [
+        f"# {', '.join(evaluation.extractor for evaluation in report.evaluations)} on {report.data}",
+        f"{figures.photos:,} photos of {figures.people:,} people. {report.acquired}",
     ]
-    # The two sets differ by three photos, so both support the same rates or all but the strictest.
-    for one, other in zip(corrected.points, published.points, strict=False):
-        if one.fmr in DECADES:
-            cells = (f"{one.tar:.2%}", f"{one.distance:.4f}", f"{other.tar:.2%}", f"{other.distance:.4f}")
-            rows.append(f"| FMR {one.fmr:.0e} | {' | '.join(cells)} |")
-    rows += [
-        f"| equal error rate | {corrected.equal_error_rate:.3%} | | {published.equal_error_rate:.3%} | |",
-        f"| mated pairs | {corrected.mated_pairs:,} | | {published.mated_pairs:,} | |",
-        f"| non-mated pairs | {corrected.non_mated_pairs:,} | | {published.non_mated_pairs:,} | |",
+    if several:
+        blocks += ["## Side by side", *_side_by_side(report.evaluations)]
+    for evaluation in report.evaluations:
+        blocks += [f"## {evaluation.extractor}", *_sections(evaluation)]
+    explained = [_ALL_PAIRS, _OPEN_SET, _INTERVALS, _THRESHOLDS]
+    explained += [_DEGRADED] * degraded + [_DIFFERENCES] * several + [_CORRECTED] * (first.lfw is not None)
+    blocks += ["## How it is measured", *explained]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _side_by_side(evaluations: Sequence[Evaluation]) -> list[str]:
+    compared = [
+        EQUAL_ERROR_RATE,
+        *map(tar_name, DECADES),
+        *(fnir_name(fpir, enrolled, rule) for enrolled, rule in _COMPARED for fpir in FPIRS),
     ]
-    return rows
+    blocks = []
+    for condition, measurement in evaluations[0].conditions.items():
+        shown = [name for name in compared if name in measurement.draws]
+        draws = [evaluation.conditions[condition].draws for evaluation in evaluations]
+        table = side_by_side_table([evaluation.extractor for evaluation in evaluations], draws, shown)
+        blocks += [f"### {condition.capitalize()}", table]
+    return blocks
 
 
-def _identification_table(evaluation: LfwEvaluation) -> list[str]:
-    rows = [
-        "| labels | photos each | subjects | mated probes | strangers | rank one | FNIR at FPIR (distance) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for labels, figures in (("corrected", evaluation.corrected), ("published", evaluation.as_published)):
-        rows += [f"| {labels} | {_gallery_cells(gallery)} |" for gallery in figures.identification]
-    return rows
-
-
-def _gallery_cells(gallery: Identification) -> str:
-    points = ", ".join(f"{point.fnir:.2%} at {point.fpir:.1%} ({point.distance:.4f})" for point in gallery.points)
-    counts = (gallery.enrolled_per_subject, gallery.subjects, gallery.mated_probes, gallery.non_mated_probes)
-    return " | ".join([*(f"{count:,}" for count in counts), f"{gallery.rank_one:.2%}", points])
-
-
-def _threshold_table(evaluation: LfwEvaluation) -> list[str]:
-    rows = ["| FMR | distance | cosine | TAR | pairs of people |", "| --- | --- | --- | --- | --- |"]
-    for point in evaluation.corrected.verification.points:
-        people = "" if point.people_pairs is None else f"{point.people_pairs:,}"
-        cosine = 1 - point.distance**2 / 2
-        rows.append(f"| {point.fmr:.3g} | {point.distance:.4f} | {cosine:.4f} | {point.tar:.2%} | {people} |")
-    return rows
+def _sections(evaluation: Evaluation) -> list[str]:
+    blocks = []
+    if evaluation.failures:
+        blocks.append(
+            f"{len(evaluation.failures):,} photos have no face; such a photo matches nobody and stays in every "
+            "denominator, so a mated pair or a mated probe with it is a miss."
+        )
+    measured = dict(evaluation.conditions)
+    if evaluation.lfw is not None:
+        measured["published"] = evaluation.lfw.as_published
+        blocks += ["### Ten folds", folds_sentence(evaluation.lfw.folds)]
+    blocks += ["### All pairs", verification_table(measured)]
+    blocks += ["### Distances", distance_table(measured)]
+    blocks += ["### Open set", identification_table(measured)]
+    return [*blocks, "### Thresholds", threshold_table(evaluation.clean.figures.verification)]

@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.training import error_rates
+from model.training import error_rates, pair_distances
 from model.training.error_rates import (
     FMR_GRID,
     allowed,
-    distances_between,
     just_below,
+    verify,
     verify_all_pairs,
 )
+from model.training.pair_distances import BINS, compare_photos, distances_between
 
 RATES = (0.5, 0.2, 0.1, 0.01)
 
@@ -44,7 +45,7 @@ def every_pair(embeddings: NDArray[np.float32], subjects: NDArray[np.int64]) -> 
 @pytest.fixture(autouse=True)
 def small_sets_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(error_rates, "MIN_SUPPORT", 0)
-    monkeypatch.setattr(error_rates, "_BLOCK_CELLS", 100)
+    monkeypatch.setattr(pair_distances, "_BLOCK_CELLS", 100)
 
 
 @st.composite
@@ -163,6 +164,22 @@ def test_thresholds_tighten_with_the_rate() -> None:
     points = verify_all_pairs(embeddings, np.arange(300) // 3).points
 
     assert all(a.distance >= b.distance and a.tar >= b.tar for a, b in pairwise(points))
+
+
+def test_beyond_the_pairs_that_are_kept_a_threshold_is_the_edge_of_its_bin(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, subjects = unit(np.random.default_rng(2), 120, 8), np.arange(120) // 3
+    exact = verify_all_pairs(embeddings, subjects, RATES)
+
+    monkeypatch.setattr(pair_distances, "MOST_KEPT", 1000)
+    pairs = compare_photos(embeddings, subjects)
+    binned = verify(pairs, RATES)
+
+    assert 900 < pairs.exact <= 1000
+    assert binned.points[-1] == exact.points[-1]  # 70 pairs
+    for one, other in zip(binned.points[:-1], exact.points[:-1], strict=True):
+        assert 0 <= other.distance - one.distance < 2.1 / BINS
+        assert one.tar == pytest.approx(other.tar, abs=0.01)
+    assert binned.equal_error_rate == pytest.approx(exact.equal_error_rate, abs=0.001)
 
 
 def test_the_grid_has_every_decade_and_four_points_in_each() -> None:

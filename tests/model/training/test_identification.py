@@ -5,13 +5,36 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.training import identification
-from model.training.error_rates import distances_between
-from model.training.identification import best_template, identify_open_set
+from model.training.identification import FPIRS, LEAST_STRANGERS, SPLITS, Identification, divide, identify, search
+from model.training.pair_distances import distances_between
+from model.training.template_rules import best_template
 
 
 def on_circle(*degrees: float) -> NDArray[np.float32]:
     angles = np.deg2rad(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def identify_open_set(
+    embeddings: NDArray[np.float32],
+    subjects: NDArray[np.int64],
+    *,
+    enrolled: int,
+    rates: tuple[float, ...] = FPIRS,
+    probes: NDArray[np.float32] | None = None,
+) -> Identification | None:
+    divisions = divide([str(photo) for photo in range(len(subjects))], subjects, enrolled)
+    found = [
+        search(embeddings, embeddings if probes is None else probes, subjects, division, best_template)
+        for division in divisions
+    ]
+    searches = [one for one in found if one is not None]
+    return identify(searches, enrolled=enrolled, rule="best", rates=rates) if searches else None
+
+
+@pytest.fixture(autouse=True)
+def few_strangers_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identification, "LEAST_STRANGERS", 0)
 
 
 def search_one_by_one(
@@ -108,17 +131,53 @@ def test_failures_to_acquire_are_misses_but_no_alarms() -> None:
     assert measured.points[0].distance == 2.0
 
 
+def test_probes_may_be_copies_of_the_photos() -> None:
+    clean, copies = on_circle(0, 10, 90, 100, 200), on_circle(180, 80, 180, 95, 180)
+
+    measured = identify_open_set(clean, np.array([0, 0, 1, 1, 2]), enrolled=1, probes=copies, rates=())
+
+    assert measured is not None
+    assert measured.rank_one == 0.5  # photo 1's copy is at 80°, nearer to the clean photo at 90°
+
+
 def test_nobody_to_enroll_or_no_stranger_gives_nothing() -> None:
-    embeddings = on_circle(0, 1, 90, 91)
+    photos = ["a", "b", "c", "d"]
 
-    assert identify_open_set(embeddings, np.arange(4), enrolled=1) is None
-    assert identify_open_set(embeddings, np.array([0, 0, 1, 1]), enrolled=1) is None
+    assert divide(photos, np.arange(4), 1) == ()
+    assert divide(photos, np.array([0, 0, 0, 0]), 1) == ()
+    assert identify_open_set(np.full((3, 2), np.nan, np.float32), np.array([0, 0, 1]), enrolled=1) is None
 
 
-def test_the_nearest_template_speaks_for_its_subject() -> None:
-    distances = best_template(on_circle(0), on_circle(30, 60, 90), np.array([0, 2]))
+def test_where_everybody_has_many_photos_half_are_strangers_many_times_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identification, "LEAST_STRANGERS", LEAST_STRANGERS)
+    subjects = np.repeat(np.arange(7), 4)
+    photos = [f"{subject}/{number}" for number, subject in enumerate(subjects)]
 
-    assert distances == pytest.approx(2 * np.sin(np.deg2rad([[15, 45]])), abs=1e-5)
+    divisions = divide(photos, subjects, 3)
+
+    assert len(divisions) == SPLITS
+    for division in divisions:
+        assert (division.enrolled.astype(int) + division.mated + division.strangers == 1).all()
+        assert (int(division.enrolled.sum()), int(division.mated.sum()), int(division.strangers.sum())) == (12, 4, 12)
+        assert len(np.unique(subjects[division.strangers])) == 3
+    assert len({division.enrolled.tobytes() for division in divisions}) == SPLITS
+    again = divide(photos, subjects, 3)
+    assert [one.enrolled.tobytes() for one in again] == [one.enrolled.tobytes() for one in divisions]
+
+
+def test_several_searches_give_the_mean_of_their_rates() -> None:
+    embeddings, subjects = on_circle(0, 10, 90, 60, 200, 130, 150), np.array([0, 0, 1, 1, 1, 2, 3])
+    one = divide([str(photo) for photo in range(7)], subjects, 1)[0]
+    swapped = identification.Division(np.roll(one.mated, 1) & one.mated, one.enrolled, one.strangers)
+    searches = [search(embeddings, embeddings, subjects, division, best_template) for division in (one, swapped)]
+    found = [each for each in searches if each is not None]
+
+    together = identify(found, enrolled=1, rule="best", rates=(0.5,))
+    apart = [identify([each], enrolled=1, rule="best", rates=(0.5,)) for each in found]
+
+    assert together.divisions == 2
+    assert together.rank_one == pytest.approx(np.mean([each.rank_one for each in apart]))
+    assert together.points[0].fnir == pytest.approx(np.mean([each.points[0].fnir for each in apart]))
 
 
 def test_blocks_of_probes_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
