@@ -1,7 +1,6 @@
 """The training loop: softmax + center loss on batches of people, resumable, on one process or many."""
 
 import json
-import math
 import os
 import signal
 import time
@@ -22,9 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from model.losses import (
-    CenterLoss,
     CosineMarginClassifier,
-    JointLoss,
     LearnedCenterLoss,
     LinearClassifier,
     center_optimizer,
@@ -32,6 +29,16 @@ from model.losses import (
 from model.training.augmentation import Augmentation
 from model.training.config import ConfigError, TrainingConfig
 from model.training.degradation import degrade_mixed
+from model.training.learner import (
+    Learner,
+    build_losses,
+    build_optimizer,
+    feature_dimension,
+    follow,
+    freeze,
+    keep_statistics,
+    rate_share,
+)
 from model.training.steering import Steering, embed_crops, read_crops, some_photos, steer
 from model.training.training_set import AugmentedCrops, IdentitySplit, LabelledCrops, PersonBatches
 
@@ -61,26 +68,6 @@ class Watch:
     validated: Callable[[int, Steering], None] = lambda *_: None
 
 
-class _Learner(nn.Module):
-    """Network and losses as one module, so that all their gradients are averaged over the processes alike."""
-
-    def __init__(self, network: nn.Module, joint: JointLoss, pull: float) -> None:
-        super().__init__()
-        self.network = network
-        self.joint = joint
-        self.pull = pull
-        self.embed: Callable[[Tensor], Tensor] = network
-
-    def forward(self, crops: Tensor, labels: Tensor, targets: Tensor, step: int) -> tuple[Tensor, ...]:
-        features = self.embed(crops).float()
-        joint, softmax, center = self.joint(features, labels, step)
-        pull = torch.zeros(())
-        if self.pull:
-            pull = (1 - (F.normalize(features) * targets).sum(1)).mean()
-            joint = joint + self.pull * pull
-        return joint, softmax, center, pull.detach(), features.detach()
-
-
 class Training:
     """A run: network, losses, optimizers and the step it is at.
 
@@ -105,9 +92,9 @@ class Training:
         device = torch.device(config.run.device)
         memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
         self.network: nn.Module = network.to(device).to(memory_format=memory_format)
-        _freeze(self.network, config)
-        self.joint = _losses(config, len(split.train.people), _dimension(self.network, device)).to(device)
-        learner = _Learner(self.network, self.joint, config.loss.pull)
+        freeze(self.network, config)
+        self.joint = build_losses(config, len(split.train.people), feature_dimension(self.network, device)).to(device)
+        learner = Learner(self.network, self.joint, config.loss.pull)
         if config.loss.pull and split.train.targets.shape[1] != self.joint_dimension:
             raise ConfigError("pull needs prepared folders whose embeddings have the network's dimension")
         if config.run.compile:
@@ -116,7 +103,7 @@ class Training:
         if self._processes > 1:
             # Buffers: statistics of batch normalisation may differ in the last digits, the paper's centers never do.
             self._learner = DistributedDataParallel(learner, broadcast_buffers=False)
-        self._optimizer, self._rates = _optimizer(self.network, self.joint, config)
+        self._optimizer, self._rates = build_optimizer(self.network, self.joint, config)
         center = self.joint.center_loss
         self._centers = (
             center_optimizer(center, rate=config.loss.center_rate) if isinstance(center, LearnedCenterLoss) else None
@@ -238,12 +225,12 @@ class Training:
     def _train(self, crops: Tensor, labels: Tensor, targets: Tensor) -> tuple[float, float, float, float]:
         config = self.config
         torch.manual_seed(hash((config.run.seed, self.step, self._rank)) % 2**62)  # dropout
-        scale = _schedule(self.step, config)
+        scale = rate_share(self.step, config)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
         self.network.train()
         if config.network.frozen_statistics:
-            _still(self.network)
+            keep_statistics(self.network)
         self._optimizer.zero_grad(set_to_none=True)
         if self._centers is not None:
             self._centers.zero_grad(set_to_none=True)
@@ -262,7 +249,7 @@ class Training:
         self.step += 1
         if config.optimizer.ema:
             decay = min(config.optimizer.ema, self.step / (self.step + 10))
-            _follow(self.average, self.network, decay)
+            follow(self.average, self.network, decay)
         return float(loss.detach()), float(softmax), float(center), float(pull)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -326,86 +313,6 @@ def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _freeze(network: nn.Module, config: TrainingConfig) -> None:
-    frozen = config.network.frozen_convolutions
-    if not frozen:
-        return
-    units = getattr(network, "convolutions", None)
-    if units is None or frozen > len(units):
-        raise ConfigError(f"{type(network).__name__} has no {frozen} convolutions in a row to freeze")
-    for unit in units[:frozen]:
-        unit.requires_grad_(False)
-
-
-def _still(network: nn.Module) -> None:
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-
-
-def _dimension(network: nn.Module, device: torch.device) -> int:
-    training = network.training
-    with torch.inference_mode():
-        dimension = int(network.eval()(torch.zeros(1, 3, 112, 112, device=device)).shape[1])
-    network.train(training)
-    return dimension
-
-
-def _losses(config: TrainingConfig, classes: int, dimension: int) -> JointLoss:
-    loss = config.loss
-    classifier: nn.Module
-    if loss.classifier == "softmax":
-        classifier = LinearClassifier(dimension, classes)
-    else:
-        classifier = CosineMarginClassifier(
-            dimension, classes, kind=loss.classifier, scale=loss.scale, margin=loss.margin
-        )
-    center: CenterLoss | LearnedCenterLoss | None = None
-    if loss.center == "paper":
-        center = CenterLoss(classes, dimension, alpha=loss.center_rate)
-    elif loss.center == "learned":
-        center = LearnedCenterLoss(classes, dimension)
-    return JointLoss(
-        classifier, center, weight=loss.center_weight, warmup_steps=loss.center_warmup, normalised=loss.normalised
-    )
-
-
-def _optimizer(
-    network: nn.Module, joint: JointLoss, config: TrainingConfig
-) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
-    options = config.optimizer
-    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": options.weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": list(joint.classifier.parameters()), "weight_decay": options.weight_decay},
-    ]
-    rates = (options.rate, options.rate, options.classifier_rate)
-    for group, rate in zip(groups, rates, strict=True):
-        group["lr"] = rate
-    if options.kind == "adamw":
-        return torch.optim.AdamW(groups), rates
-    return torch.optim.SGD(groups, lr=options.rate, momentum=0.9), rates
-
-
-def _schedule(step: int, config: TrainingConfig) -> float:
-    """Share of the learning rate at a step."""
-    options, steps = config.optimizer, config.run.steps
-    if step < options.warmup:
-        return (step + 1) / options.warmup
-    progress = (step - options.warmup) / max(1, steps - options.warmup)
-    return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    for slow, fast in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-        if slow.is_floating_point():
-            slow.lerp_(fast, 1 - decay)
-        else:
-            slow.copy_(fast)
 
 
 @torch.inference_mode()
