@@ -16,7 +16,7 @@ from model.training.error_rates import allowed
 from model.training.identification import Search
 from model.training.pair_distances import PairDistances
 
-REPLICATES = 400
+REPLICATES = 300
 """How often people are drawn."""
 
 CONFIDENCE = 0.95

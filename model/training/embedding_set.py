@@ -101,7 +101,7 @@ def find_faces(
     rows = _compute(
         photos,
         {CLEAN: kept},
-        lambda chunk: {CLEAN: np.array([_to_row(_central_face(photos[row].path, detector)) for row in chunk])},
+        lambda chunk, _: {CLEAN: np.array([_to_row(_central_face(photos[row].path, detector)) for row in chunk])},
         workers,
         advance,
     )
@@ -144,11 +144,11 @@ def embed_photos(
     stem = f"{embedder.identity}-{source}-{_code_digest(_EMBEDDING)}"
     kept = {kind: folder and folder / f"embeddings-{stem}-{kind}.npz" for kind in (CLEAN, *kinds)}
 
-    def embed(chunk: Sequence[int]) -> Rows:
+    def embed(chunk: Sequence[int], wanted: Sequence[str]) -> Rows:
         crops = [read_crop(row) for row in chunk]
         found = [place for place, crop in enumerate(crops) if crop is not None]
         stacked = np.array([crop for crop in crops if crop is not None], np.uint8)
-        embeddings = {kind: np.full((len(chunk), embedder.dimension), np.nan, np.float32) for kind in kept}
+        embeddings = {kind: np.full((len(chunk), embedder.dimension), np.nan, np.float32) for kind in wanted}
         if found:
             for kind, rows in embeddings.items():
                 rows[found] = embedder.embed(stacked if kind == CLEAN else degrade(stacked, kind))
@@ -161,11 +161,14 @@ def embed_photos(
 def _compute(
     photos: Sequence[Photo],
     kept: Mapping[str, Path | None],
-    compute: Callable[[Sequence[int]], Rows],
+    compute: Callable[[Sequence[int], Sequence[str]], Rows],
     workers: int,
     advance: Callable[[int], None],
 ) -> Rows:
-    """Return a row for each photo under each name, from what is kept or computed, chunk by chunk, in threads."""
+    """Return a row for each photo under each name, from what is kept or computed, chunk by chunk, in threads.
+
+    ``compute`` is given rows of photos, and the names under which some of them are not known.
+    """
     known = {name: read_rows(path) for name, path in kept.items()}
     stamps = [_stamp(photo) for photo in photos]
     todo = [row for row, stamp in enumerate(stamps) if any(stamp not in rows for rows in known.values())]
@@ -176,7 +179,8 @@ def _compute(
             write_rows(path, known[name])
 
     def work(chunk: list[int]) -> tuple[list[int], Rows]:
-        return chunk, compute(chunk)
+        wanted = [name for name, rows in known.items() if any(stamps[row] not in rows for row in chunk)]
+        return chunk, compute(chunk, wanted)
 
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(work, todo[start : start + _CHUNK]) for start in range(0, len(todo), _CHUNK)]

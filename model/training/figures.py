@@ -97,11 +97,12 @@ def _draw_trade_off(panel: Any, title: str, curves: Sequence[tuple[str, Measurem
     panel.set_ylabel("false non-match rate (FNMR)")
     panel.grid(which="major", color="#cccccc", linewidth=0.7)
     panel.grid(which="minor", color="#eeeeee", linewidth=0.4)
-    panel.legend(fontsize=9, loc="best")
+    panel.legend(fontsize=9, loc="upper right")
 
 
 def _draw_distances(panel: Any, title: str, measurement: Measurement) -> None:
     edges = np.linspace(0, 2, _BARS + 1)
+    highest = 0.0
     for label, colour, histogram, moments in (
         (
             "one person (mated)",
@@ -119,9 +120,10 @@ def _draw_distances(panel: Any, title: str, measurement: Measurement) -> None:
         counts = histogram.reshape(_BARS, BINS // _BARS).sum(axis=1)
         density = counts / max(1, counts.sum()) / (edges[1] - edges[0])
         spread = "" if moments is None else f", {moments.mean:.2f} ± {moments.deviation:.2f}"
+        highest = max(highest, float(density.max()))
         panel.stairs(density, edges, fill=True, color=colour, alpha=0.35)
         panel.stairs(density, edges, color=colour, label=f"{label}{spread}", linewidth=1.4)
-    panel.set(title=title, ylabel="density", xlim=(0, 1.8))
+    panel.set(title=title, ylabel="density", xlim=(0, 1.8), ylim=(0, 1.4 * highest or 1))  # room for the legend
     panel.grid(color="#e5e5e5", linewidth=0.6)
     panel.legend(fontsize=9, loc="upper left")
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_KEPT = 1_000_000
+MOST_KEPT = 300_000
 """So many of the closest non-mated pairs are kept, each with whom it is of."""
 
 BINS = 1 << 16
 """Bins of equal width from distance 0 to 2."""
 
-_MOST_SAMPLED = 300_000
+_MOST_SAMPLED = 200_000
 _BLOCK_CELLS = 8_000_000
 
 
