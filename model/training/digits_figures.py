@@ -127,11 +127,11 @@ def _draw(
     panel.scatter(*features.T, s=size, c=[COLOURS[label] for label in labels], linewidths=0, rasterized=True)
     if centers is not None:
         panel.scatter(*centers.T, s=36, marker="X", c="white", edgecolors="black", linewidths=1, zorder=3)
-    box = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
+    # Beside the mean, not on it, where a label would hide a small cluster.
+    box = {"boxstyle": "circle,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+    style = {"ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold", "zorder": 4, "bbox": box}
     for digit, mean in enumerate(class_means(features, labels, len(COLOURS))):
-        where = {"xytext": (7, 7), "textcoords": "offset points"} if centers is not None else {}
-        style = {"ha": "center", "va": "center", "fontsize": 8, "fontweight": "bold", "zorder": 4}
-        panel.annotate(str(digit), mean, color="black", bbox=box, **style, **where)
+        panel.annotate(str(digit), mean, xytext=(9, 9), textcoords="offset points", color="black", **style)
     drawn = features if centers is None else np.concatenate([features, centers])
     middle, half = (drawn.max(0) + drawn.min(0)) / 2, 0.55 * float((drawn.max(0) - drawn.min(0)).max())
     panel.set_xlim(middle[0] - half, middle[0] + half)
