@@ -15,6 +15,7 @@ from app.api.problems import PROBLEM_TYPES
 from app.cli import cli as facegallery
 from app.settings import Settings
 from model.cli import app as facemodel
+from model.training.config import TrainingConfig
 from tests.http.conftest import Server
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,14 @@ def test_every_command_is_listed(program: str, commands: object) -> None:
     names = getattr(get_command(commands), "commands")  # type: ignore[arg-type]  # noqa: B009
     assert names
     assert [name for name in names if f"`{program} {name}" not in page("operations.md")] == []
+
+
+def test_every_training_setting_is_listed_with_its_meaning() -> None:
+    rows = re.findall(r"^\| `([a-z]+\.\w+)` \| .*? \| (.*) \|$", page("training.md"), re.MULTILINE)
+    tables = {name: getattr(field.annotation, "model_fields") for name, field in TrainingConfig.model_fields.items()}  # noqa: B009
+    assert rows == [
+        (f"{table}.{name}", f.description) for table, fields in tables.items() for name, f in fields.items()
+    ]
 
 
 def test_every_problem_type_is_listed_with_its_status() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model.training.bootstrap import CONFIDENCE
 from model.training.embedding_set import CLEAN
 from model.training.evaluation import DECADES, MIXED, Evaluation, Measurement, tar_name
 from model.training.pair_distances import BINS
@@ -17,6 +18,7 @@ _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#
 _STYLES = ("-", "--", "-.", ":")
 _MATED, _NON_MATED = "#0072B2", "#D55E00"
 _BARS = 128
+_LINES = f"vertical lines: {CONFIDENCE:.0%} intervals over people"
 
 
 def draw_figures(evaluations: Sequence[Evaluation], data: str, folder: Path) -> list[Path]:
@@ -41,7 +43,7 @@ def draw_figures(evaluations: Sequence[Evaluation], data: str, folder: Path) -> 
     for panel, condition in zip(panels, conditions, strict=True):
         curves = [(one.extractor, one.conditions[condition]) for one in evaluations]
         _draw_trade_off(panel, condition if len(conditions) > 1 else "", curves)
-    figure.suptitle(f"Detection error trade-off, {data}")
+    figure.suptitle(f"Detection error trade-off, {data}\n{_LINES}", fontsize=11)
     paths = [_save(figure, folder / "det.png")]
 
     if len(evaluations[0].conditions) > 1:
@@ -49,7 +51,7 @@ def draw_figures(evaluations: Sequence[Evaluation], data: str, folder: Path) -> 
         panels = figure.subplots(1, len(evaluations), squeeze=False, sharey=True)[0]
         for panel, evaluation in zip(panels, evaluations, strict=True):
             _draw_trade_off(panel, evaluation.extractor, list(evaluation.conditions.items()))
-        figure.suptitle(f"Detection error trade-off by degradation of the probe, {data}")
+        figure.suptitle(f"Detection error trade-off by degradation of the probe, {data}\n{_LINES}", fontsize=11)
         paths.append(_save(figure, folder / "det-degraded.png"))
 
     size = (5.4 * len(conditions), 0.8 + 2.6 * len(evaluations))
