@@ -99,7 +99,7 @@ def _draw_trade_off(panel: Any, title: str, curves: Sequence[tuple[str, Measurem
     panel.set_ylabel("false non-match rate (FNMR)")
     panel.grid(which="major", color="#cccccc", linewidth=0.7)
     panel.grid(which="minor", color="#eeeeee", linewidth=0.4)
-    panel.legend(fontsize=9, loc="upper right")
+    panel.legend(fontsize=9, loc="lower left")
 
 
 def _draw_distances(panel: Any, title: str, measurement: Measurement) -> None:
