@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from model.errors import ModelFileError
+from model.replaced_file import replaced_file
 
 CARD_FILE = "card.json"
 
@@ -95,7 +95,6 @@ def write_card(card: ModelCard, folder: Path) -> Path:
     """Write a card beside its network file, in one step, and return its path; same card, same bytes."""
     path = folder / CARD_FILE
     text = json.dumps(asdict(card), indent=2, sort_keys=True, ensure_ascii=False)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)
+    with replaced_file(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
     return path

@@ -1,7 +1,6 @@
 """The training loop: softmax + center loss on batches of people, resumable, on one process or many."""
 
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from model.losses import (
     LinearClassifier,
     center_optimizer,
 )
+from model.replaced_file import replaced_file
 from model.training.augmentation import Augmentation
 from model.training.config import ConfigError, TrainingConfig
 from model.training.degradation import degrade_mixed
@@ -163,21 +163,18 @@ class Training:
         if self._rank:
             return
         self.output.mkdir(parents=True, exist_ok=True)
-        draft = self.output / f"{CHECKPOINT}.{os.getpid()}.tmp"
-        torch.save(
-            {
-                "step": self.step,
-                "people": list(self.split.train.people),
-                "network": self.network.state_dict(),
-                "joint": self.joint.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "average": self.average.state_dict(),
-                "architecture": type(self.network).__name__,
-                "config": self.config.model_dump(mode="json"),
-            },
-            draft,
-        )
-        draft.replace(self.output / CHECKPOINT)
+        state = {
+            "step": self.step,
+            "people": list(self.split.train.people),
+            "network": self.network.state_dict(),
+            "joint": self.joint.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "architecture": type(self.network).__name__,
+            "config": self.config.model_dump(mode="json"),
+        }
+        with replaced_file(self.output / CHECKPOINT) as draft:
+            torch.save(state, draft)
 
     def run(self, watch: Watch = Watch()) -> bool:
         """Train to the last step; False if it was interrupted, with a checkpoint of where it got to."""

@@ -8,7 +8,6 @@ crop) and `preparation.json`, which says by which networks. `people/PERSON.npz` 
 import csv
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -26,6 +25,7 @@ from model.errors import FacegalleryError
 from model.image import decode_image
 from model.photo_folder import DatasetError, Photo, list_photos
 from model.pipeline import Networks
+from model.replaced_file import replaced_file
 from model.training.embedding_set import central_face
 from model.training.label_checks import flag_photos
 
@@ -178,7 +178,8 @@ def _claim(output: Path, identity: dict[str, str]) -> None:
         if earlier != identity:
             raise DatasetError(f"{output} was prepared by {earlier}; choose another folder")
     else:
-        _replace(path, json.dumps(identity, indent=2).encode())
+        with replaced_file(path) as draft:
+            draft.write_text(json.dumps(identity, indent=2), encoding="utf-8")
 
 
 def _prepare_person(
@@ -204,10 +205,8 @@ def _prepare_person(
         np.array(crops, np.uint8).reshape(-1, CROP_SIZE, CROP_SIZE, 3)
     )
     kept.parent.mkdir(exist_ok=True)
-    draft = kept.with_suffix(f".{os.getpid()}.tmp")
-    with draft.open("wb") as file:
+    with replaced_file(kept) as draft, draft.open("wb") as file:
         np.savez(file, stamp=stamp, rows=json.dumps([asdict(row) for row in rows]), embeddings=embeddings)
-    draft.replace(kept)
     return rows, embeddings
 
 
@@ -242,25 +241,15 @@ def _read_person(path: Path, stamp: str) -> tuple[list[PreparedPhoto], NDArray[n
 
 
 def _write_manifest(output: Path, photos: Sequence[PreparedPhoto], embeddings: NDArray[np.float32]) -> None:
-    draft = output / f"{EMBEDDINGS}.{os.getpid()}.tmp"
-    with draft.open("wb") as file:
+    with replaced_file(output / EMBEDDINGS) as draft, draft.open("wb") as file:
         np.save(file, embeddings)
-    draft.replace(output / EMBEDDINGS)
-    draft = output / f"{MANIFEST}.{os.getpid()}.tmp"
-    with draft.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(PreparedPhoto)])
+    with replaced_file(output / MANIFEST) as draft, draft.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, [field.name for field in fields(PreparedPhoto)])
         writer.writeheader()
         writer.writerows(asdict(photo) for photo in photos)
-    draft.replace(output / MANIFEST)
 
 
 def _from_row(row: dict[str, str]) -> PreparedPhoto:
     numbers = {name: float(row[name]) for name in ("x", "y", "width", "height", "score")}
     values: dict[str, Any] = {**row, **numbers, "faces": int(row["faces"])}
     return PreparedPhoto(**values)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_bytes(content)
-    draft.replace(path)

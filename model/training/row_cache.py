@@ -1,11 +1,12 @@
 """A file of rows by name, which a later run takes up again."""
 
-import os
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+
+from model.replaced_file import replaced_file
 
 Rows = dict[str, NDArray[np.float32]]
 
@@ -26,7 +27,5 @@ def write_rows(path: Path | None, rows: Rows) -> None:
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    with draft.open("wb") as file:
+    with replaced_file(path) as draft, draft.open("wb") as file:
         np.savez(file, stamps=np.array(list(rows), np.str_), rows=np.array(list(rows.values())))
-    draft.replace(path)
