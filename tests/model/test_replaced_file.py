@@ -21,9 +21,13 @@ def test_a_failure_leaves_the_file_and_no_draft(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
 
-    with pytest.raises(OSError, match="full"), replaced_file(path) as draft:
-        draft.write_text("ne")
-        raise OSError("full")
+    def write_half() -> None:
+        with replaced_file(path) as draft:
+            draft.write_text("ne")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
