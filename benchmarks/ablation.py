@@ -20,10 +20,9 @@ from model.network_file import write_network
 from model.pipeline import WEIGHTS
 from model.runtime import open_network
 from model.training.config import LossConfig, TrainingConfig, read_config
-from model.training.degradation import degrade_mixed
 from model.training.loop import Watch
 from model.training.running import open_training
-from model.training.steering import Steering, read_crops, some_photos, steer
+from model.training.steering import Steering, some_photos, steer_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +84,12 @@ def _measure(config: TrainingConfig, output: Path, most: int, progress: Progress
     task = progress.add_task(name, total=config.run.steps)
     training.run(Watch(lambda step: progress.update(task, completed=step.number)))
     photos = some_photos(training.split.test, most)
-    clean = read_crops(photos)
-    degraded = degrade_mixed(clean, [path.name for path in photos.paths])
     with TemporaryDirectory() as folder:
         # As it is served, which is several times as fast as torch on a processor.
         write_network(training.average.eval(), Path(folder) / "network.onnx", half=False)
         card = replace(SFACE.card, dimension=training.joint_dimension)
         extractor = Extractor(open_network(Path(folder) / "network.onnx"), card)
-        return steer(extractor.embed(clean), extractor.embed(degraded), photos.labels)
+        return steer_by(photos, extractor.embed)
 
 
 _FIGURES = ("clean_fnir", "clean_tar", "degraded_fnir", "degraded_tar")

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.training.pair_distances import BINS, Moments, PairDistances, bin_of, compare_photos
-from model.training.pair_distances import distances_between as distances_between
 
 FMR_GRID = tuple(float(f"{10 ** (-1 - step / 4):.3g}") for step in range(21))
 """False match rates from 1e-1 down to 1e-6, four a decade."""

@@ -28,7 +28,6 @@ from model.losses import (
 from model.replaced_file import replaced_file
 from model.training.augmentation import Augmentation
 from model.training.config import ConfigError, TrainingConfig
-from model.training.degradation import degrade_mixed
 from model.training.learner import (
     Learner,
     build_losses,
@@ -39,8 +38,8 @@ from model.training.learner import (
     keep_statistics,
     rate_share,
 )
-from model.training.steering import Steering, embed_crops, read_crops, some_photos, steer
-from model.training.training_set import AugmentedCrops, IdentitySplit, LabelledCrops, PersonBatches
+from model.training.steering import Steering, crop_features, embed_crops, read_crops, some_photos, steer_by
+from model.training.training_set import AugmentedCrops, IdentitySplit, PersonBatches
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -121,13 +120,8 @@ class Training:
     def start_from_class_means(self) -> None:
         """Put the centers, and a softmax classifier, where the people's features are before the first step."""
         rows = np.concatenate([person[:_STARTING_PHOTOS] for person in self.split.train.rows_by_person()])
-        few = LabelledCrops(
-            self.split.train.people,
-            tuple(self.split.train.paths[row] for row in rows),
-            self.split.train.labels[rows],
-            self.split.train.targets[rows],
-        )
-        features = torch.from_numpy(_features(self.network, read_crops(few), self.config.run.device))
+        few = self.split.train.only(rows)
+        features = torch.from_numpy(crop_features(self.network, read_crops(few), self.config.run.device))
         labels = torch.from_numpy(few.labels)
         drawn = F.normalize(features) if self.config.loss.normalised else features
         if self.joint.center_loss is not None:
@@ -192,9 +186,10 @@ class Training:
                 last = self.step == run.steps
                 if self._steering_photos is not None and (self.step % run.validate_every == 0 or last):
                     self._validate(watch)
-                if self.step % run.checkpoint_every == 0 or last or self._stop_everywhere():
+                stopping = self._stop_everywhere()  # asked once: what comes after it waits for the next step
+                if self.step % run.checkpoint_every == 0 or last or stopping:
                     self.save()
-                if self._stop_everywhere():
+                if stopping:
                     break
                 began = time.perf_counter()
         return self.step == run.steps
@@ -203,13 +198,7 @@ class Training:
         """Measure the (averaged) network on the people who steer."""
         if self._steering_photos is None:
             raise ConfigError("steering needs at least four validation people")
-        photos = self._steering_photos
-        clean = read_crops(photos)
-        degraded = degrade_mixed(clean, [path.name for path in photos.paths])
-        device = self.config.run.device
-        return steer(
-            embed_crops(self.average, clean, device), embed_crops(self.average, degraded, device), photos.labels
-        )
+        return steer_by(self._steering_photos, lambda crops: embed_crops(self.average, crops, self.config.run.device))
 
     def _validate(self, watch: Watch) -> None:
         if self._rank == 0:
@@ -281,7 +270,7 @@ class Training:
     def _stop_everywhere(self) -> bool:
         if self._processes == 1:
             return self._stopping
-        asked = torch.tensor(int(self._stopping))
+        asked = torch.tensor(int(self._stopping), device=self.config.run.device)
         dist.all_reduce(asked)
         return bool(asked)
 
@@ -310,17 +299,6 @@ def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@torch.inference_mode()
-def _features(network: nn.Module, crops: np.ndarray[Any, np.dtype[np.uint8]], device: str) -> np.ndarray[Any, Any]:
-    """Features before normalisation, (N, D)."""
-    network.eval()
-    parts = [
-        network(torch.from_numpy(crops[start : start + 64]).to(device).permute(0, 3, 1, 2).float()).cpu()
-        for start in range(0, len(crops), 64)
-    ]
-    return torch.cat(parts).numpy()
 
 
 def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:

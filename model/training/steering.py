@@ -1,6 +1,6 @@
 """The figures that steer a run: how well people who are kept out of it are told apart, clean and degraded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from model.training.error_rates import allowed, distances_between, just_below
+from model.training.degradation import degrade_mixed
+from model.training.error_rates import allowed, just_below
+from model.training.pair_distances import distances_between
 from model.training.preparation import read_crop
 from model.training.training_set import LabelledCrops
 
@@ -48,7 +50,7 @@ def some_photos(crops: LabelledCrops, most: int) -> LabelledCrops:
             ]
         )
     )
-    return LabelledCrops(crops.people, tuple(crops.paths[row] for row in rows), crops.labels[rows], crops.targets[rows])
+    return crops.only(rows)
 
 
 def read_crops(crops: LabelledCrops) -> NDArray[np.uint8]:
@@ -57,16 +59,33 @@ def read_crops(crops: LabelledCrops) -> NDArray[np.uint8]:
 
 
 @torch.inference_mode()
-def embed_crops(network: nn.Module, crops: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
-    """Embed crops (N, 112, 112, 3) with a torch network in evaluation mode: (N, D), float32, L2-normalised."""
+def crop_features(network: nn.Module, crops: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+    """What a torch network in evaluation mode makes of crops (N, 112, 112, 3): (N, D), float32, of any length."""
     training = network.training
     network.eval()
     parts = []
     for start in range(0, len(crops), _BATCH):
         batch = torch.from_numpy(crops[start : start + _BATCH]).to(device).permute(0, 3, 1, 2).float()
-        parts.append(nn.functional.normalize(network(batch)).cpu().numpy())
+        parts.append(network(batch).cpu().numpy())
     network.train(training)
     return np.concatenate(parts)
+
+
+def embed_crops(network: nn.Module, crops: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
+    """Embed crops (N, 112, 112, 3) with a torch network in evaluation mode: (N, D), float32, L2-normalised."""
+    return nn.functional.normalize(torch.from_numpy(crop_features(network, crops, device))).numpy()
+
+
+def steer_by(photos: LabelledCrops, embed: Callable[[NDArray[np.uint8]], NDArray[np.float32]]) -> Steering:
+    """Measure an extractor on photos and on copies of them, each degraded in the way that its file's name decides.
+
+    Args:
+        photos: of people who are kept out.
+        embed: takes crops (N, 112, 112, 3) to embeddings (N, D), L2-normalised.
+    """
+    clean = read_crops(photos)
+    degraded = degrade_mixed(clean, [path.name for path in photos.paths])
+    return steer(embed(clean), embed(degraded), photos.labels)
 
 
 def steer(
@@ -90,7 +109,7 @@ def _condition(
     same = labels[:, None] == labels[None, :]
     other_photo = ~np.eye(len(labels), dtype=np.bool_)
     return Condition(
-        _mean([_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)]),
+        float(np.mean([_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)])),
         _tar(distances[same & other_photo], distances[~same], 1e-4),
     )
 
@@ -114,11 +133,3 @@ def _tar(mated: NDArray[np.float32], non_mated: NDArray[np.float32], rate: float
     rank = allowed(rate, len(non_mated))
     threshold = just_below(float(np.partition(non_mated, rank)[rank]))
     return float((mated <= threshold).mean())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-Degrade = Callable[[NDArray[np.uint8], Sequence[str]], NDArray[np.uint8]]
-"""Degraded copies of crops, each in a way that its name decides."""

@@ -38,6 +38,10 @@ class LabelledCrops:
         order = np.argsort(self.labels, kind="stable")
         return np.split(order, np.searchsorted(self.labels[order], np.arange(1, len(self.people))))
 
+    def only(self, rows: NDArray[np.int64]) -> "LabelledCrops":
+        """Some of the crops; the people keep their numbers."""
+        return LabelledCrops(self.people, tuple(self.paths[row] for row in rows), self.labels[rows], self.targets[rows])
+
 
 @dataclass(frozen=True, slots=True)
 class IdentitySplit:
