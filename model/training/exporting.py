@@ -87,7 +87,10 @@ def export_network(
     write_network(module, output / file, half=half)
     loss = state["config"]["loss"]
     losses = loss["classifier"] + ("" if loss["center"] == "none" else " + center loss")
+    note = "thresholds are the base's; `facemodel evaluate` replaces them"
     if base is None:
+        thresholds = SFACE.card.thresholds
+        note = "thresholds are another network's: do not serve before `facemodel evaluate --write-card` replaced them"
         origin = f"trained from scratch with {losses}, {state['step']} steps"
         origin_sha256 = ""
     else:
@@ -96,7 +99,7 @@ def export_network(
             f"fine-tuned from {card.identity} with {losses}, {state['step']} steps; {share:.0%} of the tuned weights, "
             f"{1 - share:.0%} of the base's. Base: {card.origin}"
         )
-        origin_sha256 = card.sha256
+        origin_sha256, thresholds = card.sha256, card.thresholds
     card = replace(
         SFACE.card,
         name=output.name,
@@ -108,7 +111,8 @@ def export_network(
         source_sha256=origin_sha256,
         licence=licence,
         data=data,
-        figures={"training": state["config"], "note": "thresholds are the base's; `facemodel evaluate` replaces them"},
+        figures={"training": state["config"], "note": note},
+        thresholds=thresholds,
     )
     write_card(card, output)
     return card

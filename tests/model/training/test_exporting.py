@@ -56,6 +56,7 @@ def test_a_network_from_scratch_serves_what_was_trained(colours: PreparedFolder,
     np.testing.assert_allclose(served, trained.numpy(), atol=2e-4)
     assert (card.name, card.architecture, card.dimension, card.licence) == ("mine", "ResidualFace", 128, "CC0-1.0")
     assert read_card(tmp_path / "mine") == card
+    assert "do not serve" in card.figures["note"]
 
 
 def test_nothing_tuned_gives_the_base_again(colours: PreparedFolder, tmp_path: Path) -> None:
@@ -68,6 +69,7 @@ def test_nothing_tuned_gives_the_base_again(colours: PreparedFolder, tmp_path: P
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-6)
     assert read_card(tmp_path / "same").source_sha256 == read_card(base).sha256
+    assert read_card(tmp_path / "same").thresholds == read_card(base).thresholds
 
 
 def test_a_network_is_never_written_over(colours: PreparedFolder, tmp_path: Path) -> None:
