@@ -20,6 +20,7 @@ from app.gallery.matching import (
     subject_distances,
 )
 from app.gallery.owners import TemplateOwners
+from model.training import template_rules
 
 DIMENSION = 8
 RULES: tuple[MatchingRule, ...] = get_args(MatchingRule)
@@ -323,3 +324,16 @@ def test_distance_follows_the_cosine(seed: int) -> None:
     first, second = unit_vectors(2, seed=seed)
     cosine = float(first.astype(np.float64) @ second)
     assert distance_between(first, second) == pytest.approx((2 - 2 * cosine) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_service_decides_by_the_rules_that_are_evaluated(rule: MatchingRule) -> None:
+    probe, templates, starts = unit_vectors(1, seed=1), unit_vectors(12, seed=2), np.array([0, 1, 4, 9])
+
+    served = subject_distances(probe[0], templates, starts, rule)
+
+    np.testing.assert_allclose(served, template_rules.RULES[rule](probe, templates, starts)[0], atol=1e-5)
+
+
+def test_the_rule_that_is_reported_first_is_the_default_one() -> None:
+    assert template_rules.DEFAULT_RULE == DEFAULT_RULE
