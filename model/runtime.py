@@ -1,6 +1,7 @@
 """Where a network runs: OpenVINO on the processor, or torch on processor or GPU."""
 
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -29,6 +30,16 @@ class Network(Protocol):
         ...
 
 
+@cache
+def _core() -> openvino.Core:
+    """OpenVINO for the life of the process.
+
+    Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes the memory back, but not the
+    setting, when the last network is freed: the next Ctrl-C would then end the process with a segmentation fault.
+    """
+    return openvino.Core()
+
+
 class OpenVinoNetwork:
     """A network file compiled for the processor; every calling thread has its own buffers."""
 
@@ -37,7 +48,7 @@ class OpenVinoNetwork:
         if threads:
             options["INFERENCE_NUM_THREADS"] = str(threads)
         try:
-            self._compiled = openvino.Core().compile_model(path, "CPU", options)
+            self._compiled = _core().compile_model(path, "CPU", options)
         except RuntimeError as error:
             raise ModelFileError(f"the network file {path} cannot be read by OpenVINO; restore it") from error
         self._of_thread = threading.local()
