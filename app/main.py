@@ -13,6 +13,7 @@ from app.api import enroll, faces, galleries, health, identify, problems, subjec
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.schemas import Problem
 from app.gallery.database import open_engine
+from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS
 from app.gallery.migrations import check_schema
 from app.gallery.photos import PhotoReader
@@ -51,6 +52,7 @@ def open_service(settings: Settings) -> GalleryService:
     )
     return GalleryService(
         GalleryStore(engine),
+        GalleryHistory(engine),
         reader,
         INDEX_KINDS[settings.index],
         policy=settings.threshold_policy,
@@ -69,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         await to_thread.run_sync(service.load_indexes)
         _log.info("ready", extractor=service.extractor)
         yield
-        service.store.close()
+        service.close()
 
     app = FastAPI(
         title="Facegallery",

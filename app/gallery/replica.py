@@ -9,11 +9,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.history import GalleryHistory
 from app.gallery.index import TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Change, Gallery
-from app.gallery.store import GalleryStore
 
 _log = structlog.get_logger()
 
@@ -34,11 +34,11 @@ class GalleryReplica:
     is idempotent, so rows read a moment later than their revision do no harm.
     """
 
-    def __init__(self, gallery: Gallery, store: GalleryStore, make_index: Callable[[int], TemplateIndex]) -> None:
+    def __init__(self, gallery: Gallery, history: GalleryHistory, make_index: Callable[[int], TemplateIndex]) -> None:
         self._gallery_id = gallery.id
         self._name = gallery.name
         self._dimension = gallery.dimension
-        self._store = store
+        self._history = history
         self._make_index = make_index
         self._view = _View(make_index(gallery.dimension), TemplateOwners())
         self._applied = -1  # nothing is loaded yet
@@ -69,7 +69,7 @@ class GalleryReplica:
             if self._applied < 0:
                 self._load(revision)
                 return
-            changes = self._store.changes(self._gallery_id, after=self._applied, up_to=revision)
+            changes = self._history.changes(self._gallery_id, after=self._applied, up_to=revision)
             if any(change.kind == "rebuild" for change in changes):
                 self._load(revision)
                 return
@@ -89,7 +89,7 @@ class GalleryReplica:
     def _load(self, revision: int) -> None:
         """Build everything from SQL beside the old and switch."""
         index, owners = self._make_index(self._dimension), TemplateOwners()
-        for block in self._store.template_blocks(self._gallery_id):
+        for block in self._history.template_blocks(self._gallery_id):
             index.add(block.ids, block.embeddings)
             owners.add(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
             _log.info("index.building", gallery=self._name, templates=len(index))

@@ -11,6 +11,7 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
+from app.gallery.history import GalleryHistory
 from app.gallery.index import TemplateIndex
 from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
@@ -89,6 +90,7 @@ class GalleryService:
     def __init__(
         self,
         store: GalleryStore,
+        history: GalleryHistory,
         reader: PhotoReader,
         make_index: Callable[[int], TemplateIndex],
         *,
@@ -96,6 +98,7 @@ class GalleryService:
         rule: MatchingRule = DEFAULT_RULE,
     ) -> None:
         self.store = store
+        self.history = history
         self.reader = reader
         self._make_index = make_index
         self._policy = policy or DEFAULT_POLICY
@@ -130,6 +133,10 @@ class GalleryService:
         replica = self._replica(found)
         replica.catch_up(found.revision)
         return replica.templates
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.store.close()
 
     # -- the way of a photo
 
@@ -367,7 +374,7 @@ class GalleryService:
         with self._replicas_lock:
             replica = self._replicas.get(gallery.id)
             if replica is None:
-                replica = self._replicas[gallery.id] = GalleryReplica(gallery, self.store, self._make_index)
+                replica = self._replicas[gallery.id] = GalleryReplica(gallery, self.history, self._make_index)
             return replica
 
     def _threshold(self, gallery: Gallery | None, wanted: float | None, subjects: int) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS, ExactIndex, FlatIndex, IndexKind
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
 from app.gallery.records import NewTemplate
@@ -31,7 +32,7 @@ def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> int:
 
 
 def replica_of(store: GalleryStore, kind: IndexKind = "flat") -> GalleryReplica:
-    return GalleryReplica(store.gallery("people"), store, INDEX_KINDS[kind])
+    return GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), INDEX_KINDS[kind])
 
 
 def search(
@@ -152,11 +153,14 @@ def test_a_wanted_rebuild_makes_a_new_index(store: GalleryStore, new_templates: 
         made.append(FlatIndex(dimension))
         return made[-1]
 
-    replica, templates = GalleryReplica(store.gallery("people"), store, make_index), new_templates(2)
+    replica, templates = (
+        GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), make_index),
+        new_templates(2),
+    )
     anna = enroll(store, "anna", templates[:1])
     assert identities(replica, store, templates) == [anna, None]
     before = len(made)
-    store.request_rebuild("people")
+    GalleryHistory(store.engine).request_rebuild("people")
     bob = enroll(store, "bob", templates[1:])
     assert identities(replica, store, templates) == [anna, bob]
     assert len(made) == before + 1
@@ -170,12 +174,15 @@ def test_a_rebuild_brings_back_a_damaged_index(store: GalleryStore, new_template
         made.append(ExactIndex(dimension))
         return made[-1]
 
-    replica, templates = GalleryReplica(store.gallery("people"), store, make_index), new_templates(1)
+    replica, templates = (
+        GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), make_index),
+        new_templates(1),
+    )
     anna = enroll(store, "anna", templates)
     assert identities(replica, store, templates) == [anna]
     made[-1].remove(np.arange(100))
     assert identities(replica, store, templates) == [None]
-    store.request_rebuild("people")
+    GalleryHistory(store.engine).request_rebuild("people")
     assert identities(replica, store, templates) == [anna]
 
 
@@ -194,7 +201,7 @@ def test_following_a_history_gives_what_loading_its_end_gives(
             enroll(store, key, chance.sample(templates, chance.randint(1, 4)))
             stored.add(key)
         elif step == "rebuild":
-            store.request_rebuild("people")
+            GalleryHistory(store.engine).request_rebuild("people")
         elif step == "search":
             search(chance.choice(followers), store, templates[0].embedding[None])
         elif key in stored and step == "template":
@@ -231,7 +238,7 @@ def test_what_is_acknowledged_is_found_by_every_thread(store: GalleryStore, new_
         for number, template in enumerate(templates):
             acknowledged.append((enroll(store, f"subject {number}", [template]), template))
             if number % 10 == 9:
-                store.request_rebuild("people")
+                GalleryHistory(store.engine).request_rebuild("people")
 
     def read(number: int) -> int:
         reads = 0

@@ -20,6 +20,7 @@ from app.gallery.errors import (
     SubjectNotFound,
     TemplateNotFound,
 )
+from app.gallery.history import GalleryHistory
 from app.gallery.policy import FixedDistance, ThresholdPolicy, WantedRates
 from app.gallery.records import Enrolment, GallerySize, NewTemplate
 from app.gallery.store import GalleryStore
@@ -43,7 +44,8 @@ def enroll(
 
 def history(store: GalleryStore, gallery: str = "people") -> list[tuple[int, str, int]]:
     found = store.gallery(gallery)
-    return [(one.revision, one.kind, one.template_id) for one in store.changes(found.id, after=0, up_to=found.revision)]
+    changes = GalleryHistory(store.engine).changes(found.id, after=0, up_to=found.revision)
+    return [(one.revision, one.kind, one.template_id) for one in changes]
 
 
 # -- enrolling
@@ -197,7 +199,7 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
         lambda: store.delete_subject("people", "anna"),
         lambda: store.delete_template("people", 1),
         lambda: store.update_subject("people", "anna"),
-        lambda: store.request_rebuild("people"),
+        lambda: GalleryHistory(store.engine).request_rebuild("people"),
     ):
         with pytest.raises(GalleryNotFound, match=r"^there is no gallery 'people'$"):
             call()
@@ -320,11 +322,11 @@ def test_a_template_is_deleted_only_in_its_own_gallery(store: GalleryStore, new_
 def test_templates_are_read_in_blocks(
     store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.gallery.store._MANY", 3)
+    monkeypatch.setattr("app.gallery.history._MANY", 3)
     templates = new_templates(7)
     made = enroll(store, "anna", templates)
     enroll(store, "bob", new_templates(1), gallery="others")
-    blocks = list(store.template_blocks(store.gallery("people").id))
+    blocks = list(GalleryHistory(store.engine).template_blocks(store.gallery("people").id))
     assert [len(block.ids) for block in blocks] == [3, 3, 1]
     assert np.concatenate([block.ids for block in blocks]).tolist() == [one.id for one in made.added]
     assert np.array_equal(np.concatenate([block.embeddings for block in blocks]), [one.embedding for one in templates])
@@ -338,7 +340,7 @@ def test_every_write_of_templates_is_one_revision(store: GalleryStore, new_templ
     (c,) = (one.id for one in enroll(store, "bob", new_templates(1)).added)
     store.delete_template("people", b)
     store.update_subject("people", "anna", new_key="anne")
-    assert store.request_rebuild("people").revision == 4
+    assert GalleryHistory(store.engine).request_rebuild("people").revision == 4
     store.delete_subject("people", "anne")
     assert history(store) == [
         (1, "add", a),
@@ -354,7 +356,7 @@ def test_changes_bring_the_embeddings_that_are_still_there(store: GalleryStore, 
     kept, erased = new_templates(2)
     anna = enroll(store, "anna", [kept, erased])
     store.delete_template("people", anna.added[1].id)
-    first, second, third = store.changes(store.gallery("people").id, after=0, up_to=2)
+    first, second, third = GalleryHistory(store.engine).changes(store.gallery("people").id, after=0, up_to=2)
     assert (first.subject_id, third.subject_id) == (anna.subject.id, anna.subject.id)
     assert first.embedding is not None
     assert np.array_equal(first.embedding, kept.embedding)
@@ -365,9 +367,9 @@ def test_changes_are_those_between_two_revisions(store: GalleryStore, new_templa
     for key in "abcd":
         enroll(store, key, new_templates(1))
     gallery_id = store.gallery("people").id
-    assert [one.revision for one in store.changes(gallery_id, after=1, up_to=3)] == [2, 3]
-    assert store.changes(gallery_id, after=4, up_to=4) == []
-    assert store.changes(gallery_id + 1, after=0, up_to=4) == []
+    assert [one.revision for one in GalleryHistory(store.engine).changes(gallery_id, after=1, up_to=3)] == [2, 3]
+    assert GalleryHistory(store.engine).changes(gallery_id, after=4, up_to=4) == []
+    assert GalleryHistory(store.engine).changes(gallery_id + 1, after=0, up_to=4) == []
 
 
 def test_galleries_have_their_own_revisions(store: GalleryStore, new_templates: Templates) -> None:
@@ -454,7 +456,7 @@ def test_revisions_become_visible_in_order_and_without_gaps(store: GalleryStore,
         reads = 0
         while not done.is_set():
             revision = store.gallery("people").revision
-            seen = store.changes(gallery.id, after=0, up_to=revision)
+            seen = GalleryHistory(store.engine).changes(gallery.id, after=0, up_to=revision)
             assert [change.revision for change in seen] == list(range(1, revision + 1))
             reads += 1
         return reads

@@ -1,0 +1,1 @@
+"""The commands of `facegallery`, one a module."""

@@ -1,0 +1,57 @@
+"""`facegallery identify`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_service, progress_bar
+from app.gallery.photos import Photo
+from app.gallery.service import DEFAULT_GALLERY
+from model.errors import FacegalleryError
+
+
+def identify_command(
+    files: Annotated[list[Path], typer.Argument(help="Photos.", exists=True, dir_okay=False)],
+    gallery: GalleryOption = DEFAULT_GALLERY,
+    threshold: Annotated[float | None, typer.Option(min=0, max=2, help="Largest distance to accept.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the faces of photos, or call them unknown.
+
+    Exit codes: 0 done, 1 failed, 3 done but some photos could not be read.
+    """
+    rows, unreadable = list[dict[str, object]](), 0
+    with opened_service() as service, progress_bar() as progress:
+        for file in progress.track(files, description="identifying"):
+            try:
+                found = service.identify(gallery, Photo(str(file), file.read_bytes()), threshold=threshold)
+            except FacegalleryError as error:
+                if error.slug not in {"unsupported-image", "image-too-large"}:
+                    raise
+                unreadable += 1
+                complain(f"{file}: {error}", style="yellow")
+                continue
+            for face, match in zip(found.faces, found.matches, strict=True):
+                identity = match.identity
+                rows.append(
+                    {
+                        "file": str(file),
+                        "box": [round(side) for side in face.face.box],
+                        "subject": identity.subject.key if identity else None,
+                        "distance": round(identity.distance, 4) if identity else None,
+                        "threshold": round(found.threshold, 4),
+                    }
+                )
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+    else:
+        table = Table("file", "box", "subject", "distance")
+        for row in rows:
+            distance = "" if row["distance"] is None else str(row["distance"])
+            table.add_row(str(row["file"]), str(row["box"]), str(row["subject"] or "unknown"), distance)
+        Console().print(table)
+    raise typer.Exit(Exit.PARTLY if unreadable else Exit.DONE)

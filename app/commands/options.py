@@ -1,0 +1,60 @@
+"""What the commands share: options, exit codes, the service, progress and complaints."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from app.gallery.service import GalleryService
+from app.settings import Settings
+from app.telemetry import set_up_logging
+
+errors = Console(stderr=True)
+GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help="Name of the gallery.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+class Exit(IntEnum):
+    """Exit codes."""
+
+    DONE = 0
+    REFUSED = 1  # something could not be done; the message says what
+    USAGE = 2  # the command's words are off
+    PARTLY = 3  # done, but some photos were refused
+
+
+@contextmanager
+def opened_service() -> Iterator[GalleryService]:
+    """The service on the settings' database; an index is built when a command first searches its gallery."""
+    from app.main import open_service  # brings the networks' runtime, which `migrate` and `--help` need not wait for
+
+    settings = Settings()
+    set_up_logging(form=settings.log_format, level="warning")
+    service = open_service(settings)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def complain(sentence: str, *, style: str) -> None:
+    """One line on standard error, as it is: names and paths are no markup and are not wrapped."""
+    errors.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def progress_bar() -> Progress:
+    """A bar with count, time and time left on standard error; silent where nobody looks."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not sys.stderr.isatty(),
+    )
