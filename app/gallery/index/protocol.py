@@ -41,6 +41,23 @@ class TemplateIndex(Protocol):
         """The embeddings (N, D) of these templates as they were added; a row of NaN for an unknown id."""
 
 
+class SharedIndex(TemplateIndex, Protocol):
+    """An index outside the process, which all processes that serve a gallery search and write.
+
+    It remembers by itself up to which revision it is true, so that a process that starts need not fill it again. Two
+    processes may write the same changes at the same time: adding and removing are idempotent.
+    """
+
+    def position(self) -> int:
+        """Revision up to which it is true; -1 before it was first filled."""
+
+    def set_position(self, revision: int) -> None:
+        """Remember the revision; a lower one than the present is passed over."""
+
+    def clear(self) -> None:
+        """Forget all templates and the position."""
+
+
 def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | None = None) -> NDArray[np.float32]:
     """The embeddings as contiguous float32 of shape (N, D).
 
