@@ -92,7 +92,7 @@ def _measure(config: TrainingConfig, output: Path, most: int, progress: Progress
         return steer_by(photos, extractor.embed)
 
 
-_FIGURES = ("clean_fnir", "clean_tar", "degraded_fnir", "degraded_tar")
+_FIGURES = ("clean_fnir", "clean_tar", "clean_eer", "degraded_fnir", "degraded_tar", "degraded_eer")
 
 
 def _row(name: str, variant: Variant, seed: int, steps: int, figures: Steering) -> dict[str, str]:
@@ -103,7 +103,8 @@ def _row(name: str, variant: Variant, seed: int, steps: int, figures: Steering) 
         "seed": str(seed),
         "steps": str(steps),
     }
-    values = (figures.clean.fnir, figures.clean.tar, figures.degraded.fnir, figures.degraded.tar)
+    clean, degraded = figures.clean, figures.degraded
+    values = (clean.fnir, clean.tar, clean.eer, degraded.fnir, degraded.tar, degraded.eer)
     return row | {key: f"{value:.4f}" for key, value in zip(_FIGURES, values, strict=True)}
 
 

@@ -21,10 +21,11 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Figures of probes in one condition against clean photos: FNIR at an FPIR of 1 %, TAR at an FMR of 1e-4."""
+    """Probes in one condition against clean photos: FNIR at an FPIR of 1 %, TAR at an FMR of 1e-4, equal error rate."""
 
     fnir: float
     tar: float
+    eer: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ def _condition(
     return Condition(
         float(np.mean([_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)])),
         _tar(distances[same & other_photo], distances[~same], 1e-4),
+        _eer(distances[same & other_photo], distances[~same]),
     )
 
 
@@ -133,3 +135,12 @@ def _tar(mated: NDArray[np.float32], non_mated: NDArray[np.float32], rate: float
     rank = allowed(rate, len(non_mated))
     threshold = just_below(float(np.partition(non_mated, rank)[rank]))
     return float((mated <= threshold).mean())
+
+
+def _eer(mated: NDArray[np.float32], non_mated: NDArray[np.float32]) -> float:
+    """The rate at which as many mated pairs are beyond a threshold as non-mated pairs are within it."""
+    thresholds, others = np.sort(mated), np.sort(non_mated)
+    missed = 1 - np.arange(1, len(thresholds) + 1) / len(thresholds)
+    false = np.searchsorted(others, thresholds, side="right") / len(others)
+    place = int(np.argmin(np.abs(missed - false)))
+    return float(missed[place] + false[place]) / 2

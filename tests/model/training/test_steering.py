@@ -18,7 +18,8 @@ def people(noise: float, seed: int = 0) -> NDArray[np.float32]:
 def test_people_far_apart_are_never_missed() -> None:
     figures = steer(people(0.05), people(0.05, 1), LABELS)
 
-    assert (figures.clean.fnir, figures.clean.tar, figures.degraded.fnir, figures.degraded.tar) == (0, 1, 0, 1)
+    assert (figures.clean.fnir, figures.clean.tar, figures.clean.eer) == (0, 1, 0)
+    assert (figures.degraded.fnir, figures.degraded.tar, figures.degraded.eer) == (0, 1, 0)
 
 
 def test_noise_on_the_probes_alone_leaves_the_clean_figures() -> None:
@@ -36,6 +37,19 @@ def test_probes_without_anything_in_common_with_the_gallery_are_missed() -> None
     figures = steer(people(0.05), (random / np.linalg.norm(random, axis=1)[:, None]).astype(np.float32), LABELS)
 
     assert figures.degraded.fnir > 0.9
+    assert figures.degraded.eer == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_equal_error_rate_is_where_misses_and_false_matches_meet() -> None:
+    # Seven of the eight people lie apart, the eighth lies on the first: 100 of 2,800 pairs of two people are false.
+    rows = np.eye(8, dtype=np.float32)[LABELS % 7]
+    rows[np.arange(0, 80, 10)] = np.eye(8, dtype=np.float32)[7]  # one photo of each person is of somebody else
+
+    figures = steer(rows, rows, LABELS)
+
+    mated, missed = 8 * 90, 8 * 18
+    non_mated, false = 80 * 70, 2 * 81 + 8 * 7
+    assert figures.clean.eer == pytest.approx((missed / mated + false / non_mated) / 2)
 
 
 def test_some_photos_are_so_many_of_each_person(colours: PreparedFolder) -> None:
