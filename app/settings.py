@@ -34,7 +34,9 @@ class Settings(BaseSettings):
     extractor: str = Field("sface", description="name of the extractor, a folder in the weights")
     runtime: Literal["openvino", "torch"] = Field("openvino", description="what the networks run in")
     threads: int = Field(0, ge=0, description="processor threads for a network; 0: all")
-    index: Literal["flat", "exact"] = Field("flat", description="kind of index that a gallery is searched with")
+    index: Literal["auto", "flat", "compressed", "exact"] = Field(
+        "auto", description="kind of index that a gallery is searched with"
+    )
 
     matching_rule: MatchingRule = Field(
         DEFAULT_RULE,

@@ -1,14 +1,38 @@
 """Indexes of templates: one Protocol, several kinds, one contract test that every kind must pass."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
+from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.exact import ExactIndex
-from app.gallery.index.flat import FlatIndex
-from app.gallery.index.protocol import RankedTemplates, SharedIndex, TemplateIndex
+from app.gallery.index.protocol import LocalIndex, RankedTemplates, SharedIndex, TemplateIndex
+from app.gallery.index.segmented import SegmentedIndex
+from app.gallery.index.snapshot import SnapshotDamaged
 
-IndexKind = Literal["exact", "flat"]
+IndexKind = Literal["exact", "flat", "compressed", "auto"]
 
-INDEX_KINDS: dict[IndexKind, Callable[[int], TemplateIndex]] = {"exact": ExactIndex, "flat": FlatIndex}
+COMPRESS_FROM: dict[IndexKind, int | None] = {"flat": None, "compressed": LEAST_TRAINING, "auto": 20_000}
+"""Number of templates from which a segmented index of that kind compresses; none: never.
 
-__all__ = ["INDEX_KINDS", "ExactIndex", "FlatIndex", "IndexKind", "RankedTemplates", "SharedIndex", "TemplateIndex"]
+20 thousand is where `make bench-index` finds the exact search to take several times as long as the compressed one.
+"""
+
+INDEX_KINDS: dict[IndexKind, Callable[[int], TemplateIndex]] = {
+    "exact": ExactIndex,
+    **{kind: partial(SegmentedIndex, compress_from=size) for kind, size in COMPRESS_FROM.items()},
+}
+"""What makes an empty index of that kind for a dimension."""
+
+__all__ = [
+    "COMPRESS_FROM",
+    "INDEX_KINDS",
+    "ExactIndex",
+    "IndexKind",
+    "LocalIndex",
+    "RankedTemplates",
+    "SegmentedIndex",
+    "SharedIndex",
+    "SnapshotDamaged",
+    "TemplateIndex",
+]

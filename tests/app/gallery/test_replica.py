@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import INDEX_KINDS, ExactIndex, FlatIndex, IndexKind
+from app.gallery.index import INDEX_KINDS, ExactIndex, IndexKind, SegmentedIndex
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
@@ -147,10 +147,10 @@ def test_an_older_revision_changes_nothing(store: GalleryStore, new_templates: T
 
 
 def test_a_wanted_rebuild_makes_a_new_index(store: GalleryStore, new_templates: Templates) -> None:
-    made: list[FlatIndex] = []
+    made: list[SegmentedIndex] = []
 
-    def make_index(dimension: int) -> FlatIndex:
-        made.append(FlatIndex(dimension))
+    def make_index(dimension: int) -> SegmentedIndex:
+        made.append(SegmentedIndex(dimension, compress_from=None))
         return made[-1]
 
     replica, templates = (

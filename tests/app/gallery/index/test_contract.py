@@ -1,7 +1,11 @@
 """What every kind of index does, by comparison with a dictionary."""
 
+import tempfile
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +21,22 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from app.gallery.index import INDEX_KINDS, IndexKind, RankedTemplates, TemplateIndex
+from app.gallery.index import COMPRESS_FROM, INDEX_KINDS, RankedTemplates, SegmentedIndex, TemplateIndex
+from app.gallery.index.codebook import LEAST_TRAINING
+from app.gallery.index.upkeep import Limits
 
 DIMENSION = 8
 # Squared distances of a large batch may come from |x|² + |y|² − 2xy in float32.
 SQUARED_ERROR = 4e-6
+
+# So that a few thousand templates make many blocks and segments, which are merged and compacted all the time.
+SMALL = Limits(block=300, tail=256, plain=400, merged=2, largest=2500, dead_share=0.2, least_dead=16)
+SEGMENTED: dict[str, int | None] = {"flat, small parts": None, "compressed, small parts": LEAST_TRAINING}
+COMPRESSED = {str(kind): size for kind, size in COMPRESS_FROM.items()} | SEGMENTED
+KINDS: dict[str, Callable[[int], TemplateIndex]] = {
+    **{str(kind): make for kind, make in INDEX_KINDS.items()},
+    **{name: partial(SegmentedIndex, compress_from=size, limits=SMALL) for name, size in SEGMENTED.items()},
+}
 
 
 def unit_vectors(count: int, *, seed: int, dimension: int = DIMENSION) -> NDArray[np.float32]:
@@ -69,15 +84,16 @@ entries = st.lists(st.tuples(ids, seeds), max_size=8)
 class IndexMachine(RuleBasedStateMachine):
     """Every step is done to an index and to a dictionary."""
 
-    def __init__(self, kind: IndexKind) -> None:
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
+        self.folder = tempfile.TemporaryDirectory()
         self.index: TemplateIndex
         self.reference: dict[int, NDArray[np.float32]]
 
     @initialize()
     def start_empty(self) -> None:
-        self.index = INDEX_KINDS[self.kind](DIMENSION)
+        self.index = KINDS[self.kind](DIMENSION)
         self.reference = {}
 
     @rule(added=entries)
@@ -127,25 +143,43 @@ class IndexMachine(RuleBasedStateMachine):
         np.testing.assert_array_equal(found, rows.reshape(-1, DIMENSION))
         found[:] = np.nan  # the caller has its own copy
 
+    @rule(erase=st.booleans())
+    def maintain(self, erase: bool) -> None:
+        if isinstance(self.index, SegmentedIndex):
+            self.index.maintain(erase=erase)
+
+    @rule()
+    def save_and_load(self) -> None:
+        if not isinstance(self.index, SegmentedIndex):
+            return
+        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
+        self.index.save(folder)
+        limits = SMALL if self.kind in SEGMENTED else Limits()
+        self.index = SegmentedIndex.load(folder, DIMENSION, compress_from=COMPRESSED[self.kind], limits=limits)
+        np.testing.assert_array_equal(self.index.ids(), sorted(self.reference))
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
     @invariant()
     def same_size(self) -> None:
         assert len(self.index) == len(self.reference)
         assert self.index.dimension == DIMENSION
 
 
-@pytest.fixture(params=list(INDEX_KINDS))
-def kind(request: pytest.FixtureRequest) -> IndexKind:
-    found: IndexKind = request.param
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
     return found
 
 
 @pytest.fixture
-def index(kind: IndexKind) -> TemplateIndex:
-    return INDEX_KINDS[kind](DIMENSION)
+def index(kind: str) -> TemplateIndex:
+    return KINDS[kind](DIMENSION)
 
 
-@pytest.mark.parametrize("kind", list(INDEX_KINDS))
-def test_an_index_does_what_a_dictionary_does(kind: IndexKind) -> None:
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_an_index_does_what_a_dictionary_does(kind: str) -> None:
     class Machine(IndexMachine):
         def __init__(self) -> None:
             super().__init__(kind)
@@ -215,9 +249,9 @@ def test_ids_and_embeddings_of_different_number_are_refused_and_change_nothing(
     assert len(index) == 0
 
 
-def test_searches_beside_writes_see_whole_templates(kind: IndexKind) -> None:
+def test_searches_beside_writes_see_whole_templates(kind: str) -> None:
     # An id's embedding is always the same one, so a torn row or a mixed-up id shows in the distance.
-    vectors, index = unit_vectors(4000, seed=1), INDEX_KINDS[kind](DIMENSION)
+    vectors, index = unit_vectors(4000, seed=1), KINDS[kind](DIMENSION)
     probes = vectors[:3]
     index.add(np.arange(600), vectors[:600])
     done = threading.Event()
@@ -247,13 +281,18 @@ def test_searches_beside_writes_see_whole_templates(kind: IndexKind) -> None:
             searches += 1
         return searches
 
-    with ThreadPoolExecutor(4) as pool:
-        searchers = [pool.submit(search) for _ in range(2)]
+    def maintain() -> None:
+        while isinstance(index, SegmentedIndex) and not done.is_set():
+            index.maintain()
+
+    with ThreadPoolExecutor(5) as pool:
+        searchers, maintainer = [pool.submit(search) for _ in range(2)], pool.submit(maintain)
         try:
             for writer in [pool.submit(write, 1000), pool.submit(write, 2500)]:
                 writer.result()
         finally:
             done.set()
         assert all(searcher.result() for searcher in searchers)
+        maintainer.result()
     assert len(index) == 600
     assert_nearest(index.search(probes, 600), dict(enumerate(vectors[:600])), probes, 600)

@@ -1,0 +1,220 @@
+"""Snapshots of an index on disk: files of segments that never change, what changes beside them, a table of digests."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from app.gallery.index.codebook import Codebook
+from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
+from app.gallery.index.rows import Codes, Rows
+
+TABLE = "index.json"
+"""Name of the file that lists all others with their sizes and digests; it is written last."""
+
+_FORMAT = 1
+_CHUNK = 1 << 22
+_Marks = NDArray[np.bool_]
+_Mapped = tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.int64]]
+
+
+class SnapshotDamaged(ValueError):
+    """A snapshot cannot be used: a file is missing, was changed, or belongs to another kind of index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What was not in a segment: ids (N,), ascending, and embeddings (N, D), float32."""
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a snapshot holds; the segments' rows are mapped from its files."""
+
+    codebook: Codebook | None
+    segments: tuple[Segment, ...]
+    tail: Tail
+
+
+def write_segment(folder: Path, segment: Segment) -> SavedSegment:
+    """Link the files of what never changes from where they were saved last, or write them."""
+    return _link(folder, segment.saved) or _write_segment(folder, segment)
+
+
+def write_state(
+    folder: Path,
+    dimension: int,
+    codebook: Codebook | None,
+    segments: Sequence[tuple[SavedSegment, _Marks]],
+    tail: Tail,
+) -> None:
+    """Write what changes, and the table of all files last.
+
+    Args:
+        folder: with the files of the segments.
+        dimension: D.
+        codebook: of the codes, if there is one.
+        segments: each as it was written, with the marks of its living rows.
+        tail: the other rows.
+    """
+    described = []
+    for saved, marks in segments:
+        files = {**saved.files, "alive": _write(folder / f"{saved.name}.alive", np.packbits(marks))}
+        described.append({**asdict(saved), "folder": None, "rows": len(marks), "files": _as_dicts(files)})
+    files = {"ids": _write(folder / "tail.ids", tail.ids), "vectors": _write(folder / "tail.vectors", tail.vectors)}
+    table: dict[str, Any] = {
+        "format": _FORMAT,
+        "dimension": dimension,
+        "codebook": None,
+        "segments": described,
+        "tail": {"rows": len(tail.ids), "files": _as_dicts(files)},
+    }
+    if codebook is not None:
+        table["codebook"] = asdict(_write(folder / "codebook", faiss.serialize_index(codebook.empty)))
+    _write(folder / TABLE, np.frombuffer(json.dumps(table, indent=1).encode(), np.uint8))
+    _flush(folder)
+
+
+def map_rows(saved: SavedSegment, dimension: int) -> _Mapped:
+    """Embeddings and ids of a saved segment, mapped so that changes stay in the process, and read once."""
+    rows = saved.files["ids"].size // np.dtype(np.int64).itemsize
+    vectors = np.memmap(saved.path("vectors"), saved.precision, mode="c", shape=(rows, dimension))
+    ids = np.memmap(saved.path("ids"), np.int64, mode="c", shape=(rows,))
+    read_through(vectors)
+    return np.asarray(vectors), np.asarray(ids)
+
+
+def read(folder: Path, dimension: int, *, half: bool) -> Held:
+    """Read a snapshot; see `SegmentedIndex.load`."""
+    try:
+        table = json.loads((folder / TABLE).read_bytes())
+        if table["format"] != _FORMAT or table["dimension"] != dimension:
+            raise SnapshotDamaged(f"{folder} is of another format or dimension")
+        segments = tuple(_read_segment(folder, described, dimension, half=half) for described in table["segments"])
+        rows, files = table["tail"]["rows"], _from_dicts(table["tail"]["files"])
+        ids = np.frombuffer(_read(folder / "tail.ids", files["ids"]), np.int64)
+        vectors = np.frombuffer(_read(folder / "tail.vectors", files["vectors"]), np.float32)
+        tail = Tail(ids.reshape(rows), vectors.reshape(rows, dimension))
+        codebook = None
+        if table["codebook"] is not None:
+            data = _read(folder / "codebook", SavedFile(**table["codebook"]))
+            codebook = Codebook(_codes(data, 0, dimension))
+    except SnapshotDamaged:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise SnapshotDamaged(f"{folder} cannot be read: {error}") from error
+    return Held(codebook, segments, tail)
+
+
+def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, half: bool) -> Segment:
+    files, rows = _from_dicts(described["files"]), described["rows"]
+    marks = np.frombuffer(_read(folder / f"{described['name']}.alive", files.pop("alive")), np.uint8)
+    saved = SavedSegment(folder, described["name"], described["precision"], files, described["erased"])
+    for ending in ("ids", "vectors"):
+        _check(saved.path(ending), files[ending])
+    vectors, ids = map_rows(saved, dimension)
+    if vectors.dtype == np.float16 and not half:
+        raise SnapshotDamaged(f"{folder} holds embeddings of half precision")
+    alive = np.unpackbits(marks, count=rows).astype(np.bool_)
+    if not len(ids) == len(alive) == rows:
+        raise SnapshotDamaged(f"{folder} holds {len(ids)} ids for {rows} rows")
+    codes = _codes(_read(saved.path("codes"), files["codes"]), rows, dimension) if "codes" in files else None
+    return Segment(Rows(vectors, ids, alive, codes, size=rows, dead=rows - int(alive.sum())), saved)
+
+
+def _codes(data: bytes, rows: int, dimension: int) -> Codes:
+    codes = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    if not isinstance(codes, faiss.IndexPQFastScan) or (codes.ntotal, codes.d) != (rows, dimension):
+        raise SnapshotDamaged(f"the codes are not those of {rows} rows of {dimension} components")
+    return codes
+
+
+def _link(folder: Path, saved: SavedSegment | None) -> SavedSegment | None:
+    """The segment in the new folder, or None where its files are not to be had."""
+    if saved is None:
+        return None
+    linked = SavedSegment(folder, saved.name, saved.precision, saved.files, saved.erased)
+    try:
+        for ending in saved.files:
+            try:
+                os.link(saved.path(ending), linked.path(ending))
+            except FileNotFoundError:
+                raise
+            except OSError:  # another disk, or one that knows no links
+                shutil.copyfile(saved.path(ending), linked.path(ending))
+                _flush(linked.path(ending))
+    except FileNotFoundError:
+        for ending in saved.files:
+            linked.path(ending).unlink(missing_ok=True)
+        return None
+    return linked
+
+
+def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
+    rows = segment.rows
+    erased = rows.dead if segment.saved is None else segment.saved.erased  # before the embeddings are read
+    name = f"segment-{uuid.uuid4().hex[:16]}"
+    files = {
+        "ids": _write(folder / f"{name}.ids", rows.ids),
+        "vectors": _write(folder / f"{name}.vectors", rows.vectors),
+    }
+    if rows.codes is not None:
+        files["codes"] = _write(folder / f"{name}.codes", faiss.serialize_index(rows.codes))
+    return SavedSegment(folder, name, rows.vectors.dtype.str, files, erased)
+
+
+def _write(path: Path, array: NDArray[Any]) -> SavedFile:
+    """Write an array's bytes so that they outlast a loss of power."""
+    digest, data = hashlib.sha256(), memoryview(array.reshape(-1).view(np.uint8))
+    with path.open("xb") as file:
+        for start in range(0, len(data), _CHUNK):
+            digest.update(data[start : start + _CHUNK])
+            file.write(data[start : start + _CHUNK])
+        file.flush()
+        os.fsync(file.fileno())
+    return SavedFile(len(data), digest.hexdigest())
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check(path: Path, file: SavedFile) -> None:
+    if path.stat().st_size != file.size or _digest(path) != file.sha256:
+        raise SnapshotDamaged(f"{path} is not as it was written")
+
+
+def _read(path: Path, file: SavedFile) -> bytes:
+    data = path.read_bytes()
+    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+        raise SnapshotDamaged(f"{path} is not as it was written")
+    return data
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_dicts(files: dict[str, SavedFile]) -> dict[str, Any]:
+    return {ending: asdict(file) for ending, file in files.items()}
+
+
+def _from_dicts(files: dict[str, Any]) -> dict[str, SavedFile]:
+    return {ending: SavedFile(**file) for ending, file in files.items()}

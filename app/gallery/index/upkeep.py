@@ -1,0 +1,136 @@
+"""What an index has to do beside being searched: to seal what is new, to merge, to compact, to erase."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.gallery.index.codebook import MOST_TRAINING, Codebook
+from app.gallery.index.parts import Block, Segment
+from app.gallery.index.rows import Codes, Rows
+
+_CHUNK = 16_384  # rows that one call to numpy or FAISS works on
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When work is due; all are numbers of rows, but for the factor and the share.
+
+    Args:
+        block: capacity of a block.
+        tail: from so many new rows on they become a segment with codes.
+        plain: the same where there are no codes.
+        merged: a new segment takes in every segment that is smaller than so many times its size.
+        largest: no segment grows beyond, so that no merge takes long or much memory.
+        dead_share: from this share of removed rows on a segment is written anew.
+        least_dead: but not before there are so many of them.
+    """
+
+    block: int = 65_536
+    tail: int = 4096
+    plain: int = 65_536
+    merged: int = 4
+    largest: int = 2**21
+    dead_share: float = 0.2
+    least_dead: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Segments and blocks whose living rows become one new segment."""
+
+    segments: tuple[Segment, ...]
+    blocks: tuple[Block, ...]
+
+
+def due(
+    segments: Sequence[Segment], blocks: Sequence[Block], *, codes: bool, limits: Limits, erase: bool = False
+) -> Work | None:
+    """The most urgent work, or None.
+
+    Args:
+        segments: all there are, largest first.
+        blocks: all there are.
+        codes: whether segments have codes.
+        limits: when work is due.
+        erase: also write anew what leaves a removed embedding on disk.
+    """
+    size, dead = sum(block.rows.size for block in blocks), sum(block.rows.dead for block in blocks)
+    if size >= (limits.tail if codes else limits.plain) or dead >= max(limits.tail, size // 2):
+        return _with_small_ones(segments, tuple(blocks), limits)
+    for segment in segments:
+        rows = segment.rows
+        wanting = rows.dead >= max(limits.least_dead, limits.dead_share * rows.size) or not rows.living
+        if wanting or (codes and rows.codes is None) or (erase and segment.left_on_disk):
+            return Work((segment,), ())
+    return None
+
+
+def _with_small_ones(segments: Sequence[Segment], blocks: tuple[Block, ...], limits: Limits) -> Work:
+    size, taken, merged = 0, list[Block](), list[Segment]()
+    for block in blocks:
+        if taken and size + block.rows.living > limits.largest:
+            break
+        taken.append(block)
+        size += block.rows.living
+    for segment in reversed(segments):  # smallest first
+        if segment.rows.size >= limits.merged * size or size + segment.rows.living > limits.largest:
+            break
+        merged.append(segment)
+        size += segment.rows.living
+    return Work(tuple(merged), tuple(taken))
+
+
+def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> Segment | None:
+    """A new segment of all living rows of the sources, or None if there are none.
+
+    Nothing that is searched changes meanwhile, and no step holds the interpreter for more than a few milliseconds.
+    Rows that are removed while it runs may be in it or not: the caller removes them again.
+
+    Args:
+        sources: no id is alive in two of them.
+        codebook: makes codes; none: no codes.
+        half: keep the embeddings as float16.
+    """
+    living = [source.living_rows() for source in sources]
+    ids = np.concatenate([source.ids[rows] for source, rows in zip(sources, living, strict=True)])
+    if not len(ids):
+        return None
+    order = np.argsort(ids, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    ids = ids[order]
+    vectors = np.empty((len(ids), sources[0].vectors.shape[1]), np.float16 if half else np.float32)
+    done = 0
+    for source, rows in zip(sources, living, strict=True):
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            vectors[place[done : done + len(chunk)]] = source.vectors[chunk]
+            done += len(chunk)
+    return Segment(Rows(vectors, ids, np.ones(len(ids), np.bool_), _encode(vectors, codebook), size=len(ids)))
+
+
+def _encode(vectors: NDArray[np.float32] | NDArray[np.float16], codebook: Codebook | None) -> Codes | None:
+    if codebook is None:
+        return None
+    codes = codebook.no_codes()
+    for start in range(0, len(vectors), _CHUNK):
+        codes.add(vectors[start : start + _CHUNK].astype(np.float32, copy=False))
+    return codes
+
+
+def training_sample(sources: Sequence[Rows]) -> NDArray[np.float32]:
+    """Some living embeddings of all sources, the same ones for the same rows."""
+    living = [source.living_rows() for source in sources]
+    ends = np.cumsum([len(rows) for rows in living])
+    random = np.random.default_rng(0)
+    chosen = np.sort(random.choice(ends[-1], min(ends[-1], MOST_TRAINING), replace=False))
+    pieces = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = ends - [len(rows) for rows in living]
+    return np.concatenate(
+        [
+            source.gather(rows[piece - start])
+            for source, rows, piece, start in zip(sources, living, pieces, starts, strict=True)
+        ]
+    )
