@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from app.commands.check import check_command
 from app.commands.enroll import enroll_command
 from app.commands.identify import identify_command
 from app.commands.migrate import migrate_command
@@ -25,6 +26,7 @@ for name, command in (
     ("enroll", enroll_command),
     ("identify", identify_command),
     ("reindex", reindex_command),
+    ("check", check_command),
 ):
     cli.command(name)(command)
 

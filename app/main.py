@@ -14,7 +14,7 @@ from app.api.middleware import BodyLimit, RequestContext
 from app.api.schemas import Problem
 from app.gallery.database import open_engine
 from app.gallery.history import GalleryHistory
-from app.gallery.index import INDEX_KINDS
+from app.gallery.index_source import IndexSource
 from app.gallery.migrations import check_schema
 from app.gallery.photos import PhotoReader
 from app.gallery.service import GalleryService
@@ -54,7 +54,13 @@ def open_service(settings: Settings) -> GalleryService:
         GalleryStore(engine),
         GalleryHistory(engine),
         reader,
-        INDEX_KINDS[settings.index],
+        IndexSource(
+            kind=settings.index,
+            half=settings.index_half,
+            folder=settings.snapshots_dir if settings.snapshot_interval else None,
+            snapshot_interval=settings.snapshot_interval,
+            erase_interval=settings.erase_interval,
+        ),
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
     )
@@ -68,10 +74,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await to_thread.run_sync(service.load_indexes)
+        await to_thread.run_sync(service.start)
         _log.info("ready", extractor=service.extractor)
         yield
-        service.close()
+        await to_thread.run_sync(service.close)
 
     app = FastAPI(
         title="Facegallery",

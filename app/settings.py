@@ -37,6 +37,14 @@ class Settings(BaseSettings):
     index: Literal["auto", "flat", "compressed", "exact"] = Field(
         "auto", description="kind of index that a gallery is searched with"
     )
+    index_half: bool = Field(False, description="keep the index's embeddings in half precision; decisions stay exact")
+    index_dir: Path | None = Field(None, description="folder of snapshots of the indexes; empty: `index` in `data_dir`")
+    snapshot_interval: float = Field(
+        300.0, ge=0, description="seconds between snapshots of an index that has changed; 0 keeps none"
+    )
+    erase_interval: float = Field(
+        86400.0, ge=0, description="seconds that an erased embedding may stay in a snapshot's files"
+    )
 
     matching_rule: MatchingRule = Field(
         DEFAULT_RULE,
@@ -63,6 +71,7 @@ class Settings(BaseSettings):
     )
     max_roll: float = Field(_QUALITY.max_roll, ge=0, le=180, description="degrees a face to enroll may tilt")
 
+    processes: int = Field(1, ge=1, le=64, description="processes that `facegallery serve` answers with")
     workers: int = Field(0, ge=0, description="photos worked on at the same time; 0: one for each processor")
     queue_timeout: float = Field(10.0, ge=0, description="seconds a photo waits for a worker before the answer is busy")
     shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get at shutdown")
@@ -78,6 +87,11 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The database's address: `database_url`, or SQLite in `data_dir`."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'facegallery.db').as_posix()}"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """Folder of the indexes' snapshots."""
+        return self.index_dir or self.data_dir / "index"
 
     @property
     def quality_limits(self) -> QualityLimits:

@@ -1,13 +1,15 @@
 """What operators see: Prometheus metrics and structured logs."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -22,7 +24,18 @@ FACES_TOTAL = Counter("facegallery_faces_total", "Faces found in photos.")
 DECISIONS_TOTAL = Counter("facegallery_decisions_total", "Probes identified and probes answered unknown.", ["decision"])
 TEMPLATES_ADDED_TOTAL = Counter("facegallery_templates_added_total", "Templates stored by this process.")
 PHOTOS_REFUSED_TOTAL = Counter("facegallery_photos_refused_total", "Photos refused at enrolment.", ["reason"])
-INDEXED_TEMPLATES = Gauge("facegallery_indexed_templates", "Templates in the indexes of this process.")
+INDEXED_TEMPLATES = Gauge(
+    "facegallery_indexed_templates", "Templates in the indexes of a process.", multiprocess_mode="livemax"
+)
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format, added up over the processes where there are several."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
 
 
 @contextmanager

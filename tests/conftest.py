@@ -12,6 +12,8 @@ from PIL import Image
 
 from model.pipeline import Networks, load_networks
 
+pytest_plugins = ["tests.databases"]
+
 
 @pytest.fixture(scope="session")
 def astronaut() -> NDArray[np.uint8]:

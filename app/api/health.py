@@ -5,12 +5,13 @@ from typing import Annotated
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from app.api.dependencies import Service
 from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, error_responses, not_ready_response, problem
 from app.api.schemas import Alive, ProblemTypeBody, Ready
+from app.telemetry import exposition
 from model.errors import FacegalleryError
 
 router = APIRouter(tags=["operations"])
@@ -25,18 +26,22 @@ async def healthz() -> Alive:
 
 @router.get("/readyz", summary="Ready", response_model=Ready, responses=not_ready_response())
 async def readyz(service: Service) -> Ready | JSONResponse:
-    """The networks are loaded, the indexes built, and the database answers."""
+    """The networks are loaded, the indexes built, and the database answers.
+
+    `lag` counts the revisions that this process has yet to follow, in the gallery where it is most behind; it makes
+    them up before it answers a search there.
+    """
     try:
-        await to_thread.run_sync(service.store.ping, limiter=_not_queued)
+        lag = await to_thread.run_sync(service.lag, limiter=_not_queued)
     except FacegalleryError as error:
         return problem("not-ready", str(error))
-    return Ready(extractor=service.extractor)
+    return Ready(extractor=service.extractor, lag=lag)
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 async def metrics() -> Response:
     """Counters and histograms in Prometheus' text format."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/problems/{slug}", summary="What a problem type means", responses=error_responses())

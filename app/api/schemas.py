@@ -351,6 +351,7 @@ class Ready(BaseModel):
 
     status: Literal["ready"] = "ready"
     extractor: str
+    lag: int = Field(description="revisions that this process has yet to follow")
 
 
 class ProblemTypeBody(BaseModel):

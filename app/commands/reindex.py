@@ -20,7 +20,7 @@ def reindex_command(
         names = [gallery] if gallery else [one.name for one in service.store.galleries()]
         for name in names:
             revision = service.history.request_rebuild(name).revision
-            rows.append({"gallery": name, "revision": revision, "templates": service.rebuild(name)})
+            rows.append({"gallery": name, "revision": revision, "templates": service.replica(name).templates})
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return

@@ -1,16 +1,19 @@
 """GalleryHistory: what a process's index is built from and follows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import numpy as np
-from sqlalchemy import Engine, select
+from numpy.typing import NDArray
+from sqlalchemy import Engine, delete, func, select
 
-from app.gallery.records import Change, Gallery, TemplateBlock
+from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes, template_block
-from app.gallery.tables import ChangeRow, TemplateRow
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, TemplateRow, now
 
 _MANY = 10_000  # rows of one read when an index is built
+_ASKED = 500  # ids in one question, below the limits of either database
 
 
 class GalleryHistory:
@@ -29,6 +32,41 @@ class GalleryHistory:
                 return
             yield block
             after = int(block.ids[-1])
+
+    def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
+        """The subjects of all templates of a gallery in blocks, in the order of the templates' ids."""
+        after, limit = 0, 10 * _MANY
+        while True:
+            query = (
+                select(TemplateRow.id, TemplateRow.subject_id)
+                .where(TemplateRow.gallery_id == gallery_id, TemplateRow.id > after)
+                .order_by(TemplateRow.id)
+                .limit(limit)
+            )
+            with self._sessions.reading() as session:
+                rows = np.array(session.execute(query).all(), np.int64).reshape(-1, 2)
+            if not len(rows):
+                return
+            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy())
+            after = int(rows[-1, 0])
+
+    def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
+        """The embeddings (N, D) of templates (N,) as they are stored; a row of NaN for one that is gone."""
+        found = np.full((len(template_ids), dimension), np.nan, np.float32)
+        place = {template_id: row for row, template_id in enumerate(template_ids.tolist())}
+        wanted = list(place)
+        with self._sessions.reading() as session:
+            for first in range(0, len(wanted), _ASKED):
+                asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
+                block = template_block(session, asked, after=0, limit=None)
+                for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
+                    found[place[template_id]] = embedding
+        return found
+
+    def revision(self, gallery_id: int) -> int | None:
+        """The present revision of a gallery, None where it is gone."""
+        with self._sessions.reading() as session:
+            return session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
 
     def changes(self, gallery_id: int, *, after: int, up_to: int) -> list[Change]:
         """The changes of the revisions behind `after`, up to and with `up_to`, in order."""
@@ -57,3 +95,34 @@ class GalleryHistory:
             record_changes(session, owner, "rebuild", [(0, 0)])
             session.flush()
             return gallery_of(owner)
+
+    # -- who follows
+
+    def report(self, gallery_id: int, follower: str, revision: int) -> None:
+        """Write down how far a process, or a snapshot, has followed a gallery."""
+        with self._sessions.writing() as session:
+            if session.get(GalleryRow, gallery_id) is not None:
+                session.merge(FollowerRow(gallery_id=gallery_id, name=follower, revision=revision, seen_at=now()))
+
+    def leave(self, followers: Sequence[str]) -> None:
+        """Forget followers that have ended."""
+        with self._sessions.writing() as session:
+            session.execute(delete(FollowerRow).where(FollowerRow.name.in_(followers)))
+
+    def prune(self, gallery_id: int, *, silent_since: datetime) -> int:
+        """Drop the changes that every follower has behind it; answers how many rows that were.
+
+        A follower that was silent for longer is dropped; should it live on, it finds a gap and loads anew.
+        """
+        with self._sessions.writing() as session:
+            followers = FollowerRow.gallery_id == gallery_id
+            session.execute(delete(FollowerRow).where(followers, FollowerRow.seen_at < silent_since))
+            floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
+            if floor is None:
+                return 0
+            old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
+            return cast(Any, session.execute(old)).rowcount or 0
+
+
+SILENCE = timedelta(hours=1)
+"""A process that has not reported for so long is taken for dead."""

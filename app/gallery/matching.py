@@ -1,6 +1,6 @@
 """From ranked templates to candidates, and from candidates to a decision: here a name is decided."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index import RankedTemplates, TemplateIndex
-from app.gallery.owners import TemplateOwners
+from app.gallery.owners import UNKNOWN, TemplateOwners
 
 MatchingRule = Literal["best", "mean", "both"]
 """How the templates of a subject make one distance; see `subject_distances`."""
@@ -28,6 +28,10 @@ class Candidate:
     subject_id: int
     template_id: int
     distance: float
+
+
+VectorsOf = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""The embeddings (N, D), float32, of template ids (N,), a row of NaN for an unknown one."""
 
 
 class HasDistance(Protocol):
@@ -76,9 +80,10 @@ def rank_candidates(ranked: RankedTemplates, owners: TemplateOwners) -> list[Can
     A template whose owner is not known was removed a moment ago and is passed over.
     """
     best: dict[int, Candidate] = {}
-    for template_id, distance in zip(ranked.ids.tolist(), ranked.distances.tolist(), strict=True):
-        subject_id = owners.subject_of(template_id)
-        if subject_id is not None and subject_id not in best:
+    subjects = owners.subjects_of(ranked.ids)
+    ranking = zip(subjects.tolist(), ranked.ids.tolist(), ranked.distances.tolist(), strict=True)
+    for subject_id, template_id, distance in ranking:
+        if subject_id != UNKNOWN and subject_id not in best:
             best[subject_id] = Candidate(subject_id, template_id, distance)
     return list(best.values())
 
@@ -90,23 +95,27 @@ def find_candidates(
     *,
     top_k: int,
     rule: MatchingRule = DEFAULT_RULE,
+    exact_vectors: VectorsOf | None = None,
 ) -> list[list[Candidate]]:
     """The `top_k` nearest subjects of each probe (Q, D) by the rule, fewer where the gallery has fewer.
 
-    `best` is exact. For the other rules the subjects with the nearest templates, 4·`top_k` and no fewer than 32, are
-    compared by the rule and ranked anew. A subject further back can have been missed, but only one whose photos are
-    much unlike each other: let b > 0 be the cosine of its nearest template and R, 0 to 1, the length of the plain mean
-    of its templates. The cosine of the normalised mean is (mean of the cosines) / R, so at most b / R, and that of
-    `both` at most b · (1 + 1/R) / 2; where b ≤ 0, both are at most b. A subject that the rule would have named at a
-    threshold of cosine t therefore has b ≥ t · R (`mean`) or b ≥ 2t / (1 + 1/R) (`both`), and is missed only if 32
+    Distances are those of float32 embeddings: the index's own, or, where the index keeps coarser ones, those that
+    `exact_vectors` gives for the shortlist.
+
+    `best` is as exact as the index. For the other rules the subjects with the nearest templates, 4·`top_k` and no fewer
+    than 32, are compared by the rule and ranked anew. A subject further back can have been missed, but only one whose
+    photos are much unlike each other: let b > 0 be the cosine of its nearest template and R, 0 to 1, the length of the
+    plain mean of its templates. The cosine of the normalised mean is (mean of the cosines) / R, so at most b / R, and
+    that of `both` at most b · (1 + 1/R) / 2; where b ≤ 0, both are at most b. A subject that the rule would have named
+    at a threshold of cosine t therefore has b ≥ t · R (`mean`) or b ≥ 2t / (1 + 1/R) (`both`), and is missed only if 32
     others have a template as near as that. A miss never names anybody whose own distance is beyond the threshold.
     """
-    if rule == "best":
+    if rule == "best" and exact_vectors is None:
         return _nearest_subjects(index, owners, probes, count=top_k)
     count = max(_SHORTLIST_FACTOR * top_k, _LEAST_SHORTLIST)
     shortlists = _nearest_subjects(index, owners, probes, count=count)
     return [
-        _ranked_by_rule(index, owners, probe, shortlist, rule)[:top_k]
+        _ranked_by_rule(exact_vectors or index.vectors, owners, probe, shortlist, rule, exact_vectors is None)[:top_k]
         for probe, shortlist in zip(probes, shortlists, strict=True)
     ]
 
@@ -132,27 +141,29 @@ def _nearest_subjects(
 
 
 def _ranked_by_rule(
-    index: TemplateIndex,
+    vectors_of: VectorsOf,
     owners: TemplateOwners,
     probe: NDArray[np.float32],
     shortlist: list[Candidate],
     rule: MatchingRule,
+    trusted: bool,
 ) -> list[Candidate]:
-    """The shortlist by the rule's distances; who has one template keeps the distance that the index gave."""
+    """The shortlist by the rule's distances; who has one template keeps the index's distance where it is trusted."""
     templates = [owners.templates_of(candidate.subject_id) for candidate in shortlist]
-    several = [row for row, ids in enumerate(templates) if len(ids) > 1]
-    if not several:
+    compared_anew = [row for row, ids in enumerate(templates) if len(ids) > 1 or not trusted]
+    if not compared_anew:
         return shortlist
-    vectors = index.vectors(np.array([template_id for row in several for template_id in templates[row]], np.int64))
-    rows = np.repeat(several, [len(templates[row]) for row in several])
+    wanted = [template_id for row in compared_anew for template_id in templates[row]]
+    vectors = vectors_of(np.array(wanted, np.int64))
+    rows = np.repeat(compared_anew, [len(templates[row]) for row in compared_anew])
     present = ~np.isnan(vectors[:, 0])  # a template may have been removed a moment ago
     compared, starts = np.unique(rows[present], return_index=True)
-    ranked = list(shortlist)
+    ranked = dict(enumerate(shortlist)) if trusted else {}
     if len(compared):
         distances = subject_distances(probe, vectors[present], starts, rule)
         for row, distance in zip(compared.tolist(), distances.tolist(), strict=True):
             ranked[row] = Candidate(shortlist[row].subject_id, shortlist[row].template_id, distance)
-    return sorted(ranked, key=lambda candidate: (candidate.distance, candidate.template_id))
+    return sorted(ranked.values(), key=lambda candidate: (candidate.distance, candidate.template_id))
 
 
 def decide(candidates: Sequence[Compared], threshold: float) -> Compared | None:

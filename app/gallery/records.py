@@ -84,6 +84,14 @@ class TemplateBlock:
 
 
 @dataclass(frozen=True, slots=True)
+class OwnerBlock:
+    """Templates and their subjects: both of shape (N,), int64."""
+
+    ids: NDArray[np.int64]
+    subject_ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One entry of a gallery's history; an `add` whose template is gone by now has no embedding."""
 

@@ -4,26 +4,33 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import TemplateIndex
+from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Change, Gallery
+from app.gallery.snapshots import Snapshots
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class _View:
-    """What a search needs, switched as one."""
+class View:
+    """What a search needs, switched as one: it is true up to `revision`, and may be ahead of it."""
 
     index: TemplateIndex
     owners: TemplateOwners
+    revision: int
+
+
+class _Gap(Exception):
+    """Changes in between are gone: nothing but loading anew helps."""
 
 
 class GalleryReplica:
@@ -32,22 +39,41 @@ class GalleryReplica:
     `catch_up` before a search makes what any process has acknowledged visible here, with no message between processes:
     it costs nothing where the revision is the same, and replays the change rows in between where it is not. Replaying
     is idempotent, so rows read a moment later than their revision do no harm.
+
+    Args:
+        gallery: whose view this is.
+        history: what is loaded and followed.
+        make_index: makes an empty index, or opens one outside the process.
+        snapshots: where views are kept on disk; None: nowhere.
+        tended: whether a background thread calls `tend`, which then does the rebuilds that are asked for; otherwise
+            `catch_up` does.
     """
 
-    def __init__(self, gallery: Gallery, history: GalleryHistory, make_index: Callable[[int], TemplateIndex]) -> None:
-        self._gallery_id = gallery.id
-        self._name = gallery.name
+    def __init__(
+        self,
+        gallery: Gallery,
+        history: GalleryHistory,
+        make_index: Callable[[], TemplateIndex],
+        snapshots: Snapshots | None = None,
+        *,
+        tended: bool = False,
+    ) -> None:
+        self.gallery_id = gallery.id
+        self.name = gallery.name
+        self.snapshots = snapshots
         self._dimension = gallery.dimension
         self._history = history
         self._make_index = make_index
-        self._view = _View(make_index(gallery.dimension), TemplateOwners())
-        self._applied = -1  # nothing is loaded yet
-        self._lock = threading.Lock()
+        self._tended = tended
+        self._view = View(make_index(), TemplateOwners(), -1)  # nothing is loaded yet
+        self._rebuild_wanted = False
+        self._lock = threading.Lock()  # of what follows and switches the view
+        self._tending = threading.Lock()  # of what works on it at length
 
     @property
     def applied_revision(self) -> int:
         """Revision up to which the index is true; -1 before the first load."""
-        return self._applied
+        return self._view.revision
 
     @property
     def subjects(self) -> int:
@@ -59,53 +85,217 @@ class GalleryReplica:
         """Number of templates."""
         return len(self._view.index)
 
+    @property
+    def view(self) -> View:
+        """The present view."""
+        return self._view
+
     def catch_up(self, revision: int) -> None:
         """Bring the index to a revision that SQL has."""
-        if self._applied >= revision:
+        if self._view.revision == revision:
             return
         with self._lock:
-            if self._applied >= revision:
+            if self._view.revision >= revision and not self._went_back():
                 return
-            if self._applied < 0:
-                self._load(revision)
-                return
-            changes = self._history.changes(self._gallery_id, after=self._applied, up_to=revision)
-            if any(change.kind == "rebuild" for change in changes):
-                self._load(revision)
-                return
-            for kind, grouped in groupby(changes, key=lambda change: change.kind):
-                run = list(grouped)
-                if kind == "add":
-                    self._add(run)
-                else:
-                    self._remove(run)
-            self._applied = revision
+            if self._view.revision < 0:
+                self._view = self._loaded(revision)
+            else:
+                self._follow(revision)
+        if self._rebuild_wanted and not self._tended:
+            self.rebuild()
 
     def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
         """The `top_k` nearest subjects of each probe (Q, D)."""
         view = self._view  # one reading: a rebuild may switch it meanwhile
-        return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule)
+        exact = None
+        if isinstance(view.index, SegmentedIndex) and not view.index.exact_vectors:
+            exact = self._exact_vectors
+        return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule, exact_vectors=exact)
 
-    def _load(self, revision: int) -> None:
-        """Build everything from SQL beside the old and switch."""
-        index, owners = self._make_index(self._dimension), TemplateOwners()
-        for block in self._history.template_blocks(self._gallery_id):
+    def rebuild(self) -> None:
+        """Build everything from SQL beside the present view, which goes on answering, and switch."""
+        with self._tending:
+            self._rebuild_wanted = False
+            revision = self._present()
+            if revision is None:
+                return
+            self._switch(self._from_sql(revision))
+
+    def tend(self) -> bool:
+        """Do one piece of the work that keeps searches quick; answers whether there was any."""
+        if self._rebuild_wanted:
+            self.rebuild()
+            return True
+        with self._tending:
+            if self._view.owners.wants_folding:
+                self._fold_owners()
+                return True
+            index = self._view.index
+            return index.maintain() if isinstance(index, SegmentedIndex) else False
+
+    def write_snapshot(self, *, erase: bool = False) -> int | None:
+        """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
+
+        Args:
+            erase: let no embedding that was erased survive in the files.
+        """
+        if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
+            return None
+        with self._tending:
+            index = self._view.index
+            while erase and index.erase_pending and index.maintain(erase=True):
+                pass
+            with self._lock:
+                view = self._view
+                owners = view.owners.copy()
+            # What the index takes in between is newer than the revision, and replaying it again does no harm.
+            self.snapshots.write(index, owners, view.revision)
+        return view.revision
+
+    def adopt_snapshot(self) -> bool:
+        """Switch to a newer snapshot that another process of this machine has written, and share its memory."""
+        if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
+            return False
+        with self._tending:
+            opened = self.snapshots.open_newer(self._present)
+            if opened is None:
+                return False
+            return self._switch(View(*opened))
+
+    # -- inside
+
+    def _present(self) -> int | None:
+        return self._history.revision(self.gallery_id)
+
+    def _went_back(self) -> bool:
+        """Whether SQL is behind this view: an older copy of the database was put in its place."""
+        present = self._present()
+        if present is None or present >= self._view.revision:
+            return False
+        _log.warning("gallery.went_back", gallery=self.name, revision=present, applied=self._view.revision)
+        self._view = View(self._make_index(), TemplateOwners(), -1)
+        return True
+
+    def _loaded(self, revision: int) -> View:
+        opened = self.snapshots.open_newest(self._present) if self.snapshots is not None else None
+        if opened is not None:
+            try:
+                view = View(*opened)
+                return self._replayed(view, max(revision, view.revision))
+            except _Gap:
+                _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
+        return self._from_sql(revision)
+
+    def _from_sql(self, revision: int) -> View:
+        index = self._make_index()
+        if not isinstance(index, SegmentedIndex) and hasattr(index, "position"):
+            return self._beside_shared(cast(SharedIndex, index), revision)
+        ids, subjects = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for block in self._history.template_blocks(self.gallery_id):
             index.add(block.ids, block.embeddings)
-            owners.add(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
-            _log.info("index.building", gallery=self._name, templates=len(index))
-        self._view = _View(index, owners)
-        self._applied = revision
-        _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
+            ids.append(block.ids)
+            subjects.append(block.subject_ids)
+            _log.info("index.building", gallery=self.name, templates=len(index))
+        view = View(index, TemplateOwners(np.concatenate(ids), np.concatenate(subjects)), revision)
+        _log.info("index.ready", gallery=self.name, templates=len(index), revision=revision)
+        return view
 
-    def _add(self, changes: Sequence[Change]) -> None:
-        present = [change for change in changes if change.embedding is not None]
-        if not present:
-            return
-        self._view.owners.add((change.template_id, change.subject_id) for change in present)
-        ids = np.array([change.template_id for change in present], np.int64)
-        self._view.index.add(ids, np.stack([change.embedding for change in present if change.embedding is not None]))
+    def _beside_shared(self, index: SharedIndex, revision: int) -> View:
+        """Owners from SQL, beside an index that other processes may have filled already.
 
-    def _remove(self, changes: Sequence[Change]) -> None:
+        Filling anew overwrites and never clears, as others are searching: what SQL no longer has stays in the engine
+        without an owner, and names nobody.
+        """
+        blocks = list(self._history.owner_blocks(self.gallery_id))
+        none = np.empty(0, np.int64)
+        owners = TemplateOwners(
+            np.concatenate([none, *(block.ids for block in blocks)]),
+            np.concatenate([none, *(block.subject_ids for block in blocks)]),
+        )
+        position = index.position()
+        changes = None
+        if 0 <= position <= revision:
+            try:
+                changes = self._changes(position, revision)
+            except _Gap:
+                changes = None
+        if changes is None or any(change.kind == "rebuild" for change in changes):
+            for block in self._history.template_blocks(self.gallery_id):
+                index.add(block.ids, block.embeddings)
+                _log.info("index.building", gallery=self.name, templates=len(index))
+            index.set_position(revision)
+            changes = []
+        view = View(index, owners, revision)
+        for kind, run in _runs(changes):
+            _apply(view, kind, run)
+        index.set_position(revision)
+        _log.info("index.ready", gallery=self.name, templates=len(index), revision=revision)
+        return view
+
+    def _follow(self, revision: int) -> None:
+        try:
+            self._view = self._replayed(self._view, revision)
+        except _Gap:
+            _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
+            self._view = self._from_sql(revision)
+
+    def _replayed(self, view: View, revision: int) -> View:
+        """The view with the changes up to a revision; a wish for a rebuild among them is noted.
+
+        Raises:
+            _Gap: changes in between were pruned.
+        """
+        changes = self._changes(view.revision, revision)
+        for kind, run in _runs(changes):
+            if kind == "rebuild":
+                self._rebuild_wanted = True
+            else:
+                _apply(view, kind, run)
+        if changes and not isinstance(view.index, SegmentedIndex) and hasattr(view.index, "set_position"):
+            view.index.set_position(revision)
+        return View(view.index, view.owners, max(revision, view.revision))
+
+    def _changes(self, after: int, revision: int) -> list[Change]:
+        changes = self._history.changes(self.gallery_id, after=after, up_to=revision)
+        if len({change.revision for change in changes}) < revision - after:
+            raise _Gap
+        return changes
+
+    def _switch(self, view: View) -> bool:
+        """Bring a view that was made beside the present one to the same revision, and put it in its place."""
+        with self._lock:
+            try:
+                self._view = self._replayed(view, max(view.revision, self._view.revision))
+            except _Gap:
+                return False
+        return True
+
+    def _fold_owners(self) -> None:
+        with self._lock:
+            then = self._view.owners.copy()
+        folded = then.folded()
+        with self._lock:
+            folded.follow(then, self._view.owners)
+            self._view = View(self._view.index, folded, self._view.revision)
+
+    def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._history.embeddings(template_ids, self._dimension)
+
+
+def _runs(changes: Sequence[Change]) -> list[tuple[str, list[Change]]]:
+    return [(kind, list(run)) for kind, run in groupby(changes, key=lambda change: change.kind)]
+
+
+def _apply(view: View, kind: str, changes: Sequence[Change]) -> None:
+    if kind == "remove":
         template_ids = [change.template_id for change in changes]
-        self._view.index.remove(np.array(template_ids, np.int64))
-        self._view.owners.remove(template_ids)
+        view.index.remove(np.array(template_ids, np.int64))
+        view.owners.remove(template_ids)
+        return
+    # An added template that is gone by now has no embedding; its removal follows.
+    present = [(change, change.embedding) for change in changes if change.embedding is not None]
+    if kind == "add" and present:
+        # The owners first: a template that a search finds has one.
+        view.owners.add((change.template_id, change.subject_id) for change, _ in present)
+        ids = np.array([change.template_id for change, _ in present], np.int64)
+        view.index.add(ids, np.stack([embedding for _, embedding in present]))

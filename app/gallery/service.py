@@ -1,9 +1,10 @@
 """GalleryService: enroll, identify, verify, delete; joins the store, the indexes and the networks."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
 from app.gallery.history import GalleryHistory
-from app.gallery.index import TemplateIndex
+from app.gallery.index_source import IndexSource
 from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
@@ -20,9 +21,9 @@ from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, t
 from app.gallery.records import Enrolment, Gallery, GallerySize, NewTemplate, Page, Subject, Template
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore, check_extractor
+from app.gallery.upkeep import Upkeep
 from app.telemetry import (
     DECISIONS_TOTAL,
-    INDEXED_TEMPLATES,
     PHOTOS_REFUSED_TOTAL,
     TEMPLATES_ADDED_TOTAL,
     stage,
@@ -92,7 +93,7 @@ class GalleryService:
         store: GalleryStore,
         history: GalleryHistory,
         reader: PhotoReader,
-        make_index: Callable[[int], TemplateIndex],
+        indexes: IndexSource,
         *,
         policy: ThresholdPolicy | None = None,
         rule: MatchingRule = DEFAULT_RULE,
@@ -100,11 +101,12 @@ class GalleryService:
         self.store = store
         self.history = history
         self.reader = reader
-        self._make_index = make_index
+        self.indexes = indexes
         self._policy = policy or DEFAULT_POLICY
         self._rule = rule
         self._replicas: dict[int, GalleryReplica] = {}
         self._replicas_lock = threading.Lock()
+        self._upkeep: Upkeep | None = None
 
     @property
     def extractor(self) -> str:
@@ -118,24 +120,38 @@ class GalleryService:
 
     # -- start
 
-    def load_indexes(self) -> None:
-        """Build the index of every gallery that belongs to this extractor; log the others as refused."""
+    def start(self) -> None:
+        """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all."""
+        self._upkeep = Upkeep(self.replicas, self.history, self.indexes)
         for gallery in self.store.galleries():
             try:
                 self._replica(gallery).catch_up(gallery.revision)
             except FacegalleryError as error:
                 _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
-        INDEXED_TEMPLATES.set_function(lambda: sum(replica.templates for replica in list(self._replicas.values())))
+        self._upkeep.start()
 
-    def rebuild(self, gallery: str) -> int:
-        """Bring this process's index of a gallery up to date; answers its templates."""
+    def replicas(self) -> list[GalleryReplica]:
+        """The galleries that this process has an index of."""
+        with self._replicas_lock:
+            return list(self._replicas.values())
+
+    def replica(self, gallery: str) -> GalleryReplica:
+        """This process's view of a gallery, brought up to date."""
         found = self.store.gallery(normalise_gallery_name(gallery))
         replica = self._replica(found)
         replica.catch_up(found.revision)
-        return replica.templates
+        return replica
+
+    def lag(self) -> int:
+        """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
+        present = {gallery.id: gallery.revision for gallery in self.store.galleries()}
+        behind = [present.get(one.gallery_id, 0) - one.applied_revision for one in self.replicas()]
+        return max(0, *behind) if behind else 0
 
     def close(self) -> None:
-        """Give all connections back."""
+        """End the upkeep, with a last snapshot of what has changed, and give all connections back."""
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self.store.close()
 
     # -- the way of a photo
@@ -343,7 +359,9 @@ class GalleryService:
         gallery = self.store.gallery(normalise_gallery_name(name))
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
-            self._replicas.pop(gallery.id, None)
+            replica = self._replicas.pop(gallery.id, None)
+        if replica is not None and replica.snapshots is not None:
+            replica.snapshots.erase()
 
     def rename_or_describe_subject(
         self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None
@@ -374,7 +392,13 @@ class GalleryService:
         with self._replicas_lock:
             replica = self._replicas.get(gallery.id)
             if replica is None:
-                replica = self._replicas[gallery.id] = GalleryReplica(gallery, self.history, self._make_index)
+                replica = self._replicas[gallery.id] = GalleryReplica(
+                    gallery,
+                    self.history,
+                    partial(self.indexes.make, gallery),
+                    self.indexes.snapshots_of(gallery),
+                    tended=self._upkeep is not None,
+                )
             return replica
 
     def _threshold(self, gallery: Gallery | None, wanted: float | None, subjects: int) -> float:

@@ -106,3 +106,14 @@ class ChangeRow(Base):
     template_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     subject_id: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str] = mapped_column(String(10))  # add, remove, rebuild
+
+
+class FollowerRow(Base):
+    """How far a process, or a snapshot, has followed a gallery: older changes are needed by nobody."""
+
+    __tablename__ = "follower"
+
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    revision: Mapped[int] = mapped_column(BigInteger)
+    seen_at: Mapped[datetime] = mapped_column(UtcDateTime)

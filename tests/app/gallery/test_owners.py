@@ -1,17 +1,20 @@
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.gallery.owners import TemplateOwners
+from app.gallery.owners import UNKNOWN, TemplateOwners
 
 steps = st.lists(
     st.tuples(st.just("add"), st.lists(st.integers(0, 30))) | st.tuples(st.just("remove"), st.lists(st.integers(0, 30)))
 )
 
 
-@given(steps)
-def test_owners_are_those_of_a_dictionary(history: list[tuple[str, list[int]]]) -> None:
+@given(steps, st.integers(0, 8))
+def test_owners_are_those_of_a_dictionary(history: list[tuple[str, list[int]]], folded_after: int) -> None:
     owners, wanted = TemplateOwners(), dict[int, int]()
-    for step, templates in history:
+    for number, (step, templates) in enumerate(history):
+        if number == folded_after:
+            owners = owners.folded()
         if step == "add":
             owners.add((template, template % 4) for template in templates)
             for template in templates:
@@ -21,8 +24,10 @@ def test_owners_are_those_of_a_dictionary(history: list[tuple[str, list[int]]]) 
             for template in templates:
                 wanted.pop(template, None)
         assert [owners.subject_of(template) for template in range(31)] == [wanted.get(one) for one in range(31)]
+        found = owners.subjects_of(np.arange(31))
+        assert found.tolist() == [wanted.get(template, UNKNOWN) for template in range(31)]
         for subject in range(4):
-            assert owners.templates_of(subject) == tuple(one for one, owner in wanted.items() if owner == subject)
+            assert sorted(owners.templates_of(subject)) == sorted(t for t, owner in wanted.items() if owner == subject)
         assert owners.subjects == len(set(wanted.values()))
 
 
@@ -34,3 +39,34 @@ def test_a_reader_keeps_the_templates_that_it_saw() -> None:
     owners.add([(13, 1)])
     assert seen == (11, 12)
     assert owners.templates_of(1) == (12, 13)
+
+
+@given(steps, steps, steps)
+def test_folded_owners_follow_what_happened_meanwhile(
+    before: list[tuple[str, list[int]]], start: list[tuple[str, list[int]]], meanwhile: list[tuple[str, list[int]]]
+) -> None:
+    def play(owners: TemplateOwners, history: list[tuple[str, list[int]]], of: int) -> None:
+        for step, templates in history:
+            if step == "add":
+                owners.add((template, template % of) for template in templates)
+            else:
+                owners.remove(templates)
+
+    owners = TemplateOwners()
+    play(owners, before, 4)
+    owners = owners.folded()
+    play(owners, start, 3)
+    copy = owners.copy()
+    folded = copy.folded()
+    play(owners, meanwhile, 5)
+    folded.follow(copy, owners)
+    for got, wanted in zip(folded.pairs(), owners.pairs(), strict=True):
+        assert got.tolist() == wanted.tolist()
+    assert folded.subjects == owners.subjects
+
+
+def test_pairs_come_by_template_whatever_order_they_were_given_in() -> None:
+    owners = TemplateOwners(np.array([5, 3, 9]), np.array([1, 2, 1]))
+    assert [values.tolist() for values in owners.pairs()] == [[3, 5, 9], [2, 1, 1]]
+    assert owners.templates_of(1) == (5, 9)
+    assert owners.subjects == 2

@@ -32,7 +32,7 @@ def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> int:
 
 
 def replica_of(store: GalleryStore, kind: IndexKind = "flat") -> GalleryReplica:
-    return GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), INDEX_KINDS[kind])
+    return GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), lambda: INDEX_KINDS[kind](DIMENSION))
 
 
 def search(
@@ -149,8 +149,8 @@ def test_an_older_revision_changes_nothing(store: GalleryStore, new_templates: T
 def test_a_wanted_rebuild_makes_a_new_index(store: GalleryStore, new_templates: Templates) -> None:
     made: list[SegmentedIndex] = []
 
-    def make_index(dimension: int) -> SegmentedIndex:
-        made.append(SegmentedIndex(dimension, compress_from=None))
+    def make_index() -> SegmentedIndex:
+        made.append(SegmentedIndex(DIMENSION, compress_from=None))
         return made[-1]
 
     replica, templates = (
@@ -170,8 +170,8 @@ def test_a_wanted_rebuild_makes_a_new_index(store: GalleryStore, new_templates: 
 def test_a_rebuild_brings_back_a_damaged_index(store: GalleryStore, new_templates: Templates) -> None:
     made: list[ExactIndex] = []
 
-    def make_index(dimension: int) -> ExactIndex:
-        made.append(ExactIndex(dimension))
+    def make_index() -> ExactIndex:
+        made.append(ExactIndex(DIMENSION))
         return made[-1]
 
     replica, templates = (

@@ -1,0 +1,44 @@
+"""`facegallery check`."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.commands.options import Exit, JsonOption, complain, opened_service
+from app.gallery.consistency import Consistency, check_gallery, repair_gallery
+
+
+def check_command(
+    gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="One gallery; else all.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what differs.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare rows, index and snapshots; the service may go on meanwhile.
+
+    Exit codes: 0 all the same, or mended; 1 something differs.
+    """
+    rows: list[Consistency] = []
+    with opened_service() as service:
+        for found in service.store.galleries():
+            if gallery not in {None, found.name} or found.extractor != service.extractor:
+                continue
+            row = check_gallery(found, service.history, service.indexes)
+            rows.append(row)
+            if repair and not row.whole:
+                repair_gallery(found, service.history, service.indexes)
+    if as_json:
+        print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
+    else:
+        table = Table("gallery", "templates", "missing", "surplus", "moved", "changed", "snapshots")
+        for row in rows:
+            counts = (row.templates, row.missing, row.surplus, row.moved, row.changed)
+            table.add_row(row.gallery, *map(str, counts), "; ".join(row.damaged_snapshots) or "whole")
+        Console().print(table)
+    whole = all(row.whole for row in rows)
+    if not whole:
+        complain("mended: every process builds its index anew" if repair else "add --repair to mend it", style="yellow")
+    raise typer.Exit(Exit.DONE if whole or repair else Exit.REFUSED)

@@ -1,0 +1,39 @@
+"""Where a gallery's index comes from: its kind, and the folder of its snapshots."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
+from app.gallery.records import Gallery
+from app.gallery.snapshots import Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class IndexSource:
+    """Makes indexes of one kind.
+
+    `folder` is that of the snapshots, None for none; `snapshot_interval` and `erase_interval` are the seconds between
+    snapshots, and those that an erased embedding may stay in one.
+    """
+
+    kind: IndexKind = "auto"
+    half: bool = False
+    folder: Path | None = None
+    snapshot_interval: float = 300.0
+    erase_interval: float = 86_400.0
+
+    def make(self, gallery: Gallery) -> TemplateIndex:
+        """An empty index for a gallery."""
+        if self.kind == "exact":
+            return ExactIndex(gallery.dimension)
+        return SegmentedIndex(gallery.dimension, compress_from=COMPRESS_FROM[self.kind], half=self.half)
+
+    def snapshots_of(self, gallery: Gallery) -> Snapshots | None:
+        """The gallery's snapshots, None where none are kept."""
+        if self.folder is None or self.kind == "exact":
+            return None
+        return Snapshots(self.folder, gallery, partial(self._open, gallery.dimension))
+
+    def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
+        return SegmentedIndex.load(folder, dimension, compress_from=COMPRESS_FROM[self.kind], half=self.half)

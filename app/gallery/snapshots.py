@@ -1,0 +1,235 @@
+"""Views of a gallery on disk, so that a restart replays only what came since, and processes share memory."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from app.gallery.index import SegmentedIndex, SnapshotDamaged
+from app.gallery.owners import TemplateOwners
+from app.gallery.records import Gallery
+
+_log = structlog.get_logger()
+_FORMAT = 1
+_ABOUT = "snapshot.json"
+_OWNERS = "owners.i64"
+_REVISION = re.compile(r"\d{20}")
+
+Opened = tuple[SegmentedIndex, TemplateOwners, int]
+"""Index, owners, and the revision that both have, or are ahead of."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotsOfGallery:
+    """Which gallery a snapshot is of."""
+
+    gallery: int
+    extractor: str
+    dimension: int
+
+
+class Snapshots:
+    """The snapshots of one gallery and one extractor: a folder for each revision, written beside and renamed.
+
+    The newest is kept. One that is damaged, or is another gallery's, is set aside and named in the log.
+
+    Args:
+        folder: of all snapshots of this machine.
+        gallery: whose they are.
+        open_index: opens the index part of a snapshot; raises SnapshotDamaged.
+    """
+
+    def __init__(self, folder: Path, gallery: Gallery, open_index: Callable[[Path], SegmentedIndex]) -> None:
+        digest = hashlib.sha256(gallery.extractor.encode()).hexdigest()[:12]
+        self.folder = folder / f"gallery-{gallery.id}" / digest
+        self._of = SnapshotsOfGallery(gallery.id, gallery.extractor, gallery.dimension)
+        self._name = gallery.name
+        self._open_index = open_index
+        self._lead: int | None = None
+        self._known = -1  # revision of the newest that this process has written or opened
+
+    @property
+    def revisions(self) -> list[int]:
+        """Revisions of the snapshots that are there, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if _REVISION.fullmatch(path.name))
+
+    def lead(self) -> bool:
+        """Whether this process is the one of its machine that writes; once it is, it stays so until it ends."""
+        if self._lead is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.folder / "lead", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                return False
+            self._lead = lock
+        return True
+
+    def resign(self) -> None:
+        """Let another process lead."""
+        if self._lead is not None:
+            os.close(self._lead)
+            self._lead = None
+
+    def write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int) -> Path:
+        """Write a snapshot and drop the older ones.
+
+        Raises:
+            OSError: the disk is full or not writable; the earlier snapshot is still there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(mode=0o700)
+        try:
+            part = draft / "index"
+            part.mkdir()
+            index.save(part)
+            pairs = np.stack(owners.pairs()).astype("<i8")
+            _write(draft / _OWNERS, pairs.tobytes())
+            about = {
+                "format": _FORMAT,
+                "gallery": self._of.gallery,
+                "extractor": self._of.extractor,
+                "dimension": self._of.dimension,
+                "revision": revision,
+                "templates": pairs.shape[1],
+                "owners_sha256": hashlib.sha256(pairs.tobytes()).hexdigest(),
+            }
+            _write(draft / _ABOUT, json.dumps(about, indent=1).encode())
+            _flush(draft)
+            place = self.folder / f"{revision:020d}"
+            if place.exists():  # the same revision, told anew, as after a compaction
+                place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
+            draft.rename(place)
+            _flush(self.folder)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        self._known = revision
+        self._sweep(keep=place)
+        _log.info("snapshot.written", gallery=self._name, revision=revision, templates=pairs.shape[1])
+        return place
+
+    def open_newest(self, present: Callable[[], int | None]) -> Opened | None:
+        """The newest snapshot that is whole and not ahead of the gallery; others are set aside on the way.
+
+        Args:
+            present: reads the gallery's revision. It is asked after a snapshot is seen, so that one which another
+                process has just written is not taken for one of a later past.
+        """
+        for found in reversed(self.revisions):
+            place = self.folder / f"{found:020d}"
+            revision = present()
+            try:
+                if revision is None or found > revision:
+                    raise SnapshotDamaged(f"it is of revision {found}, the gallery of {revision}")
+                opened = self._open(place, found)
+            except SnapshotDamaged as error:
+                if place.exists():  # a newer one may have taken its place meanwhile
+                    self._set_aside(place, str(error))
+                continue
+            self._known = found
+            return opened
+        return None
+
+    def open_newer(self, present: Callable[[], int | None]) -> Opened | None:
+        """The newest snapshot, if it is one that this process has not seen."""
+        newest = max(self.revisions, default=-1)
+        return None if newest <= self._known else self.open_newest(present)
+
+    def damages(self, present: Callable[[], int | None]) -> list[str]:
+        """What is wrong with the snapshots that are there; they stay where they are."""
+        found = []
+        for revision in self.revisions:
+            try:
+                self._open(self.folder / f"{revision:020d}", revision)
+                if revision > (present() or 0):
+                    raise SnapshotDamaged("it is ahead of the gallery")
+            except SnapshotDamaged as error:
+                found.append(f"snapshot of revision {revision}: {error}")
+        return found
+
+    def set_all_aside(self, reason: str) -> None:
+        """Trust no snapshot that is there."""
+        for revision in self.revisions:
+            self._set_aside(self.folder / f"{revision:020d}", reason)
+
+    def erase(self) -> None:
+        """Remove every trace from the disk."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+
+    def _open(self, place: Path, revision: int) -> Opened:
+        try:
+            about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
+            wanted = {
+                "format": _FORMAT,
+                "gallery": self._of.gallery,
+                "extractor": self._of.extractor,
+                "dimension": self._of.dimension,
+                "revision": revision,
+            }
+            for name, value in wanted.items():
+                if about.get(name) != value:
+                    raise SnapshotDamaged(f"its {name} is {about.get(name)!r}, not {value!r}")
+            content = (place / _OWNERS).read_bytes()
+            if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
+                raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
+            ids, subjects = np.frombuffer(content, "<i8").reshape(2, -1).astype(np.int64)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, SnapshotDamaged):
+                raise
+            raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
+        start = time.perf_counter()
+        index = self._open_index(place / "index")
+        if not np.array_equal(index.ids(), ids):
+            # Not damage: an index may be ahead of its owners by what came while it was written. Owners win.
+            extra = np.setdiff1d(index.ids(), ids, assume_unique=True)
+            index.remove(extra)
+            missing = np.setdiff1d(ids, index.ids(), assume_unique=True)
+            keep = ~np.isin(ids, missing)
+            ids, subjects = ids[keep], subjects[keep]
+        seconds = round(time.perf_counter() - start, 2)
+        _log.info("snapshot.opened", gallery=self._name, revision=revision, templates=len(ids), seconds=seconds)
+        return index, TemplateOwners(ids, subjects), revision
+
+    def _set_aside(self, place: Path, reason: str) -> None:
+        aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
+        place.rename(aside)
+        _log.error("snapshot.set_aside", gallery=self._name, folder=str(aside), reason=reason)
+
+    def _sweep(self, keep: Path | None = None) -> None:
+        """Remove drafts of processes that died, and snapshots older than the one to keep."""
+        for path in self.folder.iterdir():
+            stale = path.name.startswith("writing-")
+            older = keep is not None and _REVISION.fullmatch(path.name) and path.name < keep.name
+            if stale or older:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

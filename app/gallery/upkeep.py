@@ -1,0 +1,144 @@
+"""What goes on in the background: indexes are tended, snapshots written, followers reported, old changes dropped."""
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+
+import structlog
+
+from app.gallery.history import SILENCE, GalleryHistory
+from app.gallery.index import SegmentedIndex
+from app.gallery.index_source import IndexSource
+from app.gallery.replica import GalleryReplica
+from app.gallery.tables import now
+from app.telemetry import INDEXED_TEMPLATES
+from model.errors import FacegalleryError
+
+_log = structlog.get_logger()
+_PAUSE = 1.0  # seconds between two looks
+_REPORTS = 30.0  # seconds between two reports to other processes
+_LOWER_PRIORITY = 10
+
+
+class Upkeep:
+    """One thread of low priority that tends the indexes of a process.
+
+    Of the processes that share a folder of snapshots one leads a gallery: it alone compresses, merges and writes
+    snapshots. The others take up what it has written, and so share its memory.
+    """
+
+    def __init__(
+        self,
+        replicas: Callable[[], list[GalleryReplica]],
+        history: GalleryHistory,
+        source: IndexSource,
+        *,
+        pause: float = _PAUSE,
+    ) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._replicas = replicas
+        self._history = history
+        self._source = source
+        self._pause = pause
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        self._snapshots: dict[int, tuple[int, float]] = {}  # revision and time of the last snapshot
+        self._erasing_since: dict[int, float] = {}
+        self._reported = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        for replica in self._replicas():
+            self._quietly(self._report, replica)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after a last snapshot of each gallery that has changed."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for replica in self._replicas():
+            self._quietly(self._last_snapshot, replica)
+            if replica.snapshots is not None:
+                replica.snapshots.resign()
+        self._quietly(lambda: self._history.leave([self.name]))
+
+    def tick(self) -> None:
+        """Look at every gallery once."""
+        for replica in self._replicas():
+            self._quietly(self._tend, replica)
+        INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
+        if time.monotonic() - self._reported >= _REPORTS:
+            self._reported = time.monotonic()
+            for replica in self._replicas():
+                self._quietly(self._report, replica)
+
+    def _run(self) -> None:
+        # Of this thread alone, on Linux: a search that wants the processor has it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        while not self._ended.wait(self._pause):
+            self.tick()
+
+    def _tend(self, replica: GalleryReplica) -> None:
+        if replica.applied_revision < 0:
+            return
+        if replica.snapshots is not None and not replica.snapshots.lead():
+            replica.adopt_snapshot()
+            return
+        while not self._ended.is_set() and replica.tend():
+            pass
+        if replica.snapshots is not None and self._source.snapshot_interval:
+            self._write_if_due(replica)
+
+    def _write_if_due(self, replica: GalleryReplica) -> None:
+        clock = time.monotonic()
+        index = replica.view.index
+        if isinstance(index, SegmentedIndex) and index.erase_pending:
+            since = self._erasing_since.setdefault(replica.gallery_id, clock)
+        else:
+            self._erasing_since.pop(replica.gallery_id, None)
+            since = clock
+        revision, written = self._snapshots.get(replica.gallery_id, (self._found(replica), float("-inf")))
+        erase = clock - since >= self._source.erase_interval and replica.gallery_id in self._erasing_since
+        changed = replica.applied_revision != revision
+        if erase or (changed and clock - written >= self._source.snapshot_interval):
+            self._write(replica, erase=erase)
+
+    def _write(self, replica: GalleryReplica, *, erase: bool) -> None:
+        try:
+            revision = replica.write_snapshot(erase=erase)
+        except OSError as error:
+            # The service goes on without: a restart takes longer, and nothing is lost.
+            _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
+            revision = self._snapshots.get(replica.gallery_id, (-1, 0.0))[0]
+        self._snapshots[replica.gallery_id] = (-1 if revision is None else revision, time.monotonic())
+
+    def _last_snapshot(self, replica: GalleryReplica) -> None:
+        if replica.snapshots is None or not self._source.snapshot_interval or not replica.snapshots.lead():
+            return
+        revision, _ = self._snapshots.get(replica.gallery_id, (self._found(replica), 0.0))
+        if replica.applied_revision not in {-1, revision}:
+            self._write(replica, erase=False)
+
+    @staticmethod
+    def _found(replica: GalleryReplica) -> int:
+        return max(replica.snapshots.revisions, default=-1) if replica.snapshots is not None else -1
+
+    def _report(self, replica: GalleryReplica) -> None:
+        self._history.report(replica.gallery_id, self.name, replica.applied_revision)
+        if replica.snapshots is not None and (revision := self._found(replica)) >= 0:
+            place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
+            self._history.report(replica.gallery_id, place, revision)
+        self._history.prune(replica.gallery_id, silent_since=now() - SILENCE)
+
+    def _quietly(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do it, and live on if it fails: the next look tries again."""
+        try:
+            work(*arguments)
+        except FacegalleryError as error:
+            _log.warning("upkeep.failed", reason=str(error))
+        except Exception as error:
+            _log.error("upkeep.failed", exc_info=error)

@@ -1,0 +1,91 @@
+"""`facegallery check`: every kind of difference is found, and mended."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from app.gallery.consistency import Consistency, check_gallery, repair_gallery
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
+from app.gallery.records import NewTemplate
+from app.gallery.replica import GalleryReplica
+from app.gallery.store import GalleryStore
+from app.gallery.tables import ChangeRow, TemplateRow
+
+EXTRACTOR = "net@0123456789ab"
+Templates = Callable[[int], list[NewTemplate]]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> IndexSource:
+    return IndexSource(folder=tmp_path / "index")
+
+
+@pytest.fixture
+def gallery(store: GalleryStore, source: IndexSource, new_templates: Templates) -> GalleryStore:
+    """Two people, and a snapshot that holds them."""
+    for key in ("anna", "bob"):
+        store.enroll("people", key, new_templates(3), metadata=None, extractor=EXTRACTOR, dimension=8)
+    found = store.gallery("people")
+    replica = GalleryReplica(
+        found, GalleryHistory(store.engine), partial(source.make, found), source.snapshots_of(found)
+    )
+    replica.catch_up(found.revision)
+    replica.write_snapshot()
+    return store
+
+
+def checked(store: GalleryStore, source: IndexSource) -> Consistency:
+    return check_gallery(store.gallery("people"), GalleryHistory(store.engine), source)
+
+
+def behind_its_back(store: GalleryStore, statement: object) -> None:
+    with Session(store.engine) as session, session.begin():
+        session.execute(statement)  # type: ignore[call-overload]
+
+
+def test_a_whole_gallery_is_whole(gallery: GalleryStore, source: IndexSource) -> None:
+    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 0, 0, ())
+    assert checked(gallery, source).whole
+
+
+def test_what_the_index_lacks_or_has_too_much_is_counted(
+    gallery: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    gallery.enroll("people", "cleo", new_templates(2), metadata=None, extractor=EXTRACTOR, dimension=8)
+    behind_its_back(gallery, update(ChangeRow).where(ChangeRow.revision == 3).values(kind="remove"))
+    assert checked(gallery, source) == Consistency("people", 8, 2, 0, 0, 0, ())
+
+
+def test_a_row_that_was_removed_behind_its_back_is_surplus(gallery: GalleryStore, source: IndexSource) -> None:
+    first = gallery.templates("people", subject="anna", after=0, limit=1).items[0].id
+    behind_its_back(gallery, TemplateRow.__table__.delete().where(TemplateRow.id == first))  # type: ignore[attr-defined]
+    assert checked(gallery, source) == Consistency("people", 5, 0, 1, 0, 0, ())
+
+
+def test_another_embedding_and_another_subject_are_told_apart(gallery: GalleryStore, source: IndexSource) -> None:
+    first = gallery.templates("people", subject="anna", after=0, limit=1).items[0].id
+    other = np.eye(8, dtype="<f4")[0].tobytes()
+    behind_its_back(gallery, update(TemplateRow).where(TemplateRow.id == first).values(embedding=other))
+    bob = gallery.subject("people", "bob").id
+    behind_its_back(gallery, update(TemplateRow).where(TemplateRow.id == first + 1).values(subject_id=bob))
+    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 1, 1, ())
+    repair_gallery(gallery.gallery("people"), GalleryHistory(gallery.engine), source)
+    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 0, 0, ())
+
+
+def test_a_damaged_snapshot_is_told_and_left_until_it_is_repaired(gallery: GalleryStore, source: IndexSource) -> None:
+    assert source.folder is not None
+    (owners,) = source.folder.rglob("owners.i64")
+    owners.write_bytes(b"")
+    found = checked(gallery, source)
+    assert not found.whole
+    assert found.damaged_snapshots[0].startswith("snapshot of revision 2: ")
+    assert owners.is_file()
+    repair_gallery(gallery.gallery("people"), GalleryHistory(gallery.engine), source)
+    assert checked(gallery, source).whole

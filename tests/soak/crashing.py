@@ -1,0 +1,125 @@
+"""kill -9 at random moments under a mixed load, and what must hold after each: `python -m tests.soak.crashing`."""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import Progress
+
+from app.gallery.consistency import check_gallery
+from app.gallery.database import open_engine
+from app.gallery.history import GalleryHistory
+from app.gallery.migrations import migrate
+from app.gallery.store import GalleryStore
+from app.telemetry import set_up_logging
+from tests.postgresql import postgresql
+from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, index_source
+
+
+@dataclass
+class Acknowledged:
+    """What the journals say must be there, must be gone, and may be either."""
+
+    present: dict[str, int] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    doubtful: set[str] = field(default_factory=set)
+    broken: list[str] = field(default_factory=list)
+
+    def read(self, journal: Path) -> None:
+        """Take in one process's journal; its last line may be cut."""
+        begun: dict[str, int] = {}
+        for line in journal.read_text().split("\n")[:-1]:
+            entry = json.loads(line)
+            key = entry.get("key")
+            if "broken" in entry:
+                self.broken.append(entry["broken"])
+            elif entry.get("begin") == "enroll":
+                begun[key] = entry["templates"]
+                self.doubtful.add(key)
+            elif entry.get("begin") == "delete":
+                self.present.pop(key)
+                self.doubtful.add(key)
+            elif entry["done"] == "enroll":
+                self.present[key] = begun[key]
+                self.doubtful.discard(key)
+            else:
+                self.gone.add(key)
+                self.doubtful.discard(key)
+
+
+def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress: Progress | None = None) -> int:
+    """Start a process, kill it at a random moment, check; answers how many writes were acknowledged in all.
+
+    Raises:
+        AssertionError: an acknowledged write was lost, or rows, index and snapshots differ.
+    """
+    set_up_logging(form="console", level="error")
+    chance = random.Random(seed)
+    engine = open_engine(url, timeout=30)
+    migrate(engine)
+    store, history = GalleryStore(engine), GalleryHistory(engine)
+    source = index_source(folder / "index")
+    store.create_gallery(GALLERY, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    known = Acknowledged()
+    task = progress.add_task("kills", total=rounds) if progress else None
+    for turn in range(rounds):
+        journal = folder / f"journal-{turn}"
+        command = [sys.executable, "-m", "tests.soak.load", url, str(folder / "index"), str(journal), str(turn)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "loaded\n"
+                time.sleep(chance.uniform(0.05, 1.5))
+            finally:
+                process.kill()
+        known.read(journal)
+        assert known.broken == []
+        stored = {}
+        after = 0
+        while True:
+            page = store.subjects(GALLERY, after=after, limit=1000)
+            stored.update({subject.key: subject.templates for subject in page.items})
+            if page.next_cursor is None:
+                break
+            after = page.next_cursor
+        lost = {key: count for key, count in known.present.items() if stored.get(key) != count}
+        assert lost == {}, f"acknowledged and lost: {lost}"
+        back = known.gone & stored.keys()
+        assert back == set(), f"erased and back: {back}"
+        assert stored.keys() <= known.present.keys() | known.doubtful
+        consistency = check_gallery(store.gallery(GALLERY), history, source)
+        assert consistency.whole, consistency
+        assert consistency.templates == sum(stored.values())
+        if progress and task is not None:
+            progress.advance(task)
+    engine.dispose()
+    return len(known.present) + len(known.gone)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sqlite", type=int, default=200, help="kills on SQLite")
+    parser.add_argument("--postgresql", type=int, default=50, help="kills on PostgreSQL")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with ExitStack() as stack, Progress() as progress:
+        for kind, rounds in (("SQLite", arguments.sqlite), ("PostgreSQL", arguments.postgresql)):
+            if not rounds:
+                continue
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            url = f"sqlite:///{folder / 'gallery.db'}"
+            if kind == "PostgreSQL":
+                url = stack.enter_context(postgresql()).address
+            count = crash_rounds(url, folder, rounds, seed=arguments.seed, progress=progress)
+            progress.console.print(f"{kind}: {rounds} kills, {count} subjects acknowledged, none lost, none back")
+
+
+if __name__ == "__main__":
+    main()
