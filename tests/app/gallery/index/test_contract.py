@@ -1,6 +1,7 @@
 """What every kind of index does, by comparison with a dictionary."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,8 +18,9 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from app.gallery.index import INDEX_KINDS, IndexKind, RankedTemplates, TemplateIndex
+from app.gallery.index import RankedTemplates, TemplateIndex
 
+MakeIndex = Callable[[int], TemplateIndex]
 DIMENSION = 8
 # Squared distances of a large batch may come from |x|² + |y|² − 2xy in float32.
 SQUARED_ERROR = 4e-6
@@ -69,15 +71,15 @@ entries = st.lists(st.tuples(ids, seeds), max_size=8)
 class IndexMachine(RuleBasedStateMachine):
     """Every step is done to an index and to a dictionary."""
 
-    def __init__(self, kind: IndexKind) -> None:
+    def __init__(self, make_index: MakeIndex) -> None:
         super().__init__()
-        self.kind = kind
+        self.make_index = make_index
         self.index: TemplateIndex
         self.reference: dict[int, NDArray[np.float32]]
 
     @initialize()
     def start_empty(self) -> None:
-        self.index = INDEX_KINDS[self.kind](DIMENSION)
+        self.index = self.make_index(DIMENSION)
         self.reference = {}
 
     @rule(added=entries)
@@ -133,24 +135,17 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.dimension == DIMENSION
 
 
-@pytest.fixture(params=list(INDEX_KINDS))
-def kind(request: pytest.FixtureRequest) -> IndexKind:
-    found: IndexKind = request.param
-    return found
-
-
 @pytest.fixture
-def index(kind: IndexKind) -> TemplateIndex:
-    return INDEX_KINDS[kind](DIMENSION)
+def index(make_index: MakeIndex) -> TemplateIndex:
+    return make_index(DIMENSION)
 
 
-@pytest.mark.parametrize("kind", list(INDEX_KINDS))
-def test_an_index_does_what_a_dictionary_does(kind: IndexKind) -> None:
+def test_an_index_does_what_a_dictionary_does(make_index: MakeIndex, examples: int) -> None:
     class Machine(IndexMachine):
         def __init__(self) -> None:
-            super().__init__(kind)
+            super().__init__(make_index)
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=20, deadline=None))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=examples, stateful_step_count=20, deadline=None))
 
 
 def test_an_empty_index_finds_nothing(index: TemplateIndex) -> None:
@@ -215,9 +210,9 @@ def test_ids_and_embeddings_of_different_number_are_refused_and_change_nothing(
     assert len(index) == 0
 
 
-def test_searches_beside_writes_see_whole_templates(kind: IndexKind) -> None:
+def test_searches_beside_writes_see_whole_templates(make_index: MakeIndex) -> None:
     # An id's embedding is always the same one, so a torn row or a mixed-up id shows in the distance.
-    vectors, index = unit_vectors(4000, seed=1), INDEX_KINDS[kind](DIMENSION)
+    vectors, index = unit_vectors(4000, seed=1), make_index(DIMENSION)
     probes = vectors[:3]
     index.add(np.arange(600), vectors[:600])
     done = threading.Event()
