@@ -20,6 +20,13 @@ from app.gallery.records import Gallery
 _GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
 _EXACT: dict[str, Any] = {"index_type": "FLAT", "params": {}}
 
+# A server that is back is found within a second; left alone, the client would wait up to two minutes.
+_CONNECTION = {
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+    "grpc.use_local_subchannel_pool": 1,
+}
+
 
 class MilvusEngine:
     """A collection for each gallery, and a small one for the positions of all.
@@ -41,7 +48,7 @@ class MilvusEngine:
         self._kind = _EXACT if exact else _GRAPH
         self._position_lock = threading.Lock()
         with milvus_errors():
-            self._client = MilvusClient(uri, token=token, timeout=timeout)
+            self._client = MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_CONNECTION)
             schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
             schema.add_field("name", DataType.VARCHAR, max_length=100, is_primary=True)
             schema.add_field("position", DataType.INT64)
@@ -55,7 +62,7 @@ class MilvusEngine:
         make = partial(self._make, name, gallery.dimension)
         with milvus_errors():
             make()
-        return MilvusIndex(
+        index = MilvusIndex(
             self._client,
             name,
             gallery.dimension,
@@ -64,6 +71,8 @@ class MilvusEngine:
             position_lock=self._position_lock,
             timeout=self._timeout,
         )
+        index.position()
+        return index
 
     def drop(self, gallery: Gallery) -> None:
         """As `IndexEngine.drop`."""

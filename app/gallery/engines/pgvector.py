@@ -9,7 +9,7 @@ from psycopg.errors import InsufficientPrivilege
 
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
-from app.gallery.engines.postgresql import VectorType, libpq_address, postgresql_errors, vector_pool
+from app.gallery.engines.postgresql import VectorConnections, VectorType, libpq_address, postgresql_errors
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
@@ -38,33 +38,35 @@ class PgvectorEngine:
         address = libpq_address(database)
         with postgresql_errors(), connect(address, connect_timeout=max(1, round(timeout))) as connection:
             kind = _prepared(connection)
-        self._pool = vector_pool(address, kind, schema=SCHEMA, timeout=timeout)
-        self._builder = GraphBuilder(address, kind.schema, above=hnsw_above)
+        self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
+        self.builder = GraphBuilder(address, kind.schema, above=hnsw_above)
 
     def index(self, gallery: Gallery) -> PgvectorIndex:
         """As `IndexEngine.index`."""
         name = storage_name(gallery)
-        with postgresql_errors(), self._pool.connection() as connection, connection.transaction():
+        with self._connections.one() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
             (there,) = _row(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.{name}",))
             if not there:
                 with _right_to("make tables"):
                     _make_table(connection, name, gallery.dimension)
-        return PgvectorIndex(self._pool, self._builder, name, gallery.dimension)
+        index = PgvectorIndex(self._connections, self.builder, name, gallery.dimension)
+        index.position()
+        return index
 
     def drop(self, gallery: Gallery) -> None:
         """As `IndexEngine.drop`."""
         name = storage_name(gallery)
-        self._builder.forget(name)
-        with postgresql_errors(), self._pool.connection() as connection, connection.transaction():
+        self.builder.forget(name)
+        with self._connections.one() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
             connection.execute("DELETE FROM storage WHERE name = %s", (name,))
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
-        self._builder.close()
-        self._pool.close()
+        self.builder.close()
+        self._connections.close()
 
 
 def _prepared(connection: Connection) -> VectorType:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection, sql
-from psycopg_pool import ConnectionPool
 
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder, graph_name
-from app.gallery.engines.postgresql import Vector, Vectors, postgresql_errors, read_rows
+from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, read_rows
 from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
@@ -31,9 +30,9 @@ class PgvectorIndex:
     distances of those found are exact either way.
     """
 
-    def __init__(self, pool: ConnectionPool[Connection], builder: GraphBuilder, name: str, dimension: int) -> None:
+    def __init__(self, connections: VectorConnections, builder: GraphBuilder, name: str, dimension: int) -> None:
         self.name = name
-        self._pool = pool
+        self._connections = connections
         self._builder = builder
         self._dimension = dimension
         self._generation = -1
@@ -60,7 +59,7 @@ class PgvectorIndex:
 
     def __len__(self) -> int:
         """Number of templates; kept, not counted."""
-        with self._reading() as connection:
+        with self._connections.one() as connection:
             return int(self._stored(connection, "templates")[0])
 
     def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
@@ -86,7 +85,7 @@ class PgvectorIndex:
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
-        with self._reading() as connection:
+        with self._connections.one() as connection:
             (size,) = self._stored(connection, "templates")
             wanted = min(count, int(size))
             by_graph = int(size) > self._builder.above and wanted <= _MOST_BY_GRAPH
@@ -96,7 +95,7 @@ class PgvectorIndex:
         """As `TemplateIndex.vectors`."""
         wanted, places = np.unique(ids, return_inverse=True)
         found = np.full((len(wanted), self._dimension), np.nan, np.float32)
-        with self._reading() as connection, connection.cursor(binary=True) as cursor:
+        with self._connections.one() as connection, connection.cursor(binary=True) as cursor:
             for first in range(0, len(wanted), _BATCH):
                 cursor.execute(self._look_up, (wanted[first : first + _BATCH].tolist(),))
                 there, rows = read_rows(cursor, self._dimension)
@@ -105,12 +104,12 @@ class PgvectorIndex:
 
     def ids(self) -> NDArray[np.int64]:
         """As `EngineIndex.ids`."""
-        with self._reading() as connection, connection.cursor(binary=True) as cursor:
+        with self._connections.one() as connection, connection.cursor(binary=True) as cursor:
             return np.array([row[0] for row in cursor.execute(self._all_ids)], np.int64)
 
     def position(self) -> int:
         """As `SharedIndex.position`."""
-        with self._reading() as connection:
+        with self._connections.one() as connection:
             position, generation, templates = self._stored(connection, "position, generation, templates")
         self._generation = int(generation)
         self._builder.consider(self.name, templates=int(templates), dimension=self._dimension)
@@ -149,19 +148,14 @@ class PgvectorIndex:
     # -- inside
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with postgresql_errors(), self._pool.connection() as connection:
-            yield connection
-
-    @contextmanager
     def _writing(self) -> Iterator[Connection]:
         """A transaction in which nobody else writes to the table."""
-        with postgresql_errors(), self._pool.connection() as connection, connection.transaction():
+        with self._connections.one() as connection, connection.transaction():
             connection.execute(self._lock)
             yield connection
 
     def _stored(self, connection: Connection, columns: str) -> tuple[Any, ...]:
-        query = sql.SQL("SELECT {} FROM storage WHERE name = %s").format(sql.SQL(columns))  # type: ignore[arg-type]
+        query = sql.SQL("SELECT {} FROM storage WHERE name = %s").format(sql.SQL(columns))
         return _only(connection.execute(query, (self.name,)).fetchone())
 
     def _search_one(

@@ -1,8 +1,10 @@
 """Connections that read and write pgvector's type, and a driver's failures as the service's errors."""
 
+import selectors
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +14,13 @@ from numpy.typing import NDArray
 from psycopg import Connection, Cursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
-from psycopg.pq import Format
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 
-_CONNECTIONS = 10
+_MOST_IDLE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,11 @@ def libpq_address(address: str) -> str:
     return make_url(address).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
-def vector_pool(address: str, kind: VectorType, *, schema: str, timeout: float) -> ConnectionPool[Connection]:
-    """An open pool of connections in autocommit that know the type `vector`, with their settings made.
+class VectorConnections:
+    """Connections in autocommit that know the type `vector`, kept for the next who needs one.
+
+    There are as many as are used at once, which the service's workers limit. Where the server is away, a request hears
+    it at once, and the first one after its return gets a connection: nothing waits for a turn of its own.
 
     Args:
         address: as libpq takes it.
@@ -60,9 +64,10 @@ def vector_pool(address: str, kind: VectorType, *, schema: str, timeout: float) 
         timeout: seconds to wait for a connection.
     """
 
-    def configure(connection: Connection) -> None:
-        connection.autocommit = True
-        settings = {
+    def __init__(self, address: str, kind: VectorType, *, schema: str, timeout: float) -> None:
+        self._address = address
+        self._kind = kind
+        self._settings = {
             "search_path": f'{schema}, "{kind.schema}"',
             # A plan that was made for any number of rows would be kept for all: plan for the number at hand.
             "plan_cache_mode": "force_custom_plan",
@@ -72,20 +77,64 @@ def vector_pool(address: str, kind: VectorType, *, schema: str, timeout: float) 
             # they are ranked anew by exact distances, and the relaxed one finds more.
             "hnsw.iterative_scan": "relaxed_order",
         }
-        for name, value in settings.items():
-            connection.execute("SELECT set_config(%s, %s, false)", (name, value))
-        _register(connection, kind)
+        self._timeout = max(1, round(timeout))
+        self._idle: deque[Connection] = deque()
+        self._closed = False
 
-    return ConnectionPool(
-        address,
-        kwargs={"connect_timeout": max(1, round(timeout))},
-        min_size=1,
-        max_size=_CONNECTIONS,
-        timeout=timeout,
-        configure=configure,
-        check=ConnectionPool.check_connection,  # after a restart of the server no request meets a dead connection
-        open=True,
-    )
+    @contextmanager
+    def one(self) -> Iterator[Connection]:
+        """A connection for one use.
+
+        Raises:
+            Busy, DatabaseUnavailable, StorageUnwritable: as `postgresql_errors`.
+        """
+        with postgresql_errors():
+            connection = self._take()
+            try:
+                yield connection
+            finally:
+                if self._closed or len(self._idle) >= _MOST_IDLE or not _is_at_rest(connection):
+                    connection.close()
+                else:
+                    self._idle.append(connection)
+
+    def close(self) -> None:
+        """Close all connections that nobody uses, and the others after their use."""
+        self._closed = True
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
+    def _take(self) -> Connection:
+        with suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if not _has_something_to_say(connection):
+                    return connection
+                connection.close()
+        return self._connect()
+
+    def _connect(self) -> Connection:
+        connection = psycopg.connect(self._address, autocommit=True, connect_timeout=self._timeout)
+        try:
+            for name, value in self._settings.items():
+                connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+        except BaseException:
+            connection.close()
+            raise
+        _register(connection, self._kind)
+        return connection
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    return not connection.closed and connection.info.transaction_status == TransactionStatus.IDLE
+
+
+def _has_something_to_say(connection: Connection) -> bool:
+    """Whether there is something to read where nothing was asked: then the server has taken its leave."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def read_rows(cursor: Cursor[Any], dimension: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -102,7 +151,7 @@ def postgresql_errors() -> Iterator[None]:
     """Turn a driver's failures into the service's errors; what is a bug stays what it is.
 
     Raises:
-        Busy: all connections are taken, or another has a lock on the index's table.
+        Busy: another has a lock on the index's table.
         StorageUnwritable: the disk is full or read-only.
         DatabaseUnavailable: PostgreSQL does not answer, or the index's table is gone.
     """
@@ -117,8 +166,6 @@ def postgresql_errors() -> Iterator[None]:
 
 def _translate(error: psycopg.Error) -> FacegalleryError | None:
     state = error.sqlstate
-    if isinstance(error, PoolTimeout):
-        return DatabaseUnavailable("the database gives no connection to the index; try again")
     if state == "53100":
         return StorageUnwritable("the database's disk is full; the index was not changed")
     if state == "25006":

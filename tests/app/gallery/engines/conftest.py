@@ -80,7 +80,7 @@ def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=["pgvector", "milvus"])
-def open_engine(request: pytest.FixtureRequest) -> Iterator[Callable[[], IndexEngine]]:
+def open_shared(request: pytest.FixtureRequest) -> Iterator[Callable[[], IndexEngine]]:
     """Opens an engine as a further process would, computing every distance."""
     opened: list[IndexEngine] = []
     if request.param == "pgvector":
@@ -101,13 +101,13 @@ def open_engine(request: pytest.FixtureRequest) -> Iterator[Callable[[], IndexEn
 
 
 @pytest.fixture
-def engine(open_engine: Callable[[], IndexEngine]) -> IndexEngine:
-    return open_engine()
+def shared(open_shared: Callable[[], IndexEngine]) -> IndexEngine:
+    return open_shared()
 
 
 @pytest.fixture
-def make_index(engine: IndexEngine) -> MakeIndex:
-    return lambda dimension: engine.index(new_gallery(dimension))
+def make_index(shared: IndexEngine) -> MakeIndex:
+    return lambda dimension: shared.index(new_gallery(dimension))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tests.app.gallery.index.test_contract import MakeIndex
 
 @pytest.fixture(params=list(INDEX_KINDS))
 def make_index(request: pytest.FixtureRequest) -> MakeIndex:
-    return INDEX_KINDS[request.param]  # type: ignore[no-any-return]
+    return INDEX_KINDS[request.param]
 
 
 @pytest.fixture
