@@ -34,8 +34,9 @@ class Settings(BaseSettings):
     extractor: str = Field("sface", description="name of the extractor, a folder in the weights")
     runtime: Literal["openvino", "torch"] = Field("openvino", description="what the networks run in")
     threads: int = Field(0, ge=0, description="processor threads for a network; 0: all")
-    index: Literal["flat", "exact", "pgvector", "milvus"] = Field("flat", description="kind of index that a gallery is searched with")
-
+    index: Literal["flat", "exact", "pgvector", "milvus"] = Field(
+        "flat", description="kind of index that a gallery is searched with"
+    )
     milvus_uri: str = Field("", description="address of Milvus, `http://HOST:19530/DATABASE`, for the index `milvus`")
     milvus_token: SecretStr | None = Field(None, description="`USER:PASSWORD` or API key of Milvus, if it asks for one")
 

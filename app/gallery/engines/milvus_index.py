@@ -44,7 +44,7 @@ class MilvusIndex:
         timeout: float,
     ) -> None:
         self.name = name
-        self._client = client
+        self.client = client
         self._dimension = dimension
         self._make = make
         self._errors = errors
@@ -73,7 +73,7 @@ class MilvusIndex:
                 for template_id, vector in zip(ids[batch].tolist(), vectors[batch], strict=True)
             ]
             with self._errors():
-                self._client.upsert(self.name, rows, timeout=self._timeout)
+                self.client.upsert(self.name, rows, timeout=self._timeout)
 
     def remove(self, ids: NDArray[np.int64]) -> int:
         """As `TemplateIndex.remove`; Milvus does not say which were there, so they are looked for before."""
@@ -82,7 +82,7 @@ class MilvusIndex:
             with self._errors():
                 there = [row["id"] for row in self._query(ids=batch, output_fields=["id"])]
                 if there:
-                    self._client.delete(self.name, ids=there, timeout=self._timeout)
+                    self.client.delete(self.name, ids=there, timeout=self._timeout)
             removed += len(there)
         return removed
 
@@ -102,7 +102,7 @@ class MilvusIndex:
         for first in range(0, len(vectors), at_once):
             some = vectors[first : first + at_once]
             with self._errors():
-                answers = self._client.search(
+                answers = self.client.search(
                     self.name,
                     some,
                     limit=count,
@@ -155,17 +155,17 @@ class MilvusIndex:
         with self._position_lock, self._errors():
             self._generation = uuid.uuid4().hex
             self._store(-1, self._generation)
-            self._client.drop_collection(self.name, timeout=self._timeout)
+            self.client.drop_collection(self.name, timeout=self._timeout)
             self._make()
 
     # -- inside
 
     def _query(self, **what: Any) -> list[dict[str, Any]]:
-        rows = self._client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
+        rows = self.client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
         return list(rows)
 
     def _stored(self) -> tuple[int, str]:
-        rows = self._client.query(
+        rows = self.client.query(
             POSITIONS,
             ids=[self.name],
             output_fields=["position", "generation"],
@@ -176,7 +176,7 @@ class MilvusIndex:
 
     def _store(self, position: int, generation: str) -> None:
         row = {"name": self.name, "position": position, "generation": generation, "unused": [0.0, 0.0]}
-        self._client.upsert(POSITIONS, [row], timeout=self._timeout)
+        self.client.upsert(POSITIONS, [row], timeout=self._timeout)
 
     def _search_all(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
         """Exact, by reading every vector; the nearest so far are kept."""
@@ -194,7 +194,7 @@ class MilvusIndex:
     def _everything(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
         """All rows in blocks."""
         with self._errors():
-            rows = self._client.query_iterator(
+            rows = self.client.query_iterator(
                 self.name,
                 batch_size=_BATCH,
                 filter="id >= 0",

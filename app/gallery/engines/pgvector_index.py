@@ -33,7 +33,7 @@ class PgvectorIndex:
     def __init__(self, connections: VectorConnections, builder: GraphBuilder, name: str, dimension: int) -> None:
         self.name = name
         self._connections = connections
-        self._builder = builder
+        self.builder = builder
         self._dimension = dimension
         self._generation = -1
         table = sql.Identifier(SCHEMA, name)
@@ -88,7 +88,7 @@ class PgvectorIndex:
         with self._connections.one() as connection:
             (size,) = self._stored(connection, "templates")
             wanted = min(count, int(size))
-            by_graph = int(size) > self._builder.above and wanted <= _MOST_BY_GRAPH
+            by_graph = int(size) > self.builder.above and wanted <= _MOST_BY_GRAPH
             return [self._search_one(connection, probe, wanted, by_graph=by_graph) for probe in vectors]
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -112,7 +112,7 @@ class PgvectorIndex:
         with self._connections.one() as connection:
             position, generation, templates = self._stored(connection, "position, generation, templates")
         self._generation = int(generation)
-        self._builder.consider(self.name, templates=int(templates), dimension=self._dimension)
+        self.builder.consider(self.name, templates=int(templates), dimension=self._dimension)
         return int(position)
 
     def set_position(self, revision: int) -> None:
@@ -128,11 +128,11 @@ class PgvectorIndex:
                 (revision, self.name, revision, self._generation),
             ).fetchone()
         if stored is not None:
-            self._builder.consider(self.name, templates=int(stored[0]), dimension=self._dimension)
+            self.builder.consider(self.name, templates=int(stored[0]), dimension=self._dimension)
 
     def clear(self) -> None:
         """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
-        self._builder.forget(self.name)
+        self.builder.forget(self.name)
         with self._writing() as connection:
             connection.execute(self._drop_graph)  # one that grows with every row would make the filling slow
             connection.execute(self._empty)
