@@ -4,7 +4,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import grpc
@@ -59,14 +58,15 @@ class MilvusEngine:
     def index(self, gallery: Gallery) -> MilvusIndex:
         """As `IndexEngine.index`."""
         name = storage_name(gallery)
-        make = partial(self._make, name, gallery.dimension)
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=gallery.dimension)
         with milvus_errors():
-            make()
+            self._ensure(name, schema, "embedding", self._kind)
         index = MilvusIndex(
             self._client,
             name,
             gallery.dimension,
-            make=make,
             errors=milvus_errors,
             position_lock=self._position_lock,
             timeout=self._timeout,
@@ -85,12 +85,6 @@ class MilvusEngine:
     def close(self) -> None:
         """As `IndexEngine.close`."""
         self._client.close()
-
-    def _make(self, name: str, dimension: int) -> None:
-        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.INT64, is_primary=True)
-        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=dimension)
-        self._ensure(name, schema, "embedding", self._kind)
 
     def _ensure(self, name: str, schema: Any, field: str, kind: dict[str, Any]) -> None:
         """Make a collection and its index, and load it; each step goes on where another process has come to."""

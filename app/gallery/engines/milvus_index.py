@@ -21,6 +21,7 @@ STRONG = "Strong"
 _BATCH = 5_000  # rows of one call: 2.6 MB at 128 dimensions
 _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
+_ALL = "id >= 0"
 _LEAST_EF = 100  # candidates that a search of a graph keeps
 
 
@@ -38,7 +39,6 @@ class MilvusIndex:
         name: str,
         dimension: int,
         *,
-        make: Callable[[], None],
         errors: Callable[[], AbstractContextManager[None]],
         position_lock: threading.Lock,
         timeout: float,
@@ -46,7 +46,6 @@ class MilvusIndex:
         self.name = name
         self.client = client
         self._dimension = dimension
-        self._make = make
         self._errors = errors
         self._position_lock = position_lock
         self._timeout = timeout
@@ -155,8 +154,7 @@ class MilvusIndex:
         with self._position_lock, self._errors():
             self._generation = uuid.uuid4().hex
             self._store(-1, self._generation)
-            self.client.drop_collection(self.name, timeout=self._timeout)
-            self._make()
+            self.client.delete(self.name, filter=_ALL, timeout=self._timeout)  # others may be writing to it
 
     # -- inside
 
@@ -197,7 +195,7 @@ class MilvusIndex:
             rows = self.client.query_iterator(
                 self.name,
                 batch_size=_BATCH,
-                filter="id >= 0",
+                filter=_ALL,
                 output_fields=fields,
                 consistency_level=STRONG,
                 timeout=self._timeout,

@@ -67,22 +67,6 @@ def test_a_row_that_a_dead_process_left_behind_names_nobody(
         assert nearest.template_id != template.id
 
 
-def test_a_restart_takes_up_the_position_without_filling_again(
-    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
-) -> None:
-    templates = new_templates(3)
-    anna, bob = enroll(store, "anna", templates[:1]), enroll(store, "bob", templates[1:2])
-    assert identities(replica_of(store, open_shared()), store, templates[:2]) == [anna, bob]
-    index = index_of(store, open_shared())
-    assert index.position() == 2
-    (template,) = store.templates("people", subject="anna", after=0, limit=1).items
-    index.remove(np.array([template.id]))  # what a process that filled again would bring back
-    cleo = enroll(store, "cleo", templates[2:])
-    restarted = replica_of(store, open_shared())
-    assert identities(restarted, store, templates) == [None, bob, cleo]
-    assert index.position() == restarted.applied_revision == 3
-
-
 def test_a_rebuild_brings_back_what_the_engine_lost(
     store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
 ) -> None:
