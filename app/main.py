@@ -13,6 +13,7 @@ from app.api import enroll, faces, galleries, health, identify, problems, subjec
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.schemas import Problem
 from app.gallery.database import open_engine
+from app.gallery.engines import ENGINE_KINDS, EngineAddress, IndexEngine, open_index_engine
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.migrations import check_schema
@@ -60,10 +61,25 @@ def open_service(settings: Settings) -> GalleryService:
             folder=settings.snapshots_dir if settings.snapshot_interval else None,
             snapshot_interval=settings.snapshot_interval,
             erase_interval=settings.erase_interval,
+            engine=_open_engine_of(settings),
         ),
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
     )
+
+
+def _open_engine_of(settings: Settings) -> IndexEngine | None:
+    """The engine outside the process that keeps the vectors, where the settings name one."""
+    if settings.index not in ENGINE_KINDS:
+        return None
+    token = settings.milvus_token
+    address = EngineAddress(
+        settings.sqlalchemy_url,
+        milvus=settings.milvus_uri,
+        milvus_token=token.get_secret_value() if token else "",
+        timeout=settings.database_timeout,
+    )
+    return open_index_engine(settings.index, address)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

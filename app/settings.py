@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
@@ -34,7 +34,7 @@ class Settings(BaseSettings):
     extractor: str = Field("sface", description="name of the extractor, a folder in the weights")
     runtime: Literal["openvino", "torch"] = Field("openvino", description="what the networks run in")
     threads: int = Field(0, ge=0, description="processor threads for a network; 0: all")
-    index: Literal["auto", "flat", "compressed", "exact"] = Field(
+    index: Literal["auto", "flat", "compressed", "exact", "pgvector", "milvus"] = Field(
         "auto", description="kind of index that a gallery is searched with"
     )
     index_half: bool = Field(False, description="keep the index's embeddings in half precision; decisions stay exact")
@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     erase_interval: float = Field(
         86400.0, ge=0, description="seconds that an erased embedding may stay in a snapshot's files"
     )
+    milvus_uri: str = Field("", description="address of Milvus, `http://HOST:19530/DATABASE`, for the index `milvus`")
+    milvus_token: SecretStr | None = Field(None, description="`USER:PASSWORD` or API key of Milvus, if it asks for one")
 
     matching_rule: MatchingRule = Field(
         DEFAULT_RULE,

@@ -70,6 +70,7 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
             "Storage cannot be written",
             "The operator must make room or mount it writable.",
         ),
+        (gallery.IndexEngineUnusable, 500, "Index engine unusable", "The operator must do what `detail` says."),
         (gallery.SchemaOutdated, 503, "Tables outdated", "The operator must run `facegallery migrate`."),
     )
 }

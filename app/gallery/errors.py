@@ -71,6 +71,12 @@ class SchemaOutdated(FacegalleryError):
     slug = "schema-outdated"
 
 
+class IndexEngineUnusable(FacegalleryError):
+    """The engine that the settings choose for the indexes cannot be used as it is set up."""
+
+    slug = "index-engine-unusable"
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedPhoto:
     """A photo that could not be enrolled, and why."""

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
+from app.gallery.engines import EngineKind, IndexEngine
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
 from app.gallery.records import Gallery
 from app.gallery.snapshots import Snapshots
@@ -11,29 +13,49 @@ from app.gallery.snapshots import Snapshots
 
 @dataclass(frozen=True, slots=True)
 class IndexSource:
-    """Makes indexes of one kind.
+    """Makes indexes of one kind, in this process or, with an `engine`, outside it.
 
     `folder` is that of the snapshots, None for none; `snapshot_interval` and `erase_interval` are the seconds between
     snapshots, and those that an erased embedding may stay in one.
     """
 
-    kind: IndexKind = "auto"
+    kind: IndexKind | EngineKind = "auto"
     half: bool = False
     folder: Path | None = None
     snapshot_interval: float = 300.0
     erase_interval: float = 86_400.0
+    engine: IndexEngine | None = None
 
     def make(self, gallery: Gallery) -> TemplateIndex:
         """An empty index for a gallery."""
+        if self.engine is not None:
+            return self.engine.index(gallery)
         if self.kind == "exact":
             return ExactIndex(gallery.dimension)
-        return SegmentedIndex(gallery.dimension, compress_from=COMPRESS_FROM[self.kind], half=self.half)
+        return SegmentedIndex(gallery.dimension, compress_from=self._compress_from, half=self.half)
 
     def snapshots_of(self, gallery: Gallery) -> Snapshots | None:
         """The gallery's snapshots, None where none are kept."""
-        if self.folder is None or self.kind == "exact":
+        if self.folder is None or self.engine is not None or self.kind == "exact":
             return None
         return Snapshots(self.folder, gallery, partial(self._open, gallery.dimension))
 
     def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
-        return SegmentedIndex.load(folder, dimension, compress_from=COMPRESS_FROM[self.kind], half=self.half)
+        return SegmentedIndex.load(folder, dimension, compress_from=self._compress_from, half=self.half)
+
+    @property
+    def _compress_from(self) -> int | None:
+        return COMPRESS_FROM[cast(IndexKind, self.kind)]
+
+    def forget(self, gallery: Gallery) -> None:
+        """Erase what is kept of a gallery beside SQL."""
+        if self.engine is not None:
+            self.engine.drop(gallery)
+        snapshots = self.snapshots_of(gallery)
+        if snapshots is not None:
+            snapshots.erase()
+
+    def close(self) -> None:
+        """Give the engine's connections back."""
+        if self.engine is not None:
+            self.engine.close()

@@ -152,6 +152,7 @@ class GalleryService:
         """End the upkeep, with a last snapshot of what has changed, and give all connections back."""
         if self._upkeep is not None:
             self._upkeep.stop()
+        self.indexes.close()
         self.store.close()
 
     # -- the way of a photo
@@ -359,9 +360,8 @@ class GalleryService:
         gallery = self.store.gallery(normalise_gallery_name(name))
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
-            replica = self._replicas.pop(gallery.id, None)
-        if replica is not None and replica.snapshots is not None:
-            replica.snapshots.erase()
+            self._replicas.pop(gallery.id, None)
+        self.indexes.forget(gallery)
 
     def rename_or_describe_subject(
         self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None

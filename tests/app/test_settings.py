@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from app.gallery.errors import InvalidInput
 from app.gallery.policy import FixedDistance, WantedRates
@@ -22,6 +22,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "runtime": ("torch", "torch"),
     "threads": ("3", 3),
     "index": ("exact", "exact"),
+    "milvus_uri": ("http://milvus:19530/faces", "http://milvus:19530/faces"),
+    "milvus_token": ("root:secret", SecretStr("root:secret")),
     "matching_rule": ("mean", "mean"),
     "threshold_policy": ("0.9", FixedDistance(0.9)),
     "max_image_bytes": ("1000", 1000),

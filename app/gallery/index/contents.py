@@ -26,9 +26,14 @@ class Parts:
     blocks: tuple[Block, ...] = ()
 
     @property
+    def all(self) -> list[Segment | Block]:
+        """Segments, then blocks."""
+        return [*self.segments, *self.blocks]
+
+    @property
     def rows(self) -> list[Rows]:
         """The rows of all of them."""
-        return [part.rows for part in (*self.segments, *self.blocks)]
+        return [part.rows for part in self.all]
 
 
 class Contents:
@@ -145,7 +150,7 @@ class Contents:
     def _locate(self, ids: NDArray[np.int64]) -> _Located:
         """The parts that hold some of these ids, with the rows."""
         located: _Located = []
-        for part in (*self.parts.segments, *self.parts.blocks):
+        for part in self.parts.all:
             rows = part.find(ids)
             rows = rows[rows >= 0]
             if len(rows):

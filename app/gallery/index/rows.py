@@ -51,7 +51,7 @@ class Rows:
     def memory(self) -> int:
         """Bytes that the rows take."""
         own = self.vectors.itemsize * self.vectors.shape[1] + self.ids.itemsize + self.alive.itemsize
-        return own * self.size + (0 if self.codes is None else int(self.codes.codes.size()))
+        return int(own * self.size) + (0 if self.codes is None else int(self.codes.codes.size()))
 
     def kill(self, rows: NDArray[np.intp]) -> None:
         """Mark distinct living rows as removed."""
@@ -117,7 +117,7 @@ class Rows:
         squared, vectors = np.empty(rows.shape, np.float32), self.vectors
         if vectors.dtype == np.float32:
             arrays = [faiss.swig_ptr(array) for array in (squared, probes, vectors, rows)]
-            faiss.fvec_L2sqr_by_idx(*arrays, probes.shape[1], *rows.shape)
+            faiss.fvec_L2sqr_by_idx(*arrays, probes.shape[1], *rows.shape)  # type: ignore[attr-defined]
             return squared
         for number, probe in enumerate(probes):
             for start in range(0, rows.shape[1], _CHUNK):

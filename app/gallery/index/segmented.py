@@ -194,13 +194,14 @@ class SegmentedIndex:
         if work is None:
             return False
         with contents.building(work.segments, work.blocks) as switch:
-            sources = [part.rows for part in (*work.segments, *work.blocks)]
+            parts = Parts(tuple(work.segments), tuple(work.blocks))
+            sources = parts.rows
             switch(build(sources, self._codebook, half=self._half and codes))
         return True
 
     def _vectors(self, parts: Parts, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.full((len(ids), self._dimension), np.nan, np.float32)
-        for part in (*parts.segments, *parts.blocks):
+        for part in parts.all:
             rows = part.find(ids)
             places = np.flatnonzero(rows >= 0)
             if not len(places):

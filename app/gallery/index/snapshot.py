@@ -177,7 +177,7 @@ def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
 
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:
     """Write an array's bytes so that they outlast a loss of power."""
-    digest, data = hashlib.sha256(), memoryview(array.reshape(-1).view(np.uint8))
+    digest, data = hashlib.sha256(), array.reshape(-1).view(np.uint8).data
     with path.open("xb") as file:
         for start in range(0, len(data), _CHUNK):
             digest.update(data[start : start + _CHUNK])

@@ -4,7 +4,6 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +20,13 @@ from hypothesis.stateful import (
 )
 from numpy.typing import NDArray
 
-from app.gallery.index import COMPRESS_FROM, INDEX_KINDS, RankedTemplates, SegmentedIndex, TemplateIndex
-from app.gallery.index.codebook import LEAST_TRAINING
-from app.gallery.index.upkeep import Limits
+from app.gallery.index import RankedTemplates, SegmentedIndex, TemplateIndex
 
+MakeIndex = Callable[[int], TemplateIndex]
+Reload = Callable[[Path], TemplateIndex]
 DIMENSION = 8
 # Squared distances of a large batch may come from |x|² + |y|² − 2xy in float32.
 SQUARED_ERROR = 4e-6
-
-# So that a few thousand templates make many blocks and segments, which are merged and compacted all the time.
-SMALL = Limits(block=300, tail=256, plain=400, merged=2, largest=2500, dead_share=0.2, least_dead=16)
-SEGMENTED: dict[str, int | None] = {"flat, small parts": None, "compressed, small parts": LEAST_TRAINING}
-COMPRESSED = {str(kind): size for kind, size in COMPRESS_FROM.items()} | SEGMENTED
-KINDS: dict[str, Callable[[int], TemplateIndex]] = {
-    **{str(kind): make for kind, make in INDEX_KINDS.items()},
-    **{name: partial(SegmentedIndex, compress_from=size, limits=SMALL) for name, size in SEGMENTED.items()},
-}
 
 
 def unit_vectors(count: int, *, seed: int, dimension: int = DIMENSION) -> NDArray[np.float32]:
@@ -84,16 +74,16 @@ entries = st.lists(st.tuples(ids, seeds), max_size=8)
 class IndexMachine(RuleBasedStateMachine):
     """Every step is done to an index and to a dictionary."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, make_index: MakeIndex, reload: Reload | None) -> None:
         super().__init__()
-        self.kind = kind
+        self.make_index, self.reload = make_index, reload
         self.folder = tempfile.TemporaryDirectory()
         self.index: TemplateIndex
         self.reference: dict[int, NDArray[np.float32]]
 
     @initialize()
     def start_empty(self) -> None:
-        self.index = KINDS[self.kind](DIMENSION)
+        self.index = self.make_index(DIMENSION)
         self.reference = {}
 
     @rule(added=entries)
@@ -150,12 +140,12 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self) -> None:
-        if not isinstance(self.index, SegmentedIndex):
+        if not isinstance(self.index, SegmentedIndex) or self.reload is None:
             return
         folder = Path(tempfile.mkdtemp(dir=self.folder.name))
         self.index.save(folder)
-        limits = SMALL if self.kind in SEGMENTED else Limits()
-        self.index = SegmentedIndex.load(folder, DIMENSION, compress_from=COMPRESSED[self.kind], limits=limits)
+        self.index = self.reload(folder)
+        assert isinstance(self.index, SegmentedIndex)
         np.testing.assert_array_equal(self.index.ids(), sorted(self.reference))
 
     def teardown(self) -> None:
@@ -167,24 +157,17 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.index.dimension == DIMENSION
 
 
-@pytest.fixture(params=list(KINDS))
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
 @pytest.fixture
-def index(kind: str) -> TemplateIndex:
-    return KINDS[kind](DIMENSION)
+def index(make_index: MakeIndex) -> TemplateIndex:
+    return make_index(DIMENSION)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
-def test_an_index_does_what_a_dictionary_does(kind: str) -> None:
+def test_an_index_does_what_a_dictionary_does(make_index: MakeIndex, reload: Reload | None, examples: int) -> None:
     class Machine(IndexMachine):
         def __init__(self) -> None:
-            super().__init__(kind)
+            super().__init__(make_index, reload)
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=40, stateful_step_count=20, deadline=None))
+    run_state_machine_as_test(Machine, settings=settings(max_examples=examples, stateful_step_count=20, deadline=None))
 
 
 def test_an_empty_index_finds_nothing(index: TemplateIndex) -> None:
@@ -249,9 +232,9 @@ def test_ids_and_embeddings_of_different_number_are_refused_and_change_nothing(
     assert len(index) == 0
 
 
-def test_searches_beside_writes_see_whole_templates(kind: str) -> None:
+def test_searches_beside_writes_see_whole_templates(make_index: MakeIndex) -> None:
     # An id's embedding is always the same one, so a torn row or a mixed-up id shows in the distance.
-    vectors, index = unit_vectors(4000, seed=1), KINDS[kind](DIMENSION)
+    vectors, index = unit_vectors(4000, seed=1), make_index(DIMENSION)
     probes = vectors[:3]
     index.add(np.arange(600), vectors[:600])
     done = threading.Event()

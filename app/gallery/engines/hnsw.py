@@ -1,0 +1,125 @@
+"""Graphs over pgvector tables, built in the background while searches go on."""
+
+import threading
+import time
+
+import structlog
+from psycopg import Connection, Error, connect, sql
+
+SCHEMA = "facegallery_index"
+"""Where everything of pgvector's is kept."""
+
+# Neighbours of a node, and candidates that are looked at for each: a graph is built rarely and searched often.
+_M, _EF_CONSTRUCTION = 16, 128
+_MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
+_RETRY_SECONDS = 60.0
+_log = structlog.get_logger()
+
+
+class GraphBuilder:
+    """Builds each table's graph once: one process of all does it, and writes and searches go on meanwhile.
+
+    Until a graph is there PostgreSQL computes every distance, so a search is right at any moment.
+
+    Args:
+        address: as libpq takes it.
+        extension_schema: where pgvector's type is.
+        above: templates above which a table gets a graph.
+    """
+
+    def __init__(self, address: str, extension_schema: str, *, above: int) -> None:
+        self.above = above
+        self._address = address
+        self._search_path = f'{SCHEMA}, "{extension_schema}"'
+        self._lock = threading.Lock()
+        self._closed = False
+        self._built: set[str] = set()
+        self._not_before: dict[str, float] = {}
+        self._threads: dict[str, threading.Thread] = {}
+        self._connections: dict[str, Connection] = {}
+
+    def consider(self, table: str, *, templates: int, dimension: int) -> None:
+        """Start to build a table's graph if it is large enough and none is there or on the way."""
+        if templates <= self.above or dimension > _MOST_DIMENSIONS:
+            return
+        with self._lock:
+            waits = time.monotonic() < self._not_before.get(table, 0)
+            if self._closed or waits or table in self._built or table in self._threads:
+                return
+            self._threads[table] = threading.Thread(target=self._run, args=(table,), name=f"hnsw {table}", daemon=True)
+            self._threads[table].start()
+
+    def wait(self, table: str) -> None:
+        """Return when the graph that is being built by this process is there, or has failed."""
+        thread = self._threads.get(table)
+        if thread is not None:
+            thread.join()
+
+    def forget(self, table: str) -> None:
+        """Give up what is being built for a table, and build anew when it is next considered."""
+        connection = self._connections.get(table)
+        if connection is not None:
+            connection.cancel_safe(timeout=5)
+        self.wait(table)
+        with self._lock:
+            self._built.discard(table)
+            self._not_before.pop(table, None)
+
+    def close(self) -> None:
+        """Give up all that is being built; the next process that considers it begins again."""
+        self._closed = True
+        for table in list(self._threads):
+            self.forget(table)
+
+    def _run(self, table: str) -> None:
+        started = time.monotonic()
+        try:
+            with connect(self._address, autocommit=True) as connection:
+                self._connections[table] = connection
+                built = self._build(connection, table)
+            if built:
+                self._built.add(table)
+                _log.info("index.graph_ready", table=table, seconds=round(time.monotonic() - started, 1))
+            else:
+                self._not_before[table] = time.monotonic() + _RETRY_SECONDS
+        except Error as error:
+            self._not_before[table] = time.monotonic() + _RETRY_SECONDS
+            if not self._closed:
+                _log.warning("index.graph_failed", table=table, reason=str(error))
+        finally:
+            self._connections.pop(table, None)
+            with self._lock:
+                self._threads.pop(table, None)
+
+    def _build(self, connection: Connection, table: str) -> bool:
+        """Whether the graph is there now; not if another process is building it."""
+        graph = graph_name(table)
+        connection.execute("SELECT set_config('search_path', %s, false)", (self._search_path,))
+        # Never waited for: a statement that waits would be waited for by the build.
+        lock = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (graph,)).fetchone()
+        if lock is None or not lock[0]:
+            return False
+        state = connection.execute(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"{SCHEMA}.{graph}",)
+        ).fetchone()
+        if state is not None and state[0]:
+            return True
+        if state is not None:  # a build that did not come to its end
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(SCHEMA, graph)))
+        connection.execute(
+            sql.SQL(
+                "CREATE INDEX CONCURRENTLY {} ON {} USING hnsw (embedding vector_l2_ops) "
+                "WITH (m = {}, ef_construction = {})"
+            ).format(
+                sql.Identifier(graph),
+                sql.Identifier(SCHEMA, table),
+                sql.Literal(_M),
+                sql.Literal(_EF_CONSTRUCTION),
+            )
+        )
+        return True
+
+
+def graph_name(table: str) -> str:
+    """Name of a table's graph."""
+    return f"{table}_hnsw"

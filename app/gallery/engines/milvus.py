@@ -1,0 +1,124 @@
+"""Milvus: the vectors in a cluster of their own."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from pymilvus import DataType, MilvusClient
+from pymilvus.exceptions import MilvusException, ParamError
+
+from app.gallery.engines.milvus_index import POSITIONS, STRONG, MilvusIndex
+from app.gallery.engines.protocol import storage_name
+from app.gallery.errors import DatabaseUnavailable
+from app.gallery.records import Gallery
+
+# As pgvector's graph. Milvus builds one for each sealed segment by itself; what is younger is searched in full.
+_GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
+_EXACT: dict[str, Any] = {"index_type": "FLAT", "params": {}}
+
+# A server that is back is found within a second; left alone, the client would wait up to two minutes.
+_CONNECTION = {
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 1000,
+    "grpc.use_local_subchannel_pool": 1,
+}
+
+
+class MilvusEngine:
+    """A collection for each gallery, and a small one for the positions of all.
+
+    Args:
+        uri: `http://HOST:PORT/DATABASE`; a path that ends in `.db` runs Milvus Lite in this process, to try it.
+        token: `USER:PASSWORD` or an API key; empty where Milvus asks for none.
+        timeout: seconds to wait for an answer.
+        exact: compute every distance instead of searching a graph.
+
+    Raises:
+        DatabaseUnavailable: Milvus does not answer.
+    """
+
+    def __init__(self, uri: str, *, token: str = "", timeout: float, exact: bool = False) -> None:
+        # Every failure comes as an exception too; its traceback on standard error would only hide our line.
+        logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
+        self._timeout = timeout
+        self._kind = _EXACT if exact else _GRAPH
+        self._position_lock = threading.Lock()
+        with milvus_errors():
+            self._client = MilvusClient(uri, token=token, timeout=timeout, dedicated=True, grpc_options=_CONNECTION)
+            schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("name", DataType.VARCHAR, max_length=100, is_primary=True)
+            schema.add_field("position", DataType.INT64)
+            schema.add_field("generation", DataType.VARCHAR, max_length=40)
+            schema.add_field("unused", DataType.FLOAT_VECTOR, dim=2)  # Milvus takes no collection without a vector
+            self._ensure(POSITIONS, schema, "unused", _EXACT)
+
+    def index(self, gallery: Gallery) -> MilvusIndex:
+        """As `IndexEngine.index`."""
+        name = storage_name(gallery)
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=gallery.dimension)
+        with milvus_errors():
+            self._ensure(name, schema, "embedding", self._kind)
+        index = MilvusIndex(
+            self._client,
+            name,
+            gallery.dimension,
+            errors=milvus_errors,
+            position_lock=self._position_lock,
+            timeout=self._timeout,
+        )
+        index.position()
+        return index
+
+    def drop(self, gallery: Gallery) -> None:
+        """As `IndexEngine.drop`."""
+        name = storage_name(gallery)
+        with milvus_errors():
+            if self._client.has_collection(name, timeout=self._timeout):
+                self._client.drop_collection(name, timeout=self._timeout)
+            self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
+
+    def close(self) -> None:
+        """As `IndexEngine.close`."""
+        self._client.close()
+
+    def _ensure(self, name: str, schema: Any, field: str, kind: dict[str, Any]) -> None:
+        """Make a collection and its index, and load it; each step goes on where another process has come to."""
+        client, timeout = self._client, self._timeout
+        if not client.has_collection(name, timeout=timeout):
+            try:
+                client.create_collection(name, schema=schema, consistency_level=STRONG, timeout=timeout)
+            except MilvusException:
+                if not client.has_collection(name, timeout=timeout):
+                    raise
+        if not client.list_indexes(name, timeout=timeout):
+            parameters = MilvusClient.prepare_index_params()
+            parameters.add_index(field, metric_type="L2", **kind)
+            client.create_index(name, parameters, timeout=timeout)
+        client.load_collection(name, timeout=timeout)
+
+
+@contextmanager
+def milvus_errors() -> Iterator[None]:
+    """Turn the client's failures into the service's error; what is a bug stays what it is.
+
+    Raises:
+        DatabaseUnavailable: Milvus does not answer, or not as it should.
+    """
+    try:
+        yield
+    except ParamError:
+        raise
+    except MilvusException as error:
+        raise DatabaseUnavailable(f"Milvus does not do its part: {_first_line(error.message)}; try again") from error
+    except grpc.RpcError as error:
+        raise DatabaseUnavailable("Milvus does not answer; try again") from error
+
+
+def _first_line(message: object) -> str:
+    lines = str(message).strip().splitlines()
+    return lines[0][:200].rstrip(".;") if lines else "no reason given"

@@ -1,0 +1,212 @@
+"""One gallery's vectors in a Milvus collection."""
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pymilvus import MilvusClient
+
+from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
+from app.gallery.index import RankedTemplates
+from app.gallery.index.protocol import checked
+
+POSITIONS = "facegallery_positions"
+STRONG = "Strong"
+"""Reads see every write that was acknowledged before, whichever process made it."""
+
+_BATCH = 5_000  # rows of one call: 2.6 MB at 128 dimensions
+_MOST_FOUND = 16_384  # what Milvus answers at most for a probe
+_MOST_ROWS = 100_000  # of one answer, for all its probes together
+_ALL = "id >= 0"
+_LEAST_EF = 100  # candidates that a search of a graph keeps
+
+
+class MilvusIndex:
+    """A collection of ids and vectors; its row in the collection of positions says how far it is true.
+
+    Milvus has no transactions. Adding and removing may be repeated, so a process that dies in between leaves rows that
+    the next one writes again; and a position that two processes set at once may end as the lower one, which only makes
+    the next start replay changes again.
+    """
+
+    def __init__(
+        self,
+        client: MilvusClient,
+        name: str,
+        dimension: int,
+        *,
+        errors: Callable[[], AbstractContextManager[None]],
+        position_lock: threading.Lock,
+        timeout: float,
+    ) -> None:
+        self.name = name
+        self.client = client
+        self._dimension = dimension
+        self._errors = errors
+        self._position_lock = position_lock
+        self._timeout = timeout
+        self._generation = ""
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self._dimension
+
+    def __len__(self) -> int:
+        """Number of templates."""
+        with self._errors():
+            (row,) = self._query(filter="", output_fields=["count(*)"])
+        return int(row["count(*)"])
+
+    def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        """As `TemplateIndex.add`."""
+        ids, vectors = last_of_each(ids, checked(embeddings, self._dimension, count=len(ids)))
+        for first in range(0, len(ids), _BATCH):
+            batch = slice(first, first + _BATCH)
+            rows = [
+                {"id": template_id, "embedding": vector}
+                for template_id, vector in zip(ids[batch].tolist(), vectors[batch], strict=True)
+            ]
+            with self._errors():
+                self.client.upsert(self.name, rows, timeout=self._timeout)
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        """As `TemplateIndex.remove`; Milvus does not say which were there, so they are looked for before."""
+        removed = 0
+        for batch in _batches(np.unique(ids)):
+            with self._errors():
+                there = [row["id"] for row in self._query(ids=batch, output_fields=["id"])]
+                if there:
+                    self.client.delete(self.name, ids=there, timeout=self._timeout)
+            removed += len(there)
+        return removed
+
+    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+        """As `TemplateIndex.search`; where Milvus would not answer with so many, all vectors are read instead."""
+        vectors = checked(probes, self._dimension)
+        if count < 1 or not len(vectors):
+            return nothing_found(vectors)
+        if count > _MOST_FOUND:
+            count = min(count, len(self))
+            if count > _MOST_FOUND:
+                return self._search_all(vectors, count)
+        if not count:
+            return nothing_found(vectors)
+        found: list[RankedTemplates] = []
+        at_once = max(1, _MOST_ROWS // count)
+        for first in range(0, len(vectors), at_once):
+            some = vectors[first : first + at_once]
+            with self._errors():
+                answers = self.client.search(
+                    self.name,
+                    some,
+                    limit=count,
+                    anns_field="embedding",
+                    search_params={"metric_type": "L2", "params": {"ef": max(2 * count, _LEAST_EF)}},
+                    output_fields=["embedding"],
+                    consistency_level=STRONG,
+                    timeout=self._timeout,
+                )
+                for probe, hits in zip(some, answers, strict=True):
+                    ids = np.array([hit["id"] for hit in hits], np.int64)
+                    stored = np.array([hit["entity"]["embedding"] for hit in hits], np.float32)
+                    found.append(ranked(ids, stored.reshape(len(ids), self._dimension), probe))
+        return found
+
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """As `TemplateIndex.vectors`."""
+        wanted, places = np.unique(ids, return_inverse=True)
+        found = np.full((len(wanted), self._dimension), np.nan, np.float32)
+        for batch in _batches(wanted):
+            with self._errors():
+                for row in self._query(ids=batch, output_fields=["id", "embedding"]):
+                    found[np.searchsorted(wanted, row["id"])] = row["embedding"]
+        return found[places]
+
+    def ids(self) -> NDArray[np.int64]:
+        """As `EngineIndex.ids`."""
+        blocks = [[row["id"] for row in rows] for rows in self._everything(["id"])]
+        return np.sort(np.array([template_id for block in blocks for template_id in block], np.int64))
+
+    def position(self) -> int:
+        """As `SharedIndex.position`."""
+        with self._errors():
+            position, self._generation = self._stored()
+        return position
+
+    def set_position(self, revision: int) -> None:
+        """As `SharedIndex.set_position`.
+
+        After a `clear` only who has seen the new beginning can have filled the collection since, so the position that
+        another reports is passed over until then.
+        """
+        with self._position_lock, self._errors():
+            position, generation = self._stored()
+            if revision > position and (position >= 0 or generation == self._generation):
+                self._store(revision, generation)
+
+    def clear(self) -> None:
+        """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
+        with self._position_lock, self._errors():
+            self._generation = uuid.uuid4().hex
+            self._store(-1, self._generation)
+            self.client.delete(self.name, filter=_ALL, timeout=self._timeout)  # others may be writing to it
+
+    # -- inside
+
+    def _query(self, **what: Any) -> list[dict[str, Any]]:
+        rows = self.client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
+        return list(rows)
+
+    def _stored(self) -> tuple[int, str]:
+        rows = self.client.query(
+            POSITIONS,
+            ids=[self.name],
+            output_fields=["position", "generation"],
+            consistency_level=STRONG,
+            timeout=self._timeout,
+        )
+        return (int(rows[0]["position"]), str(rows[0]["generation"])) if rows else (-1, "")
+
+    def _store(self, position: int, generation: str) -> None:
+        row = {"name": self.name, "position": position, "generation": generation, "unused": [0.0, 0.0]}
+        self.client.upsert(POSITIONS, [row], timeout=self._timeout)
+
+    def _search_all(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+        """Exact, by reading every vector; the nearest so far are kept."""
+        found = nothing_found(probes)
+        for rows in self._everything(["id", "embedding"]):
+            ids = np.array([row["id"] for row in rows], np.int64)
+            stored = np.array([row["embedding"] for row in rows], np.float32)
+            for number, (probe, nearest) in enumerate(zip(probes, found, strict=True)):
+                both = np.concatenate([nearest.ids, ids])
+                distances = np.concatenate([nearest.distances, np.linalg.norm(stored - probe, axis=1)])
+                order = np.lexsort((both, distances))[:count]
+                found[number] = RankedTemplates(both[order], distances[order])
+        return found
+
+    def _everything(self, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """All rows in blocks."""
+        with self._errors():
+            rows = self.client.query_iterator(
+                self.name,
+                batch_size=_BATCH,
+                filter=_ALL,
+                output_fields=fields,
+                consistency_level=STRONG,
+                timeout=self._timeout,
+            )
+            try:
+                while block := rows.next():
+                    yield block
+            finally:
+                rows.close()
+
+
+def _batches(ids: NDArray[np.int64]) -> Iterator[list[int]]:
+    for first in range(0, len(ids), _BATCH):
+        yield ids[first : first + _BATCH].tolist()

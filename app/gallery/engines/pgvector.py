@@ -1,0 +1,139 @@
+"""pgvector: the vectors in the PostgreSQL that is there anyway, in a schema of their own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg import Connection, connect, sql
+from psycopg.errors import InsufficientPrivilege
+
+from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
+from app.gallery.engines.pgvector_index import PgvectorIndex
+from app.gallery.engines.postgresql import VectorConnections, VectorType, libpq_address, postgresql_errors
+from app.gallery.engines.protocol import storage_name
+from app.gallery.errors import IndexEngineUnusable
+from app.gallery.records import Gallery
+
+HNSW_ABOVE = 20_000
+"""Templates above which a gallery gets a graph; up to here every distance is computed."""
+
+_LEAST_VERSION = (0, 8)  # the first that goes on searching until there are enough rows
+_SETUP_LOCK = 7_310_219_004  # two processes that start together must not make the same things
+
+
+class PgvectorEngine:
+    """A table for each gallery in the schema `facegallery_index`, which Alembic does not see.
+
+    Args:
+        database: SQLAlchemy address of the database.
+        timeout: seconds to wait for a connection.
+        hnsw_above: templates above which a gallery gets a graph.
+
+    Raises:
+        IndexEngineUnusable: the extension is missing or too old, or the role may not make what is needed.
+        DatabaseUnavailable: the database does not answer.
+    """
+
+    def __init__(self, database: str, *, timeout: float, hnsw_above: int = HNSW_ABOVE) -> None:
+        address = libpq_address(database)
+        with postgresql_errors(), connect(address, connect_timeout=max(1, round(timeout))) as connection:
+            kind = _prepared(connection)
+        self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
+        self.builder = GraphBuilder(address, kind.schema, above=hnsw_above)
+
+    def index(self, gallery: Gallery) -> PgvectorIndex:
+        """As `IndexEngine.index`."""
+        name = storage_name(gallery)
+        with self._connections.one() as connection, connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+            (there,) = _row(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.{name}",))
+            if not there:
+                with _right_to("make tables"):
+                    _make_table(connection, name, gallery.dimension)
+        index = PgvectorIndex(self._connections, self.builder, name, gallery.dimension)
+        index.position()
+        return index
+
+    def drop(self, gallery: Gallery) -> None:
+        """As `IndexEngine.drop`."""
+        name = storage_name(gallery)
+        self.builder.forget(name)
+        with self._connections.one() as connection, connection.transaction():
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
+            connection.execute("DELETE FROM storage WHERE name = %s", (name,))
+
+    def close(self) -> None:
+        """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
+        self.builder.close()
+        self._connections.close()
+
+
+def _prepared(connection: Connection) -> VectorType:
+    """Make the extension, the schema and the table of positions where they are missing; nothing is asked for else."""
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+    (has_schema,) = _row(connection, "SELECT to_regnamespace(%s) IS NOT NULL", (SCHEMA,))
+    if not has_schema:
+        with _right_to(f"make the schema {SCHEMA}"):
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(SCHEMA)))
+    (installed,) = _row(connection, "SELECT count(*) FROM pg_extension WHERE extname = 'vector'")
+    if not installed:
+        (available,) = _row(connection, "SELECT count(*) FROM pg_available_extensions WHERE name = 'vector'")
+        if not available:
+            raise IndexEngineUnusable(
+                "this PostgreSQL has no pgvector; install it on the server, or choose another FACEGALLERY_INDEX"
+            )
+        with _right_to("make the extension; have a superuser run CREATE EXTENSION vector in this database"):
+            connection.execute(sql.SQL("CREATE EXTENSION vector SCHEMA {}").format(sql.Identifier(SCHEMA)))
+    version, schema, vector, array = _row(
+        connection,
+        "SELECT extversion, nspname, t.oid, t.typarray FROM pg_extension e "
+        "JOIN pg_namespace n ON n.oid = e.extnamespace "
+        "JOIN pg_type t ON t.typnamespace = n.oid AND t.typname = 'vector' WHERE extname = 'vector'",
+    )
+    if tuple(int(part) for part in str(version).split(".")[:2]) < _LEAST_VERSION:
+        raise IndexEngineUnusable(
+            f"pgvector {version} is too old, 0.8 is needed; have a superuser run ALTER EXTENSION vector UPDATE"
+        )
+    (has_positions,) = _row(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.storage",))
+    if not has_positions:
+        with _right_to("make tables"):
+            connection.execute(
+                sql.SQL(
+                    "CREATE TABLE {} (name text PRIMARY KEY, generation bigint NOT NULL DEFAULT 0, "
+                    "position bigint NOT NULL DEFAULT -1, templates bigint NOT NULL DEFAULT 0)"
+                ).format(sql.Identifier(SCHEMA, "storage"))
+            )
+    return VectorType(schema=schema, vector=vector, array=array)
+
+
+def _make_table(connection: Connection, name: str, dimension: int) -> None:
+    table = sql.Identifier(SCHEMA, name)
+    connection.execute(
+        sql.SQL("CREATE TABLE {} (id bigint PRIMARY KEY, embedding vector({}) NOT NULL)").format(
+            table, sql.Literal(dimension)
+        )
+    )
+    # Long vectors would else be moved into a side table, and be fetched one by one in a scan.
+    connection.execute(sql.SQL("ALTER TABLE {} ALTER embedding SET STORAGE PLAIN").format(table))
+    # A row that is there belongs to a table that somebody removed.
+    connection.execute(
+        "INSERT INTO storage (name) VALUES (%s) ON CONFLICT (name) "
+        "DO UPDATE SET generation = storage.generation + 1, position = -1, templates = 0",
+        (name,),
+    )
+
+
+@contextmanager
+def _right_to(what: str) -> Iterator[None]:
+    """Say what the role may not do."""
+    try:
+        yield
+    except InsufficientPrivilege as error:
+        raise IndexEngineUnusable(f"the database's role may not {what}") from error
+
+
+def _row(connection: Connection, query: str, parameters: tuple[object, ...] = ()) -> tuple[Any, ...]:
+    row = connection.execute(query.encode(), parameters).fetchone()
+    assert row is not None
+    return tuple(row)

@@ -1,0 +1,71 @@
+"""What only Milvus does: searches by graph, a limit of what it answers with, a server that goes away."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.gallery.engines import EngineAddress, open_index_engine
+from app.gallery.engines.milvus import MilvusEngine
+from app.gallery.errors import DatabaseUnavailable
+from tests.app.gallery.engines.conftest import milvus_server, new_gallery
+from tests.app.gallery.index.test_contract import assert_nearest, unit_vectors
+
+
+@pytest.fixture
+def engine(milvus_uri: str) -> Iterator[MilvusEngine]:
+    engine = MilvusEngine(milvus_uri, timeout=30)
+    yield engine
+    engine.close()
+
+
+def test_a_search_by_graph_finds_the_nearest(engine: MilvusEngine) -> None:
+    index, vectors = engine.index(new_gallery()), unit_vectors(3000, seed=0)
+    index.add(np.arange(3000), vectors)
+    probes = unit_vectors(50, seed=1)
+    distances = np.linalg.norm(vectors[None] - probes[:, None], axis=2)
+    nearest = np.argsort(distances, axis=1)[:, :10]
+    found = index.search(probes, 10)
+    same = [len(set(one.ids.tolist()) & set(row.tolist())) for one, row in zip(found, nearest, strict=True)]
+    assert sum(same) >= 0.98 * 500
+    for one, row in zip(found, distances, strict=True):
+        np.testing.assert_allclose(one.distances, row[one.ids], rtol=0, atol=1e-6)
+
+
+def test_a_search_for_more_than_milvus_answers_with_reads_everything(engine: MilvusEngine) -> None:
+    index, vectors = engine.index(new_gallery()), unit_vectors(16_500, seed=0)
+    index.add(np.arange(16_500), vectors)
+    probes = unit_vectors(2, seed=1)
+    assert_nearest(index.search(probes, 16_450), dict(enumerate(vectors)), probes, 16_450)
+
+
+def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:
+    with milvus_server(tmp_path) as server:
+        engine = MilvusEngine(server.uri, timeout=2)
+        gallery, vectors = new_gallery(), unit_vectors(2, seed=0)
+        index = engine.index(gallery)
+        index.add(np.array([1]), vectors[:1])
+        index.set_position(1)
+        server.stop()
+        with pytest.raises(DatabaseUnavailable, match="Milvus does not"):
+            index.search(vectors, 1)
+        with pytest.raises(DatabaseUnavailable, match="Milvus does not"):
+            index.add(np.array([2]), vectors[1:])
+        server.start()
+        restarted = MilvusEngine(server.uri, timeout=10)
+        assert restarted.index(gallery).position() == 1
+        index.add(np.array([2]), vectors[1:])
+        assert [found.ids[0] for found in index.search(vectors, 1)] == [1, 2]
+        restarted.close()
+        engine.close()
+
+
+def test_a_server_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnavailable, match="Milvus does not"):
+        open_index_engine("milvus", EngineAddress("", "http://127.0.0.1:1", timeout=1))
+
+
+def test_an_address_that_is_none_is_said() -> None:
+    with pytest.raises(DatabaseUnavailable, match="uri: nowhere is illegal"):
+        open_index_engine("milvus", EngineAddress("", "nowhere", timeout=1))

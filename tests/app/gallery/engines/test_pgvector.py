@@ -1,0 +1,254 @@
+"""What only pgvector does: graphs, transactions, a server that goes away, a role without rights."""
+
+import multiprocessing
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import inspect, make_url
+
+from app.gallery.database import open_engine
+from app.gallery.engines import EngineAddress, open_index_engine
+from app.gallery.engines.hnsw import SCHEMA, graph_name
+from app.gallery.engines.pgvector import PgvectorEngine
+from app.gallery.engines.pgvector_index import PgvectorIndex
+from app.gallery.errors import DatabaseUnavailable, IndexEngineUnusable
+from app.gallery.records import Gallery
+from tests.app.gallery.engines.conftest import new_gallery
+from tests.app.gallery.index.test_contract import DIMENSION, assert_nearest, unit_vectors
+from tests.postgresql import postgresql
+
+
+@pytest.fixture
+def engine(postgresql_server: str) -> Iterator[PgvectorEngine]:
+    engine = PgvectorEngine(postgresql_server, timeout=10, hnsw_above=1000)
+    yield engine
+    engine.close()
+
+
+def graph_is_valid(address: str, index: PgvectorIndex) -> bool | None:
+    """None where there is none."""
+    with psycopg.connect(address) as connection:
+        row = connection.execute(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)",
+            (f"{SCHEMA}.{graph_name(index.name)}",),
+        ).fetchone()
+    return None if row is None else bool(row[0])
+
+
+def filled(engine: PgvectorEngine, gallery: Gallery, count: int) -> PgvectorIndex:
+    index = engine.index(gallery)
+    index.position()
+    index.add(np.arange(count), unit_vectors(count, seed=0))
+    index.set_position(1)
+    engine.builder.wait(index.name)
+    return index
+
+
+def test_a_small_gallery_has_no_graph(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index = filled(engine, new_gallery(), 1000)
+    assert graph_is_valid(postgresql_server, index) is None
+
+
+def test_a_large_gallery_is_searched_by_graph(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index, vectors = filled(engine, new_gallery(), 3000), unit_vectors(3000, seed=0)
+    assert graph_is_valid(postgresql_server, index)
+    probes = unit_vectors(50, seed=1)
+    found = index.search(probes, 10)
+    distances = np.linalg.norm(vectors[None] - probes[:, None], axis=2)
+    nearest = np.argsort(distances, axis=1)[:, :10]
+    same = [len(set(one.ids.tolist()) & set(row.tolist())) for one, row in zip(found, nearest, strict=True)]
+    assert sum(same) >= 0.98 * 500
+    for one, row in zip(found, distances, strict=True):
+        np.testing.assert_allclose(one.distances, row[one.ids], rtol=0, atol=1e-6)
+        assert np.all(np.diff(one.distances) >= 0)
+
+
+def test_a_graph_is_used(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index = filled(engine, new_gallery(), 3000)
+    with psycopg.connect(postgresql_server) as connection:
+        used = "SELECT coalesce(sum(idx_scan), 0) FROM pg_stat_all_indexes WHERE indexrelname = %s"
+        index.search(unit_vectors(1, seed=1), 10)
+        # The connection that searched reports what it did when it is given back to nobody, or after a second.
+        engine.close()
+        for _ in range(100):
+            (scans,) = connection.execute(used, (graph_name(index.name),)).fetchone() or (0,)
+            if scans:
+                return
+            connection.rollback()
+            connection.execute("SELECT pg_sleep(0.05)")
+    pytest.fail("the graph was not scanned")
+
+
+@pytest.mark.parametrize("count", [501, 2000, 10**9])
+def test_a_deep_search_of_a_large_gallery_is_exact(engine: PgvectorEngine, count: int) -> None:
+    index = filled(engine, new_gallery(), 3000)
+    probes = unit_vectors(2, seed=1)
+    assert_nearest(index.search(probes, count), dict(enumerate(unit_vectors(3000, seed=0))), probes, count)
+
+
+def test_what_is_removed_is_not_found_by_the_graph(engine: PgvectorEngine) -> None:
+    index, vectors = filled(engine, new_gallery(), 3000), unit_vectors(3000, seed=0)
+    gone = np.arange(0, 2990)
+    assert index.remove(gone) == 2990
+    index.add(np.arange(3000, 4500), np.repeat(-vectors[:1], 1500, axis=0))
+    for found in index.search(vectors[:20], 400):
+        assert len(found.ids) == 400
+        assert found.ids.min() >= 2990
+
+
+def test_a_build_that_did_not_end_is_begun_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index = filled(engine, new_gallery(), 1500)
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = to_regclass(%s)",
+            (f"{SCHEMA}.{graph_name(index.name)}",),
+        )
+    other = PgvectorEngine(postgresql_server, timeout=10, hnsw_above=1000)
+    try:
+        assert filled(other, new_gallery(), 10).position() == 1
+        again = PgvectorIndex(index._connections, other.builder, index.name, DIMENSION)
+        again.position()
+        other.builder.wait(index.name)
+        assert graph_is_valid(postgresql_server, index)
+    finally:
+        other.close()
+
+
+def test_a_cleared_index_gets_its_graph_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+    gallery = new_gallery()
+    index = filled(engine, gallery, 1500)
+    index.clear()
+    assert graph_is_valid(postgresql_server, index) is None
+    filled(engine, gallery, 1500)
+    assert graph_is_valid(postgresql_server, index)
+
+
+def write_and_remove(address: str, gallery: Gallery, seed: int) -> None:
+    """What a process does: the same ids as the others, in its own order."""
+    engine, random = PgvectorEngine(address, timeout=30), np.random.default_rng(seed)
+    index, vectors = engine.index(gallery), unit_vectors(600, seed=5)
+    for round_ in range(40):
+        chosen = random.choice(600, 80, replace=False)
+        index.add(chosen, vectors[chosen])
+        index.remove(random.choice(500, 40, replace=False))
+        index.set_position(round_)
+    index.add(np.arange(500, 600), vectors[500:])
+    engine.close()
+
+
+def test_processes_that_write_the_same_templates_at_the_same_time(postgresql_server: str) -> None:
+    gallery = new_gallery()
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for writer in [pool.submit(write_and_remove, postgresql_server, gallery, seed) for seed in range(3)]:
+            writer.result()
+    engine = PgvectorEngine(postgresql_server, timeout=10)
+    index, vectors = engine.index(gallery), unit_vectors(600, seed=5)
+    ids = index.ids()
+    assert len(index) == len(ids)
+    assert set(range(500, 600)) <= set(ids.tolist())
+    np.testing.assert_array_equal(index.vectors(ids), vectors[ids])
+    assert index.position() == 39
+    engine.close()
+
+
+def test_what_is_there_already_is_not_written_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index = filled(engine, new_gallery(), 100)
+
+    def versions() -> list[object]:
+        with psycopg.connect(postgresql_server) as connection:
+            table = sql.Identifier(SCHEMA, index.name)
+            rows = connection.execute(sql.SQL("SELECT id, ctid, xmin::text FROM {} ORDER BY id").format(table))
+            return list(rows.fetchall())
+
+    before = versions()
+    index.add(np.arange(100), unit_vectors(100, seed=0))
+    assert versions() == before
+
+
+def test_a_server_that_goes_away_and_comes_back() -> None:
+    from tests.http.test_faults import postgres
+
+    with postgresql() as server:
+        engine = PgvectorEngine(server.address, timeout=1)
+        gallery, vectors = new_gallery(), unit_vectors(2, seed=0)
+        index = engine.index(gallery)
+        index.add(np.array([1]), vectors[:1])
+        postgres(server.data, "stop", "-m", "immediate")
+        with pytest.raises(DatabaseUnavailable, match="the database"):
+            index.search(vectors, 1)
+        with pytest.raises(DatabaseUnavailable, match="the database"):
+            index.add(np.array([2]), vectors[1:])
+        with pytest.raises(DatabaseUnavailable, match="the database"):
+            engine.index(gallery)
+        options = (server.data / "postmaster.opts").read_text().split('"', 1)[1]
+        postgres(server.data, "start", "-o", '"' + options.strip())
+        index.add(np.array([2]), vectors[1:])
+        assert [found.ids[0] for found in index.search(vectors, 1)] == [1, 2]
+        engine.close()
+
+
+def test_a_server_that_is_not_there_is_said_at_once() -> None:
+    address = EngineAddress("postgresql://127.0.0.1:1/none", timeout=1)
+    with pytest.raises(DatabaseUnavailable, match="the database does not answer"):
+        open_index_engine("pgvector", address)
+
+
+def test_a_table_that_is_gone_is_said_and_made_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+    gallery = new_gallery()
+    index = filled(engine, gallery, 10)
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP TABLE {}").format(sql.Identifier(SCHEMA, index.name)))
+    with pytest.raises(DatabaseUnavailable, match="run `facegallery reindex`"):
+        index.search(unit_vectors(1, seed=0), 1)
+    again = engine.index(gallery)
+    assert (again.position(), len(again)) == (-1, 0)
+
+
+@pytest.fixture
+def bare_database(postgresql_server: str) -> Iterator[tuple[str, str]]:
+    """A database without the extension: its owner's address, and that of a role without any right."""
+    name, role = f"bare_{uuid.uuid4().hex[:8]}", f"role_{uuid.uuid4().hex[:8]}"
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+        url = make_url(postgresql_server).set(database=name)
+        try:
+            yield (
+                url.render_as_string(hide_password=False),
+                url.set(username=role).render_as_string(hide_password=False),
+            )
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_a_role_without_rights_is_told_what_is_missing(bare_database: tuple[str, str]) -> None:
+    owner, role = bare_database
+    user = make_url(role).username or ""
+    with pytest.raises(IndexEngineUnusable, match=f"^the database's role may not make the schema {SCHEMA}$"):
+        PgvectorEngine(role, timeout=5)
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {} AUTHORIZATION {}").format(*map(sql.Identifier, (SCHEMA, user))))
+        with pytest.raises(IndexEngineUnusable, match="have a superuser run CREATE EXTENSION vector"):
+            PgvectorEngine(role, timeout=5)
+        connection.execute("CREATE EXTENSION vector")
+    engine = PgvectorEngine(role, timeout=5)
+    index = engine.index(new_gallery())
+    index.add(np.array([1]), unit_vectors(1, seed=0))
+    assert len(index) == 1
+    engine.close()
+
+
+def test_alembic_does_not_see_the_engine(bare_database: tuple[str, str]) -> None:
+    address, _ = bare_database
+    engine = PgvectorEngine(address, timeout=5)
+    engine.index(new_gallery())
+    engine.close()
+    database = open_engine(address, timeout=5)
+    assert inspect(database).get_table_names() == []
+    database.dispose()
