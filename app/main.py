@@ -57,6 +57,7 @@ def open_service(settings: Settings) -> GalleryService:
         INDEX_KINDS[settings.index],
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
+        keep_crops=settings.keep_crops,
     )
 
 

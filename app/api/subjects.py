@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath, check_metadata
+from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
 from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectExists, SubjectNotFound
+from app.gallery.metadata import check_metadata
 from app.gallery.names import normalise_gallery_name
 
 router = APIRouter(prefix="/galleries/{gallery}/subjects", tags=["people"])

@@ -10,6 +10,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.crops import encode_crop
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
 from app.gallery.history import GalleryHistory
 from app.gallery.index import TemplateIndex
@@ -96,6 +97,7 @@ class GalleryService:
         *,
         policy: ThresholdPolicy | None = None,
         rule: MatchingRule = DEFAULT_RULE,
+        keep_crops: bool = False,
     ) -> None:
         self.store = store
         self.history = history
@@ -103,6 +105,7 @@ class GalleryService:
         self._make_index = make_index
         self._policy = policy or DEFAULT_POLICY
         self._rule = rule
+        self._keep_crops = keep_crops
         self._replicas: dict[int, GalleryReplica] = {}
         self._replicas_lock = threading.Lock()
 
@@ -179,7 +182,9 @@ class GalleryService:
                 raise PhotosRefused(tuple(refused))
             embeddings = self.reader.embed([found for _, found in usable])
         templates = [
-            NewTemplate(embedding, found.quality, found.crop_sha256)
+            NewTemplate(
+                embedding, found.quality, found.crop_sha256, encode_crop(found.crop) if self._keep_crops else None
+            )
             for embedding, (_, found) in zip(embeddings, usable, strict=True)
         ]
         photo_of: dict[str, str] = {}

@@ -29,7 +29,16 @@ from app.gallery.records import (
     Template,
     TemplateBlock,
 )
-from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes, subject_row, template_block
+from app.gallery.rows import (
+    EMBEDDING,
+    Sessions,
+    gallery_of,
+    gallery_row,
+    keep_crops,
+    record_changes,
+    subject_row,
+    template_block,
+)
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 from model.quality import Quality
 
@@ -123,7 +132,8 @@ class GalleryStore:
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
-        A template whose crop the subject has already is not stored again. `metadata`, where given, replaces the old.
+        A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
+        and was not kept yet. `metadata`, where given, replaces the old.
 
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
@@ -155,6 +165,8 @@ class GalleryStore:
                     added[template.crop_sha256] = _template_row(owner.id, row.id, template)
             session.add_all(added.values())
             session.flush()
+            crops = {template.crop_sha256: template.crop for template in templates if template.crop is not None}
+            keep_crops(session, {row.id: crops[crop] for crop, row in (added | known).items() if crop in crops})
             if added or metadata is not None:
                 row.updated_at = now()
             if added:
