@@ -67,7 +67,7 @@ def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRo
     return row
 
 
-def subject_row(session: Session, owner: GalleryRow, key: str) -> SubjectRow:
+def subject_row(session: Session, owner: GalleryRow, key: str, *, part: str = "subject") -> SubjectRow:
     """The subject's row.
 
     Raises:
@@ -75,7 +75,7 @@ def subject_row(session: Session, owner: GalleryRow, key: str) -> SubjectRow:
     """
     row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
     if row is None:
-        raise SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part="subject")
+        raise SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part=part)
     return row
 
 
