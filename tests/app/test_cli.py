@@ -13,8 +13,8 @@ from PIL import Image
 class Facegallery:
     """The command line, on a gallery of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)}
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)} | environment
 
     def __call__(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from app.cli import main; main()", *map(str, words)]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,68 @@ def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: P
 def test_out_of_nothing_comes_nothing(facegallery: Facegallery, tmp_path: Path, command: str) -> None:
     assert facegallery(command, tmp_path / "x").returncode == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_gallery_moves_to_another_extractor_and_back(tmp_path: Path, people: Path, two_extractors: Path) -> None:
+    settings = {"FACEGALLERY_WEIGHTS_DIR": str(two_extractors), "FACEGALLERY_KEEP_CROPS": "true"}
+    facegallery = Facegallery(tmp_path / "gallery", **settings)
+    after = Facegallery(tmp_path / "gallery", **settings, FACEGALLERY_EXTRACTOR="other")
+    photo = people / "Eileen Collins" / "1.png"
+    facegallery("migrate")
+    facegallery("import", people)
+    assert facegallery("reembed").returncode == 2
+    done = facegallery("reembed", "--extractor", "nobody")
+    assert (done.returncode, "there is no network 'nobody'" in done.stderr) == (1, True)
+    done = facegallery("reembed", "--extractor", "other", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["moved"], document["embedded"], document["enroll_again"]) == (0, True, 2, [])
+    assert document["extractor"].startswith("other@")
+    (face,) = json.loads(after("identify", photo, "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    assert "belongs to extractor other@" in facegallery("identify", photo).stderr
+    facegallery("export", tmp_path / "person.zip", "--subject", "Eileen Collins")
+    with zipfile.ZipFile(tmp_path / "person.zip") as archive:
+        old = [json.loads(line) for line in archive.read("old_embeddings.jsonl").splitlines()]
+    assert [one["extractor"].partition("@")[0] for one in old] == ["sface", "sface"]
+    assert facegallery("reembed", "--back").returncode == 0
+    (face,) = json.loads(facegallery("identify", photo, "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    assert facegallery("reembed", "--discard").stdout == "2 old embeddings erased\n"
+    done = facegallery("reembed", "--back")
+    assert (done.returncode, "no embeddings of an earlier extractor" in done.stderr) == (1, True)
+
+
+def test_without_crops_it_says_who_must_be_enrolled_again(tmp_path: Path, people: Path, two_extractors: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery", FACEGALLERY_WEIGHTS_DIR=str(two_extractors))
+    facegallery("migrate")
+    facegallery("import", people)
+    done = facegallery("reembed", "--extractor", "other")
+    assert (done.returncode, done.stderr) == (3, "enroll again: Eileen Collins (2 of 2 templates)\n")
+    assert "stays with sface@" in done.stdout
+    done = facegallery("reembed", "--extractor", "other", "--without-missing")
+    assert (done.returncode, "belongs to other@" in done.stdout) == (3, True)
+
+
+def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery")
+    facegallery("migrate")
+    several = [sorted(one.iterdir()) for one in sorted(lfw_sample.iterdir()) if len(list(one.iterdir())) >= 5][:4]
+    people = {photos[0].parent.name: photos[:4] for photos in several}
+    first, second, *_ = people
+    people["double"] = [several[0][4]]
+    people[second] = [*several[1][:3], several[2][4]]  # the last is somebody else
+    with (tmp_path / "people.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["subject", "file"])
+        table.writerows((key, photo) for key, photos in people.items() for photo in photos)
+    facegallery("import", tmp_path / "people.csv", "--largest")
+    found = json.loads(facegallery("duplicates", "--json").stdout)
+    assert {found["pairs"][0]["subject"], found["pairs"][0]["other"]} == {first, "double"}
+    assert found["pairs"][0]["distance"] <= found["threshold"]
+    assert found["templates"][0]["subject"] == second
+    assert found["templates"][0]["nearest"] == several[2][0].parent.name
+    assert found["templates"][0]["nearest_distance"] < found["templates"][0]["distance"]
+    assert first in facegallery("duplicates", "--most", "1").stdout
+    merged = facegallery("duplicates", "--merge", "double", first)
+    assert (merged.returncode, merged.stdout) == (0, f"double is {first} now, with 5 templates\n")
+    assert json.loads(facegallery("duplicates", "--json").stdout)["pairs"] == []

@@ -56,8 +56,9 @@ def test_pairs_are_those_of_all_comparisons(seed: int) -> None:
     for threshold, most in ((0.9, 1000), (0.9, 3), (0.0, 10), (2.0, 5000), (2.0, 7)):
         found = alike_pairs(find_places(gallery.blocks(), 16), threshold, most=most)
         expected = [pair for pair in wanted if pair[0] <= threshold][:most]
-        assert [{pair.first, pair.second} for pair in found] == [pair for _, pair in expected]
         np.testing.assert_allclose([pair.distance for pair in found], [one for one, _ in expected], atol=1e-5)
+        if most >= len(wanted):  # else two that are equally near may stand for each other
+            assert {frozenset((pair.first, pair.second)) for pair in found} == {frozenset(one) for _, one in expected}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -79,9 +80,10 @@ def test_outliers_are_those_of_all_comparisons(seed: int) -> None:
     wanted.sort(reverse=True)
     places = find_places(gallery.blocks(), 16)
     found = outlying_templates(gallery.blocks(), places, threshold, most=1000)
-    assert [(one.template_id, one.subject_id, one.nearest_id) for one in found] == [row[1:4] for row in wanted]
+    assert {(one.template_id, one.subject_id, one.nearest_id) for one in found} == {row[1:4] for row in wanted}
     np.testing.assert_allclose([one.own_distance for one in found], [row[0] for row in wanted], atol=1e-5)
-    np.testing.assert_allclose([one.nearest_distance for one in found], [row[4] for row in wanted], atol=1e-5)
+    distances = {row[1]: row[4] for row in wanted}
+    assert {one.template_id: pytest.approx(one.nearest_distance, abs=1e-5) for one in found} == distances
     assert outlying_templates(gallery.blocks(), places, threshold, most=4) == found[:4]
 
 

@@ -14,6 +14,7 @@ from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 
 Templates = Callable[[int], list[NewTemplate]]
+Answers = list[list[tuple[int, float]]]
 
 
 def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> None:
@@ -24,12 +25,18 @@ def replica_of(store: GalleryStore) -> GalleryReplica:
     return GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), INDEX_KINDS["flat"])
 
 
-def everything(
-    store: GalleryStore, replica: GalleryReplica, templates: list[NewTemplate]
-) -> list[list[tuple[int, float]]]:
+def everything(store: GalleryStore, replica: GalleryReplica, templates: list[NewTemplate]) -> Answers:
     replica.catch_up(store.gallery("people").revision)
     found = replica.search(np.stack([one.embedding for one in templates]), top_k=50, rule="both")
-    return [[(one.subject_id, round(one.distance, 5)) for one in candidates] for candidates in found]
+    return [[(one.subject_id, one.distance) for one in candidates] for candidates in found]
+
+
+def alike(first: Answers, second: Answers) -> bool:
+    return all(
+        [subject for subject, _ in one] == [subject for subject, _ in two]
+        and np.allclose([distance for _, distance in one], [distance for _, distance in two], atol=1e-5)
+        for one, two in zip(first, second, strict=True)
+    )
 
 
 def test_templates_move_and_the_other_keeps_its_name(store: GalleryStore, new_templates: Templates) -> None:
@@ -84,11 +91,11 @@ def test_a_process_that_follows_finds_the_new_owner(store: GalleryStore, new_tem
     merged = store.merge_subjects("people", "hanna", "anna")
     found = everything(store, follower, templates)
     assert [[subject for subject, _ in candidates] for candidates in found] == [[merged.id]] * 4
-    assert found == everything(store, replica_of(store), templates)
+    assert alike(found, everything(store, replica_of(store), templates))
     assert (follower.subjects, follower.templates) == (1, 4)
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_replaying_merges_gives_what_loading_the_end_gives(
     store: GalleryStore, new_templates: Templates, seed: int
 ) -> None:
@@ -110,7 +117,7 @@ def test_replaying_merges_gives_what_loading_the_end_gives(
                 store.delete_template("people", chance.choice(stored).id)
         else:
             everything(store, follower, templates)
-    assert everything(store, follower, templates) == everything(store, replica_of(store), templates)
+    assert alike(everything(store, follower, templates), everything(store, replica_of(store), templates))
 
 
 def test_a_follower_between_the_two_revisions_of_a_merge_ends_right(
@@ -123,4 +130,4 @@ def test_a_follower_between_the_two_revisions_of_a_merge_ends_right(
     follower.catch_up(2)
     store.merge_subjects("people", "hanna", "anna")
     follower.catch_up(3)
-    assert everything(store, follower, templates) == everything(store, replica_of(store), templates)
+    assert alike(everything(store, follower, templates), everything(store, replica_of(store), templates))

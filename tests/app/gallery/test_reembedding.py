@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine
+from sqlalchemy import Engine, func, select, update
 
 from app.gallery import reembedding
 from app.gallery.errors import ExtractorMismatch, MoveRefused
@@ -18,6 +18,7 @@ from app.gallery.reembedding import Move, move_back, move_gallery
 from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
+from app.gallery.tables import CropRow
 from model.image import ImageLimits
 from model.pipeline import Networks, load_networks
 from model.quality import QualityLimits
@@ -32,11 +33,8 @@ def other_networks(two_extractors: Path) -> Networks:
 @pytest.fixture(scope="session")
 def views(astronaut: NDArray[np.uint8]) -> list[Photo]:
     """Eight photos of one face, none like the other."""
-    found = [astronaut[top:, left:] for top in (0, 12) for left in (0, 25)]
-    return [
-        Photo(str(number), jpeg(view[:, ::way]))
-        for number, (view, way) in enumerate((v, w) for v in found for w in (1, -1))
-    ]
+    lights = [np.clip(astronaut.astype(np.int16) - 8 * step, 0, 255).astype(np.uint8) for step in range(4)]
+    return [Photo(f"{step}{way}", jpeg(lights[step][:, ::way])) for step in range(4) for way in (1, -1)]
 
 
 Services = Callable[..., GalleryService]
@@ -280,9 +278,8 @@ def test_a_damaged_crop_is_as_good_as_none(
     old.enroll("people", "anna", views[:2])
     old.enroll("people", "bob", views[2:3])
     with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE crop SET image = 'x' WHERE template_id = (SELECT max(template_id) FROM crop)"
-        )
+        last = connection.scalar(select(func.max(CropRow.template_id)))
+        connection.execute(update(CropRow).where(CropRow.template_id == last).values(image=b"x"))
     move = move_gallery(old.store, "people", other_networks.extractor)
     assert (move.state, [one.key for one in move.incomplete]) == ("incomplete", ["bob"])
     assert old.store.gallery("people").extractor == old.extractor
