@@ -4,11 +4,15 @@ import sys
 
 import typer
 
+from app.commands.backup import backup_command, restore_command
 from app.commands.check import check_command
-from app.commands.enroll import enroll_command
+from app.commands.duplicates import duplicates_command
+from app.commands.export_gallery import export_command
 from app.commands.identify import identify_command
+from app.commands.import_people import import_command
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit, complain
+from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.serve import serve_command
 from model.errors import FacegalleryError
@@ -23,10 +27,15 @@ cli = typer.Typer(
 for name, command in (
     ("serve", serve_command),
     ("migrate", migrate_command),
-    ("enroll", enroll_command),
+    ("import", import_command),
+    ("export", export_command),
+    ("backup", backup_command),
+    ("restore", restore_command),
     ("identify", identify_command),
     ("reindex", reindex_command),
     ("check", check_command),
+    ("reembed", reembed_command),
+    ("duplicates", duplicates_command),
 ):
     cli.command(name)(command)
 

@@ -65,6 +65,7 @@ def open_service(settings: Settings) -> GalleryService:
         ),
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
+        keep_crops=settings.keep_crops,
     )
 
 

@@ -74,6 +74,10 @@ class Settings(BaseSettings):
     max_roll: float = Field(_QUALITY.max_roll, ge=0, le=180, description="degrees a face to enroll may tilt")
 
     processes: int = Field(1, ge=1, le=64, description="processes that `facegallery serve` answers with")
+    keep_crops: bool = Field(
+        False, description="keep the aligned crop of every face that is enrolled, for a later change of the extractor"
+    )
+
     workers: int = Field(0, ge=0, description="photos worked on at the same time; 0: one for each processor")
     queue_timeout: float = Field(10.0, ge=0, description="seconds a photo waits for a worker before the answer is busy")
     shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get at shutdown")

@@ -3,12 +3,14 @@
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import psycopg
 import pytest
+import torch
 from psycopg import sql
 from sqlalchemy import Engine, make_url
 
@@ -16,6 +18,9 @@ from app.gallery.database import open_engine
 from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore
+from model.card import file_sha256, read_card, write_card
+from model.network_file import read_network, write_network
+from model.pipeline import WEIGHTS
 from model.quality import Quality
 from tests.postgresql import postgresql
 
@@ -88,3 +93,23 @@ def new_templates() -> Callable[[int], list[NewTemplate]]:
         ]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def two_extractors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights with the shipped networks and an extractor `other`, which sees faces a little differently."""
+    weights = tmp_path_factory.mktemp("weights")
+    for name in ("yunet", "sface"):
+        (weights / name).symlink_to(WEIGHTS / name)
+    card = read_card(WEIGHTS / "sface")
+    network = read_network(WEIGHTS / "sface" / card.file)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.05 * float(parameter.std()))
+    (weights / "other").mkdir()
+    write_network(network, weights / "other" / "other.onnx")
+    digest = file_sha256(weights / "other" / "other.onnx")
+    write_card(replace(card, name="other", file="other.onnx", sha256=digest), weights / "other")
+    return weights

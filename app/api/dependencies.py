@@ -9,12 +9,12 @@ from starlette.datastructures import UploadFile as StarletteUploadFile
 
 from app.api.schemas import Box, FoundFace, Landmarks, Point, Quality
 from app.gallery.errors import InvalidInput
+from app.gallery.metadata import check_metadata
 from app.gallery.photos import AlignedFace, Photo
 from app.gallery.service import GalleryService
 from app.settings import Settings
 from model.errors import ImageTooLarge
 
-MAX_METADATA_BYTES = 16 * 1024
 _MAX_ID = 2**63 - 1
 
 
@@ -79,21 +79,6 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
         return check_metadata(json.loads(text, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as error:
         raise InvalidInput("metadata is a JSON object", part="metadata") from error
-
-
-def check_metadata(metadata: Any) -> dict[str, Any]:
-    """The metadata, if it is an object that can be kept (see `parse_metadata`)."""
-    if not isinstance(metadata, dict):
-        raise InvalidInput("metadata is a JSON object", part="metadata")
-    try:
-        encoded = json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:  # a lone surrogate, NaN, or nested too deep
-        raise InvalidInput("metadata has text or numbers that JSON cannot carry", part="metadata") from error
-    if len(encoded) > MAX_METADATA_BYTES:
-        raise InvalidInput(f"metadata has at most {MAX_METADATA_BYTES} bytes as JSON", part="metadata")
-    if b"\\u0000" in encoded:
-        raise InvalidInput("metadata must not contain the character NUL", part="metadata")
-    return metadata
 
 
 def _refuse_constant(name: str) -> None:

@@ -332,12 +332,15 @@ class TemplatePage(BaseModel):
 
 
 class SubjectChange(BaseModel):
-    """A new key, new metadata, or both."""
+    """A new key, new metadata, or both; or another subject to merge this one into."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}]})
 
     subject: str | None = None
     metadata: dict[str, Any] | None = None
+    merge_into: str | None = Field(
+        None, description="key of the subject that gets this one's templates; this one is erased"
+    )
 
 
 class Alive(BaseModel):

@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath, check_metadata
+from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
-from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectExists, SubjectNotFound
+from app.gallery.errors import GalleryNotFound, InvalidInput, StorageUnwritable, SubjectExists, SubjectNotFound
+from app.gallery.metadata import check_metadata
 from app.gallery.names import normalise_gallery_name
 
 router = APIRouter(prefix="/galleries/{gallery}/subjects", tags=["people"])
@@ -33,7 +34,11 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
     responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, StorageUnwritable),
 )
 def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
-    """Give a person another key, other metadata, or both."""
+    """Give a person another key, other metadata, or both; or merge them into another subject, which is answered."""
+    if body.merge_into is not None:
+        if body.subject is not None or body.metadata is not None:
+            raise InvalidInput("merge_into stands alone", part="merge_into")
+        return SubjectBody.of(service.merge_subjects(gallery, subject, body.merge_into))
     metadata = None if body.metadata is None else check_metadata(body.metadata)
     changed = service.rename_or_describe_subject(gallery, subject, new_key=body.subject, metadata=metadata)
     return SubjectBody.of(changed)

@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sqlalchemy import Engine
 
+from app.gallery.database import open_engine
+from app.gallery.migrations import check_schema
 from app.gallery.service import GalleryService
 from app.settings import Settings
 from app.telemetry import set_up_logging
@@ -40,6 +43,22 @@ def opened_service() -> Iterator[GalleryService]:
         yield service
     finally:
         service.close()
+
+
+@contextmanager
+def opened_database() -> Iterator[Engine]:
+    """The settings' database alone, for commands that need no network.
+
+    Raises:
+        SchemaOutdated: its tables are not those of this version.
+    """
+    settings = Settings()
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    try:
+        check_schema(engine)
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def complain(sentence: str, *, style: str) -> None:

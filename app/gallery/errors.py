@@ -77,6 +77,30 @@ class IndexEngineUnusable(FacegalleryError):
     slug = "index-engine-unusable"
 
 
+class SourceUnreadable(FacegalleryError):
+    """What should be imported is no folder of people, no table of photos and no archive."""
+
+    slug = "source-unreadable"
+
+
+class ArchiveDamaged(FacegalleryError):
+    """An archive is cut off, changed since it was written, or not what it says it is."""
+
+    slug = "archive-damaged"
+
+
+class BackupUnusable(FacegalleryError):
+    """A database cannot be copied this way, or a file is no copy of one."""
+
+    slug = "backup-unusable"
+
+
+class MoveRefused(FacegalleryError):
+    """A gallery cannot move to that extractor as things are."""
+
+    slug = "move-refused"
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedPhoto:
     """A photo that could not be enrolled, and why."""

@@ -48,11 +48,12 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class NewTemplate:
-    """A template to be stored: embedding of shape (D,), float32, L2-normalised."""
+    """A template to be stored: embedding of shape (D,), float32, L2-normalised; `crop` as a PNG file where kept."""
 
     embedding: NDArray[np.float32]
     quality: Quality
     crop_sha256: str
+    crop: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What the stores share: transactions, rows by name, and a gallery's history."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,7 +11,7 @@ from app.gallery.database import database_errors
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.policy import policy_from_json
 from app.gallery.records import Gallery, TemplateBlock
-from app.gallery.tables import ChangeRow, GalleryRow, SubjectRow, TemplateRow
+from app.gallery.tables import ChangeRow, CropRow, GalleryRow, SubjectRow, TemplateRow
 
 EMBEDDING = np.dtype("<f4")
 
@@ -47,6 +47,13 @@ def record_changes(session: Session, owner: GalleryRow, kind: str, templates: Se
     )
 
 
+def keep_crops(session: Session, crops: Mapping[int, bytes]) -> None:
+    """Store crops by template; a template that has one keeps it."""
+    if crops:
+        kept = set(session.scalars(select(CropRow.template_id).where(CropRow.template_id.in_(crops))))
+        session.add_all(CropRow(template_id=one, image=image) for one, image in crops.items() if one not in kept)
+
+
 def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRow:
     """The gallery's row, locked for a write where asked.
 
@@ -60,7 +67,7 @@ def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRo
     return row
 
 
-def subject_row(session: Session, owner: GalleryRow, key: str) -> SubjectRow:
+def subject_row(session: Session, owner: GalleryRow, key: str, *, part: str = "subject") -> SubjectRow:
     """The subject's row.
 
     Raises:
@@ -68,7 +75,7 @@ def subject_row(session: Session, owner: GalleryRow, key: str) -> SubjectRow:
     """
     row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
     if row is None:
-        raise SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part="subject")
+        raise SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part=part)
     return row
 
 

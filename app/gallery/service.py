@@ -11,6 +11,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.crops import encode_crop
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
@@ -97,6 +98,7 @@ class GalleryService:
         *,
         policy: ThresholdPolicy | None = None,
         rule: MatchingRule = DEFAULT_RULE,
+        keep_crops: bool = False,
     ) -> None:
         self.store = store
         self.history = history
@@ -104,6 +106,7 @@ class GalleryService:
         self.indexes = indexes
         self._policy = policy or DEFAULT_POLICY
         self._rule = rule
+        self._keep_crops = keep_crops
         self._replicas: dict[int, GalleryReplica] = {}
         self._replicas_lock = threading.Lock()
         self._upkeep: Upkeep | None = None
@@ -196,7 +199,9 @@ class GalleryService:
                 raise PhotosRefused(tuple(refused))
             embeddings = self.reader.embed([found for _, found in usable])
         templates = [
-            NewTemplate(embedding, found.quality, found.crop_sha256)
+            NewTemplate(
+                embedding, found.quality, found.crop_sha256, encode_crop(found.crop) if self._keep_crops else None
+            )
             for embedding, (_, found) in zip(embeddings, usable, strict=True)
         ]
         photo_of: dict[str, str] = {}
@@ -267,10 +272,13 @@ class GalleryService:
     ) -> Identification:
         found = self.store.gallery(normalise_gallery_name(gallery))
         replica = self._replica(found)
+        behind = replica.applied_revision < found.revision
         with stage("replay"):
             replica.catch_up(found.revision)
         with stage("search"):
             ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
+        if behind:  # rows may have been read after the gallery moved to another extractor
+            check_extractor(self.store.gallery(found.name), self.extractor)
         limit = self._threshold(found, threshold, replica.subjects)
         with stage("name"):
             named = self._name(ranked)
@@ -325,6 +333,7 @@ class GalleryService:
         with self.reader.worker():
             (probe,) = self.reader.embed([self.reader.one_face(image, face, part="image")])
         stored = self.store.subject_embeddings(claimed.id).embeddings
+        check_extractor(self.store.gallery(found.name), self.extractor)  # it may have moved meanwhile
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
         (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
@@ -370,6 +379,14 @@ class GalleryService:
         new_key = None if new_key is None else normalise_name(new_key, part="subject")
         return self.store.update_subject(
             normalise_gallery_name(gallery), normalise_name(key, part="subject"), new_key=new_key, metadata=metadata
+        )
+
+    def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
+        """Move the templates of one subject to another, and erase the first; answers the other."""
+        return self.store.merge_subjects(
+            normalise_gallery_name(gallery),
+            normalise_name(key, part="subject"),
+            normalise_name(into, part="merge_into"),
         )
 
     def delete_subject(self, gallery: str, key: str) -> int:

@@ -7,13 +7,14 @@ revisions become visible in order and without gaps.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select, text
+from sqlalchemy import ColumnElement, Engine, delete, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.gallery.errors import (
     ExtractorMismatch,
     GalleryExists,
+    InvalidInput,
     SubjectExists,
     TemplateNotFound,
 )
@@ -29,8 +30,17 @@ from app.gallery.records import (
     Template,
     TemplateBlock,
 )
-from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes, subject_row, template_block
-from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
+from app.gallery.rows import (
+    EMBEDDING,
+    Sessions,
+    gallery_of,
+    gallery_row,
+    keep_crops,
+    record_changes,
+    subject_row,
+    template_block,
+)
+from app.gallery.tables import GalleryRow, SetAsideRow, SubjectRow, TemplateRow, now
 from model.quality import Quality
 
 
@@ -123,7 +133,8 @@ class GalleryStore:
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
-        A template whose crop the subject has already is not stored again. `metadata`, where given, replaces the old.
+        A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
+        and was not kept yet. `metadata`, where given, replaces the old.
 
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
@@ -155,6 +166,8 @@ class GalleryStore:
                     added[template.crop_sha256] = _template_row(owner.id, row.id, template)
             session.add_all(added.values())
             session.flush()
+            crops = {template.crop_sha256: template.crop for template in templates if template.crop is not None}
+            keep_crops(session, {row.id: crops[crop] for crop, row in (added | known).items() if crop in crops})
             if added or metadata is not None:
                 row.updated_at = now()
             if added:
@@ -187,6 +200,40 @@ class GalleryStore:
             row.updated_at = now()
             session.flush()
             return _subject(session, owner, row.key)
+
+    def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
+        """Move the templates of one subject to another and erase the first; the other keeps its key and metadata.
+
+        Crops that the other has already are dropped. The templates that move are removed in one revision and added
+        with their new owner in the next, both in this transaction, so that no process ever sees the first alone: a
+        known template that is added again keeps its owner (see `TemplateOwners.add`).
+
+        Raises:
+            GalleryNotFound, SubjectNotFound: as named.
+            InvalidInput: both are one.
+        """
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery, lock=True)
+            gone, kept = subject_row(session, owner, key), subject_row(session, owner, into, part="merge_into")
+            if gone.id == kept.id:
+                raise InvalidInput("a subject cannot be merged into itself", part="merge_into")
+            known = set(session.scalars(select(TemplateRow.crop_sha256).filter_by(subject_id=kept.id)))
+            templates = session.scalars(select(TemplateRow).filter_by(subject_id=gone.id)).all()
+            moved = [template for template in templates if template.crop_sha256 not in known]
+            if templates:
+                record_changes(session, owner, "remove", [(template.id, gone.id) for template in templates])
+            if moved:
+                record_changes(session, owner, "add", [(template.id, kept.id) for template in moved])
+            for template in moved:
+                template.subject_id = kept.id
+            aside = update(SetAsideRow).where(SetAsideRow.subject_id == gone.id)
+            session.execute(aside.values(subject_id=kept.id), execution_options={"synchronize_session": False})
+            session.flush()
+            session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))
+            session.delete(gone)
+            kept.updated_at = now()
+            session.flush()
+            return _subject(session, owner, into)
 
     def delete_subject(self, gallery: str, key: str) -> int:
         """Erase a subject with its templates; answers how many templates that were."""

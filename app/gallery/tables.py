@@ -96,6 +96,61 @@ class TemplateRow(Base):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
+class CropRow(Base):
+    """The aligned crop of a template, where crops are kept; it goes with its template."""
+
+    __tablename__ = "crop"
+
+    template_id: Mapped[int] = mapped_column(
+        ForeignKey("template.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    image: Mapped[bytes] = mapped_column(LargeBinary)  # PNG, 112×112, RGB
+
+
+class ImportedPhotoRow(Base):
+    """From which file a template was imported, so that a second import can pass the file over."""
+
+    __tablename__ = "imported_photo"
+
+    template_id: Mapped[int] = mapped_column(
+        ForeignKey("template.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    photo_sha256: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class SpareEmbeddingRow(Base):
+    """A template's embedding by another extractor than the gallery's: one it moves to, or one it has left."""
+
+    __tablename__ = "spare_embedding"
+    __table_args__ = (Index("ix_spare_embedding_gallery_id", "gallery_id", "extractor"),)
+
+    template_id: Mapped[int] = mapped_column(
+        ForeignKey("template.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    extractor: Mapped[str] = mapped_column(String(200), primary_key=True)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
+    previous: Mapped[bool]  # left behind by a switch; else made for one that is to come
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)  # little-endian float32
+
+
+class SetAsideRow(Base):
+    """A template that could not follow its gallery to another extractor; it comes back if the gallery goes back."""
+
+    __tablename__ = "set_aside_template"
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=False)
+    gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"), index=True)
+    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"), index=True)
+    extractor: Mapped[str] = mapped_column(String(200))
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)
+    detection_score: Mapped[float] = mapped_column(Float)
+    face_size: Mapped[float] = mapped_column(Float)
+    sharpness: Mapped[float] = mapped_column(Float)
+    pose: Mapped[dict[str, float]] = mapped_column(JSON)
+    crop_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class ChangeRow(Base):
     """What a revision of a gallery changed, so that every process can follow it."""
 

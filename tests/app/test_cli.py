@@ -13,12 +13,12 @@ from PIL import Image
 class Facegallery:
     """The command line, on a gallery of its own."""
 
-    def __init__(self, folder: Path) -> None:
-        self._environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)}
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)} | environment
 
     def __call__(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from app.cli import main; main()", *map(str, words)]
-        return subprocess.run(command, env=self._environment, check=False, capture_output=True, text=True)
+        return subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def people(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
     return folder
 
 
-def test_enroll_a_folder_identify_a_photo_and_rebuild(facegallery: Facegallery, people: Path) -> None:
+def test_import_a_folder_identify_a_photo_and_rebuild(facegallery: Facegallery, people: Path) -> None:
     assert facegallery("migrate").returncode == 0
-    first = facegallery("enroll", people, "--json")
+    first = facegallery("import", people, "--json")
     assert (first.returncode, json.loads(first.stdout)["added"]) == (0, 2)
-    again = facegallery("enroll", people, "--json")
-    assert {name: json.loads(again.stdout)[name] for name in ("added", "known")} == {"added": 0, "known": 2}
+    again = facegallery("import", people, "--json")
+    assert {name: json.loads(again.stdout)[name] for name in ("added", "passed_over")} == {"added": 0, "passed_over": 2}
     (face,) = json.loads(facegallery("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
     assert face["subject"] == "Eileen Collins"
     table = facegallery("identify", people / "Eileen Collins" / "1.png").stdout
@@ -53,19 +53,19 @@ def test_refused_photos_are_told_in_the_exit_code(facegallery: Facegallery, peop
     facegallery("migrate")
     (people / "Nobody").mkdir()
     (people / "Nobody" / "1.jpg").write_text("no photo")
-    done = facegallery("enroll", people)
+    done = facegallery("import", people)
     assert done.returncode == 3
     assert "refused Nobody/1.jpg: the file is not a photo" in done.stderr
     assert facegallery("identify", people / "Nobody" / "1.jpg").returncode == 3
 
 
 def test_without_tables_one_line_says_what_to_do(facegallery: Facegallery, people: Path) -> None:
-    done = facegallery("enroll", people)
+    done = facegallery("import", people)
     assert done.returncode == 1
     assert "run `facegallery migrate`" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_wrong_words_are_a_usage_error(facegallery: Facegallery, tmp_path: Path) -> None:
-    assert facegallery("enroll", tmp_path / "missing").returncode == 2
+    assert facegallery("import", tmp_path / "missing").returncode == 2
     assert facegallery("frobnicate").returncode == 2

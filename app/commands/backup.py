@@ -1,0 +1,39 @@
+"""`facegallery backup` and `facegallery restore`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.commands.options import opened_database
+from app.gallery import backup
+from app.gallery.transfer_store import TransferStore
+from app.settings import Settings
+
+
+def backup_command(
+    file: Annotated[Path, typer.Argument(help="The copy to write.", dir_okay=False)],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a copy that is there.")] = False,
+) -> None:
+    """Copy the SQLite database while services use it; for PostgreSQL there is pg_dump."""
+    if file.exists() and not replace:
+        raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
+    print(f"{file}: {backup.back_up(Settings().sqlalchemy_url, file)} bytes")
+
+
+def restore_command(
+    file: Annotated[
+        Path | None, typer.Argument(help="A copy of an SQLite database.", exists=True, dir_okay=False)
+    ] = None,
+) -> None:
+    """Put a copy in the SQLite database's place; stop the services first.
+
+    Without a file: the database was restored by other means, such as pg_restore, and indexes must be built anew.
+    """
+    settings = Settings()
+    if file is not None:
+        galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
+    else:
+        with opened_database() as engine:
+            galleries = TransferStore(engine).begin_epoch()
+    print(f"restored {galleries} galleries; every index is built anew on its next use")

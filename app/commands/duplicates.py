@@ -1,0 +1,87 @@
+"""`facegallery duplicates`."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from app.commands.options import GalleryOption, JsonOption, opened_service
+from app.gallery.errors import ExtractorMismatch
+from app.gallery.likeness import alike_pairs, find_places, outlying_templates
+from app.gallery.names import normalise_gallery_name
+from app.gallery.service import DEFAULT_GALLERY
+
+
+def duplicates_command(
+    gallery: GalleryOption = DEFAULT_GALLERY,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=2, help="Distance of one person; else the gallery's threshold.")
+    ] = None,
+    most: Annotated[int, typer.Option("--most", min=1, help="The most pairs, and templates, to list.")] = 100,
+    merge: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--merge", help="Two subjects: move the templates of the first to the second; list nothing."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List pairs of subjects that look like one person, and templates that do not look like their subject."""
+    name = normalise_gallery_name(gallery)
+    with opened_service() as service:
+        if merge is not None:
+            merged = service.merge_subjects(name, merge[0], merge[1])
+            print(f"{merge[0]} is {merged.key} now, with {merged.templates} templates")
+            return
+        found = service.store.gallery(name)
+        if threshold is None:
+            _, _, threshold = service.describe(found)
+        if threshold is None:
+            raise ExtractorMismatch(
+                f"gallery {name!r} belongs to {found.extractor}, whose threshold is not known here; give --threshold"
+            )
+        places = find_places(service.history.template_blocks(found.id), found.dimension)
+        pairs = alike_pairs(places, threshold, most=most)
+        outliers = outlying_templates(service.history.template_blocks(found.id), places, threshold, most=most)
+        ids = {one.first for one in pairs} | {one.second for one in pairs} | {one.subject_id for one in outliers}
+        ids |= {one.nearest_id for one in outliers if one.nearest_id is not None}
+        subjects = service.store.subjects_by_id(sorted(ids)) if ids else {}
+    alike = [
+        {
+            "subject": subjects[one.first].key,
+            "other": subjects[one.second].key,
+            "distance": round(one.distance, 4),
+            "templates": [subjects[one.first].templates, subjects[one.second].templates],
+        }
+        for one in pairs
+        if one.first in subjects and one.second in subjects
+    ]
+    far = [
+        {
+            "subject": subjects[one.subject_id].key,
+            "template": one.template_id,
+            "distance": round(one.own_distance, 4),
+            "nearest": subjects[one.nearest_id].key if one.nearest_id in subjects else None,
+            "nearest_distance": round(one.nearest_distance, 4),
+        }
+        for one in outliers
+        if one.subject_id in subjects
+    ]
+    if as_json:
+        document = {"gallery": name, "threshold": round(threshold, 4), "pairs": alike, "templates": far}
+        print(json.dumps(document, ensure_ascii=False))
+        return
+    console = Console()
+    console.print(f"distance of one person: {threshold:.4f}")
+    for title, columns, rows in (
+        ("subjects that look like one person", ("subject", "other", "distance", "templates"), alike),
+        (
+            "templates far from their subject",
+            ("subject", "template", "distance", "nearest", "nearest_distance"),
+            far,
+        ),
+    ):
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*(str(row[column]) for column in columns))
+        console.print(table)

@@ -1,0 +1,104 @@
+"""From an archive into a gallery."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+
+from app.gallery.archive import ArchiveReader, Progress
+from app.gallery.crops import decode_crop
+from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
+from app.gallery.portable import PortableSubject, Stored
+from app.gallery.store import GalleryStore, check_extractor
+from app.gallery.transfer_store import TransferStore
+from model.errors import UnsupportedImage
+from model.extractor import Extractor
+
+_TEMPLATES = 500  # of one transaction; a subject is never divided between two
+
+
+def import_archive(
+    archive: ArchiveReader,
+    gallery: str,
+    store: GalleryStore,
+    extractor: Extractor,
+    *,
+    keep_crops: bool,
+    progress: Progress = lambda _: None,
+) -> Stored:
+    """Store what an archive holds; again adds nothing, and after a break it goes on.
+
+    The archive is read through and checked before anything is stored. Every transaction stores whole subjects. The
+    gallery is made where it is missing, with the archive's threshold policy. Where the embeddings are another
+    extractor's, they are made anew from the crops, if every template has one.
+
+    Args:
+        archive: that was opened.
+        gallery: normalised name of the gallery to store in.
+        store: of the database.
+        extractor: that runs.
+        keep_crops: store the crops that come with the templates.
+        progress: told the templates.
+
+    Raises:
+        ArchiveDamaged: it is not as it was written; nothing was stored, except whole subjects before a wrong line.
+        ExtractorMismatch: the gallery or the archive belongs to another extractor; nothing was stored.
+    """
+    manifest, identity = archive.manifest, extractor.card.identity
+    with suppress(GalleryNotFound):
+        check_extractor(store.gallery(gallery), identity)
+    anew = manifest.extractor != identity
+    if anew and manifest.crops < manifest.templates:
+        name = manifest.extractor.partition("@")[0]
+        raise ExtractorMismatch(
+            f"the archive's embeddings come from extractor {manifest.extractor}, but {identity} is running, and "
+            f"{manifest.templates - manifest.crops} of {manifest.templates} templates come without a crop to make new "
+            f"ones from; run with FACEGALLERY_EXTRACTOR={name} as it was then, or import the photos"
+        )
+    archive.verify()
+    with suppress(GalleryExists):
+        store.create_gallery(gallery, extractor=identity, dimension=extractor.dimension, policy=manifest.policy)
+    transfers, stored = TransferStore(store.engine), Stored()
+    for subjects in _groups(archive.subjects()):
+        if anew:
+            subjects = _embedded_anew(subjects, extractor)
+        if not keep_crops:
+            subjects = _without_crops(subjects)
+        stored += transfers.restore(gallery, subjects, extractor=identity)
+        progress(sum(len(subject.templates) for subject in subjects))
+    return stored
+
+
+def _groups(subjects: Iterator[PortableSubject]) -> Iterator[list[PortableSubject]]:
+    group: list[PortableSubject] = []
+    for subject in subjects:
+        group.append(subject)
+        if sum(max(1, len(one.templates)) for one in group) >= _TEMPLATES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _without_crops(subjects: Sequence[PortableSubject]) -> list[PortableSubject]:
+    return [
+        replace(subject, templates=tuple(replace(template, crop=None) for template in subject.templates))
+        for subject in subjects
+    ]
+
+
+def _embedded_anew(subjects: Sequence[PortableSubject], extractor: Extractor) -> list[PortableSubject]:
+    try:
+        crops = [
+            decode_crop(template.crop or b"", sha256=template.crop_sha256)
+            for subject in subjects
+            for template in subject.templates
+        ]
+    except UnsupportedImage as error:
+        raise ArchiveDamaged(f"the archive has a crop that cannot be used: {error}") from error
+    embeddings = iter(extractor.embed(np.stack(crops)) if crops else ())
+    return [
+        replace(subject, templates=tuple(replace(one, embedding=next(embeddings)) for one in subject.templates))
+        for subject in subjects
+    ]

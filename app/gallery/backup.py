@@ -1,0 +1,104 @@
+"""Backup and restore of an SQLite database while it is used; PostgreSQL brings tools of its own."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from alembic.util.exc import CommandError
+from sqlalchemy import make_url
+
+from app.gallery.database import open_engine
+from app.gallery.errors import BackupUnusable
+from app.gallery.migrations import migrate
+from app.gallery.transfer_store import TransferStore
+from model.replaced_file import replaced_file
+
+
+def back_up(address: str, file: Path) -> int:
+    """Copy a database as it is at one moment, while others read and write it; answers the bytes.
+
+    The copy is one file, checked before it takes its place; only its owner may read it.
+
+    Args:
+        address: SQLAlchemy address of an SQLite database.
+        file: the copy; one that is there is replaced.
+
+    Raises:
+        BackupUnusable: it is no SQLite database, or is damaged.
+    """
+    database = _sqlite_file(address, "use pg_dump, or `facegallery export` for single galleries")
+    if not database.is_file():
+        raise BackupUnusable(f"there is no database {database}; run `facegallery migrate` first")
+    try:
+        with replaced_file(file) as draft:
+            draft.touch(0o600)
+            with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as copy:
+                source.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+                _check(copy)
+            return draft.stat().st_size
+    except sqlite3.Error as error:
+        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
+
+
+def restore(file: Path, address: str, *, timeout: float) -> int:
+    """Put a copy in the database's place, in one transaction, and begin a new epoch; answers the galleries.
+
+    The copy is brought up to this version's tables first; the file itself stays as it is. Services should be stopped:
+    what they acknowledge while this runs is lost with the rest that is newer than the copy.
+
+    Args:
+        file: made by `back_up`, or by `.backup` of the sqlite3 program.
+        address: SQLAlchemy address of the SQLite database; made where it is missing.
+        timeout: seconds to wait for a lock.
+
+    Raises:
+        BackupUnusable: no copy of a database, damaged, or of a newer version; the database stays as it was.
+    """
+    database = _sqlite_file(address, "use pg_restore and then `facegallery restore` without a file")
+    database.parent.mkdir(parents=True, exist_ok=True)
+    draft = database.with_name(f"{database.name}.restoring")
+    try:
+        _forget(draft)
+        draft.touch(0o600)
+        address_of_copy = f"{file.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address_of_copy, uri=True)) as source, closing(sqlite3.connect(draft)) as copy:
+            source.backup(copy)
+            _check(copy)
+        engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
+        try:
+            migrate(engine)
+            galleries = TransferStore(engine).begin_epoch()
+        finally:
+            engine.dispose()
+        with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:
+            copy.backup(target)
+            target.execute("PRAGMA journal_mode=WAL")
+    except CommandError as error:
+        raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
+    except sqlite3.Error as error:
+        raise BackupUnusable(f"{file} cannot be restored to {database}: {error}") from error
+    finally:
+        _forget(draft)
+    return galleries
+
+
+def _check(copy: sqlite3.Connection) -> None:
+    (found,) = copy.execute("PRAGMA quick_check").fetchone()
+    tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if found != "ok":
+        raise BackupUnusable(f"the copy is damaged: {found}")
+    if not {"alembic_version", "gallery", "template"} <= tables:
+        raise BackupUnusable("that is a database, but none of Facegallery's")
+
+
+def _sqlite_file(address: str, otherwise: str) -> Path:
+    url = make_url(address)
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise BackupUnusable(f"the database is {url.get_backend_name()}, not an SQLite file; {otherwise}")
+    return Path(url.database)
+
+
+def _forget(draft: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        draft.with_name(draft.name + suffix).unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""Many photos into a gallery: read and searched for faces side by side, embedded in batches, stored by subject."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+from app.gallery.crops import encode_crop
+from app.gallery.errors import GalleryNotFound, RefusedPhoto, SubjectNotFound
+from app.gallery.import_sources import ListedPhoto, PeopleSource
+from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
+from app.gallery.records import NewTemplate
+from app.gallery.store import GalleryStore, check_extractor
+from app.gallery.transfer_store import TransferStore
+from model.errors import FacegalleryError
+
+_BATCH = 64  # photos whose faces are embedded together, and the most of one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class ImportReport:
+    """What an import did.
+
+    Args:
+        added: templates stored.
+        known: photos whose crop the subject had already.
+        passed_over: photos that an earlier import had done.
+        refused: photos that could not be used, and why.
+    """
+
+    added: int
+    known: int
+    passed_over: int
+    refused: tuple[RefusedPhoto, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What became of a photo: a face, a refusal, or neither where it was imported before."""
+
+    photo: ListedPhoto
+    photo_sha256: str = ""
+    face: AlignedFace | None = None
+    refused: RefusedPhoto | None = None
+
+
+class PeopleImport:
+    """An import into one gallery; a second one of the same photos adds nothing, and a broken one goes on.
+
+    What has been done stands in the database beside the templates, and goes when they go.
+
+    Args:
+        store: of the database.
+        reader: reads faces out of photos; its limits hold.
+        gallery: normalised name; the gallery is made on first use.
+        workers: photos that are read at the same time.
+        max_bytes: of one photo.
+        face: which face of a photo.
+        keep_crops: keep the crops.
+    """
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        reader: PhotoReader,
+        gallery: str,
+        *,
+        workers: int,
+        max_bytes: int,
+        face: FaceChoice = "single",
+        keep_crops: bool = False,
+    ) -> None:
+        self._store = store
+        self._transfers = TransferStore(store.engine)
+        self._reader = reader
+        self._gallery = gallery
+        self._workers = workers
+        self._max_bytes = max_bytes
+        self._face: FaceChoice = face
+        self._keep_crops = keep_crops
+
+    def run(self, source: PeopleSource, progress: Callable[[int], None] = lambda _: None) -> ImportReport:
+        """Import; `progress` is told the photos.
+
+        Raises:
+            ExtractorMismatch: the gallery belongs to another extractor.
+            Busy, DatabaseUnavailable, StorageUnwritable: as named; what was stored before stays, and the next run goes
+                on from there.
+        """
+        with suppress(GalleryNotFound):
+            check_extractor(self._store.gallery(self._gallery), self._reader.networks.extractor.card.identity)
+        added = known = passed_over = 0
+        refused = list(source.refused)
+        results = self._results(source.photos)
+        while batch := list(islice(results, _BATCH)):
+            stored, there = self._store_batch(batch, source)
+            added, known = added + stored, known + there
+            for one in batch:
+                if one.refused is not None:
+                    refused.append(one.refused)
+                elif one.face is None:
+                    passed_over += 1
+            progress(len(batch))
+        return ImportReport(added, known, passed_over, tuple(refused))
+
+    def _results(self, photos: Sequence[ListedPhoto]) -> Iterator[_Read]:
+        """Every photo read, in order, a bounded number ahead of what is being embedded and stored."""
+        waiting: deque[Future[_Read]] = deque()
+        left = iter(photos)
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="import") as pool:
+            try:
+                waiting.extend(pool.submit(self._read, photo) for photo in islice(left, 2 * _BATCH + self._workers))
+                while waiting:
+                    yield waiting.popleft().result()
+                    waiting.extend(pool.submit(self._read, photo) for photo in islice(left, 1))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, photo: ListedPhoto) -> _Read:
+        try:
+            with photo.path.open("rb") as file:
+                data = file.read(self._max_bytes + 1)  # one more, so that the limit is seen to be passed
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            return _Read(
+                photo, refused=RefusedPhoto(photo.name, "file-unreadable", f"the file cannot be read: {reason}")
+            )
+        digest = hashlib.sha256(data).hexdigest()
+        if self._transfers.imported(self._gallery, photo.subject, digest, with_crop=self._keep_crops):
+            return _Read(photo, digest)
+        try:
+            face = self._reader.one_face(Photo(photo.name, data), self._face, part=photo.name)
+            self._reader.require_quality(face, part=photo.name)
+        except FacegalleryError as error:
+            return _Read(photo, digest, refused=RefusedPhoto(photo.name, error.slug, str(error)))
+        return _Read(photo, digest, face)
+
+    def _store_batch(self, batch: Sequence[_Read], source: PeopleSource) -> tuple[int, int]:
+        """Embed a batch and store it, a transaction for each subject; answers templates added and known photos."""
+        faces = [(one, one.face) for one in batch if one.face is not None]
+        embeddings = iter(self._reader.embed([face for _, face in faces]))
+        added = known = 0
+        photos: list[tuple[int, str]] = []
+        for subject, reads in groupby(batch, key=lambda one: one.photo.subject):
+            found = [(one.photo_sha256, one.face) for one in reads if one.face is not None]
+            templates = [
+                NewTemplate(
+                    next(embeddings),
+                    face.quality,
+                    face.crop_sha256,
+                    encode_crop(face.crop) if self._keep_crops else None,
+                )
+                for _, face in found
+            ]
+            metadata = self._changed_metadata(subject, source, create=bool(templates))
+            if not templates and metadata is None:
+                continue
+            extractor = self._reader.networks.extractor
+            enrolment = self._store.enroll(
+                self._gallery,
+                subject,
+                templates,
+                metadata=metadata,
+                extractor=extractor.card.identity,
+                dimension=extractor.dimension,
+            )
+            added += len(enrolment.added)
+            known += len(found) - len(enrolment.added)
+            ids = {one.crop_sha256: one.id for one in (*enrolment.added, *enrolment.known)}
+            photos += [
+                (ids[template.crop_sha256], photo) for template, (photo, _) in zip(templates, found, strict=True)
+            ]
+        self._transfers.remember(self._gallery, photos)
+        return added, known
+
+    def _changed_metadata(self, subject: str, source: PeopleSource, *, create: bool) -> dict[str, Any] | None:
+        """The subject's metadata where it differs from the stored; nobody is made of metadata alone."""
+        wanted = source.metadata.get(subject)
+        if wanted is None:
+            return None
+        try:
+            return None if self._store.subject(self._gallery, subject).metadata == wanted else wanted
+        except (GalleryNotFound, SubjectNotFound):
+            return wanted if create else None

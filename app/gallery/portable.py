@@ -1,0 +1,53 @@
+"""People as they travel between galleries, with all that is needed to have them again."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.quality import Quality
+
+
+@dataclass(frozen=True, slots=True)
+class PortableTemplate:
+    """A template with its embedding (D,), float32, and its crop as a PNG file where it was kept."""
+
+    embedding: NDArray[np.float32]
+    quality: Quality
+    crop_sha256: str
+    created_at: datetime
+    crop: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PortableSubject:
+    """A subject with its templates; a listing of subjects leaves them out."""
+
+    key: str
+    metadata: dict[str, Any]
+    created_at: datetime
+    updated_at: datetime
+    templates: tuple[PortableTemplate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OldEmbedding:
+    """An embedding by another extractor than the gallery's that is held about a subject."""
+
+    subject: str
+    extractor: str
+    crop_sha256: str
+    embedding: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What was stored of what came: templates added, and templates that were there already."""
+
+    added: int = 0
+    known: int = 0
+
+    def __add__(self, other: "Stored") -> "Stored":
+        return Stored(self.added + other.added, self.known + other.known)

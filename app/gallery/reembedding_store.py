@@ -1,0 +1,256 @@
+"""ReembeddingStore: the SQL of moving a gallery to another extractor."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, insert, literal, select, update
+from sqlalchemy.orm import Session, aliased
+
+from app.gallery.errors import MoveRefused
+from app.gallery.records import Gallery
+from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes
+from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
+
+
+@dataclass(frozen=True, slots=True)
+class IncompleteSubject:
+    """A subject that has templates which cannot follow to another extractor."""
+
+    key: str
+    missing: int
+    templates: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCrop:
+    """A template's crop as a PNG file, and the digest that its pixels must have."""
+
+    template_id: int
+    sha256: str
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spares:
+    """Embeddings of another extractor that a gallery has: `previous` where a switch left them behind."""
+
+    extractor: str
+    previous: bool
+
+
+class ReembeddingStore:
+    """Embeddings of a second extractor beside a gallery's own, and the switch between the two."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._sessions = Sessions(engine)
+
+    def spares(self, gallery: Gallery) -> Spares | None:
+        """Of which other extractor the gallery has embeddings; there is one at most."""
+        own = SpareEmbeddingRow.gallery_id == gallery.id
+        with self._sessions.reading() as session:
+            spare = session.scalar(select(SpareEmbeddingRow.extractor).where(own).limit(1))
+            left = session.scalar(select(SpareEmbeddingRow.extractor).where(own, SpareEmbeddingRow.previous).limit(1))
+            aside = session.scalar(select(SetAsideRow.extractor).where(SetAsideRow.gallery_id == gallery.id).limit(1))
+        found = spare or aside
+        return None if found is None else Spares(found, previous=(left or aside) is not None)
+
+    def count_missing(self, gallery: Gallery, extractor: str) -> int:
+        """How many templates have no embedding of an extractor yet."""
+        with self._sessions.reading() as session:
+            return (
+                session.scalar(
+                    select(func.count()).select_from(TemplateRow).where(_of(gallery.id), ~_has_spare(extractor))
+                )
+                or 0
+            )
+
+    def incomplete(self, gallery: Gallery, extractor: str, *, with_crops: bool) -> list[IncompleteSubject]:
+        """Subjects with templates that cannot get an embedding of an extractor, by key.
+
+        Args:
+            gallery: that should move.
+            extractor: to which.
+            with_crops: whether a crop helps, because the extractor is at hand.
+        """
+        lost = ~_has_spare(extractor) & ~_has_crop() if with_crops else ~_has_spare(extractor)
+        missing = (
+            select(TemplateRow.subject_id, func.count().label("missing"))
+            .where(_of(gallery.id), lost)
+            .group_by(TemplateRow.subject_id)
+            .subquery()
+        )
+        templates = (
+            select(func.count()).where(TemplateRow.subject_id == SubjectRow.id).correlate(SubjectRow).scalar_subquery()
+        )
+        query = (
+            select(SubjectRow.key, missing.c.missing, templates)
+            .join(missing, missing.c.subject_id == SubjectRow.id)
+            .order_by(SubjectRow.key)
+        )
+        with self._sessions.reading() as session:
+            return [IncompleteSubject(*row) for row in session.execute(query)]
+
+    def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
+        """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
+        query = (
+            select(TemplateRow.id, TemplateRow.crop_sha256, CropRow.image)
+            .join(CropRow, CropRow.template_id == TemplateRow.id)
+            .where(_of(gallery.id), TemplateRow.id > after, ~_has_spare(extractor))
+            .order_by(TemplateRow.id)
+            .limit(limit)
+        )
+        with self._sessions.reading() as session:
+            return [KeptCrop(*row) for row in session.execute(query)]
+
+    def add(self, gallery: Gallery, extractor: str, ids: Sequence[int], embeddings: NDArray[np.float32]) -> None:
+        """Keep embeddings (N, D) of an extractor beside the gallery's; templates that are gone are passed over.
+
+        Raises:
+            GalleryNotFound: it was erased meanwhile.
+            MoveRefused: it belongs to another extractor by now, or has embeddings of a third.
+        """
+        with self._sessions.writing() as session:
+            owner = self._locked(session, gallery)
+            others = select(SpareEmbeddingRow.extractor).where(
+                SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor != extractor
+            )
+            if session.scalar(others.limit(1)) is not None:
+                raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
+            open_ids = set(
+                session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(ids), ~_has_spare(extractor)))
+            )
+            session.add_all(
+                SpareEmbeddingRow(
+                    template_id=template_id,
+                    extractor=extractor,
+                    gallery_id=owner.id,
+                    previous=False,
+                    embedding=embedding.astype(EMBEDDING).tobytes(),
+                )
+                for template_id, embedding in zip(ids, embeddings, strict=True)
+                if template_id in open_ids
+            )
+
+    def switch(
+        self, gallery: Gallery, extractor: str, *, dimension: int | None, unusable: Collection[int], with_crops: bool
+    ) -> bool:
+        """Exchange a gallery's embeddings for those of another extractor, in one transaction.
+
+        The old ones stay beside the new. Templates that cannot follow are set aside, and those that were set aside
+        when the gallery left this extractor come back. Every process builds its index anew.
+
+        Args:
+            gallery: as it was when the move began.
+            extractor: to which.
+            dimension: of its embeddings; None: as those that are there.
+            unusable: templates whose crop is damaged.
+            with_crops: a template with a crop is waited for.
+
+        Returns:
+            False, and nothing has changed, if templates came that still must be embedded.
+
+        Raises:
+            MoveRefused: the gallery belongs to another extractor by now, or there is nothing to go back to.
+        """
+        with self._sessions.writing() as session:
+            owner = self._locked(session, gallery)
+            if with_crops and self._waiting(session, owner, extractor, unusable):
+                return False
+            left, here = owner.extractor, _of(owner.id)
+            dimension = dimension or self._dimension(session, owner, extractor)
+            columns = _shared_columns()
+            names = [*columns, "extractor"]
+            gone = select(*(getattr(TemplateRow, name) for name in columns), literal(left))
+            session.execute(insert(SetAsideRow).from_select(names, gone.where(here, ~_has_spare(extractor))))
+            session.execute(delete(TemplateRow).where(here, ~_has_spare(extractor)))
+            kept = select(TemplateRow.id, literal(left), TemplateRow.gallery_id, literal(True), TemplateRow.embedding)
+            spare_names = ["template_id", "extractor", "gallery_id", "previous", "embedding"]
+            session.execute(insert(SpareEmbeddingRow).from_select(spare_names, kept.where(here)))
+            new = (
+                select(SpareEmbeddingRow.embedding)
+                .where(SpareEmbeddingRow.template_id == TemplateRow.id, SpareEmbeddingRow.extractor == extractor)
+                .correlate(TemplateRow)
+                .scalar_subquery()
+            )
+            unsynchronised: dict[str, Any] = {"synchronize_session": False}
+            session.execute(update(TemplateRow).where(here).values(embedding=new), execution_options=unsynchronised)
+            session.execute(
+                delete(SpareEmbeddingRow).where(
+                    SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor == extractor
+                )
+            )
+            self._bring_back(session, owner, extractor, columns)
+            owner.extractor, owner.dimension = extractor, dimension
+            record_changes(session, owner, "rebuild", [(0, 0)])
+            return True
+
+    def discard(self, gallery: Gallery) -> int:
+        """Erase all embeddings of other extractors that the gallery has; answers how many those were."""
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery.name, lock=True)
+            erased = 0
+            for table in (SpareEmbeddingRow, SetAsideRow):
+                statement = delete(table).where(table.gallery_id == owner.id)
+                erased += cast(CursorResult[Any], session.execute(statement)).rowcount
+            return erased
+
+    @staticmethod
+    def _locked(session: Session, gallery: Gallery) -> GalleryRow:
+        owner = gallery_row(session, gallery.name, lock=True)
+        now = gallery_of(owner)
+        if (now.id, now.extractor) != (gallery.id, gallery.extractor):
+            raise MoveRefused(f"gallery {gallery.name!r} was moved or made anew meanwhile; look at it and try again")
+        return owner
+
+    @staticmethod
+    def _waiting(session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int]) -> bool:
+        """Whether a template could still be embedded: one with a crop that is not known to be damaged."""
+        query = (
+            select(TemplateRow.id).where(_of(owner.id), ~_has_spare(extractor), _has_crop()).limit(len(unusable) + 1)
+        )
+        return not set(session.scalars(query)) <= set(unusable)
+
+    @staticmethod
+    def _dimension(session: Session, owner: GalleryRow, extractor: str) -> int:
+        for table in (SpareEmbeddingRow, SetAsideRow):
+            embedding = session.scalar(
+                select(table.embedding).where(table.gallery_id == owner.id, table.extractor == extractor).limit(1)
+            )
+            if embedding is not None:
+                return len(embedding) // EMBEDDING.itemsize
+        raise MoveRefused(f"gallery {owner.name!r} has no embeddings of {extractor} to go back to")
+
+    @staticmethod
+    def _bring_back(session: Session, owner: GalleryRow, extractor: str, columns: Sequence[str]) -> None:
+        """Put back what was set aside when the gallery left the extractor, unless the photo was enrolled since."""
+        other = aliased(TemplateRow)
+        enrolled = exists().where(
+            other.subject_id == SetAsideRow.subject_id, other.crop_sha256 == SetAsideRow.crop_sha256
+        )
+        mine = (SetAsideRow.gallery_id == owner.id) & (SetAsideRow.extractor == extractor)
+        back = select(*(getattr(SetAsideRow, name) for name in columns)).where(mine, ~enrolled)
+        session.execute(insert(TemplateRow).from_select(list(columns), back))
+        session.execute(delete(SetAsideRow).where(mine))
+
+
+def _shared_columns() -> list[str]:
+    return [column.name for column in TemplateRow.__table__.columns]
+
+
+def _of(gallery_id: int) -> ColumnElement[bool]:
+    return TemplateRow.gallery_id == gallery_id
+
+
+def _has_spare(extractor: str) -> ColumnElement[bool]:
+    return (
+        exists()
+        .where(SpareEmbeddingRow.template_id == TemplateRow.id, SpareEmbeddingRow.extractor == extractor)
+        .correlate(TemplateRow)
+    )
+
+
+def _has_crop() -> ColumnElement[bool]:
+    return exists().where(CropRow.template_id == TemplateRow.id).correlate(TemplateRow)

