@@ -4,8 +4,10 @@ import sys
 
 import typer
 
+from app.commands.audit import audit_cli
 from app.commands.enroll import enroll_command
 from app.commands.identify import identify_command
+from app.commands.keys import keys_cli
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit, complain
 from app.commands.reindex import reindex_command
@@ -27,6 +29,8 @@ for name, command in (
     ("reindex", reindex_command),
 ):
     cli.command(name)(command)
+cli.add_typer(keys_cli, name="keys")
+cli.add_typer(audit_cli, name="audit")
 
 
 def main() -> None:

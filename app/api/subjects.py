@@ -2,6 +2,8 @@
 
 from fastapi import APIRouter
 
+from app.access.keys import Scope
+from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath, check_metadata
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
@@ -11,7 +13,7 @@ from app.gallery.names import normalise_gallery_name
 router = APIRouter(prefix="/galleries/{gallery}/subjects", tags=["people"])
 
 
-@router.get("", summary="List subjects", responses=error_responses(GalleryNotFound))
+@router.get("", summary="List subjects", dependencies=[needs(Scope.READ)], responses=error_responses(GalleryNotFound))
 def list_subjects(service: Service, gallery: GalleryPath, cursor: Cursor, limit: Limit = 100) -> SubjectPage:
     """Subjects in the order of their enrolment, page by page."""
     page = service.store.subjects(normalise_gallery_name(gallery), after=cursor, limit=limit)
@@ -21,7 +23,12 @@ def list_subjects(service: Service, gallery: GalleryPath, cursor: Cursor, limit:
     )
 
 
-@router.get("/{subject:path}", summary="Show a subject", responses=error_responses(GalleryNotFound, SubjectNotFound))
+@router.get(
+    "/{subject:path}",
+    summary="Show a subject",
+    dependencies=[needs(Scope.READ)],
+    responses=error_responses(GalleryNotFound, SubjectNotFound),
+)
 def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> SubjectBody:
     """Metadata and number of templates of one person."""
     return SubjectBody.of(service.subject(gallery, subject))
@@ -30,6 +37,7 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
 @router.patch(
     "/{subject:path}",
     summary="Change a subject",
+    dependencies=[needs(Scope.ENROLL)],
     responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, StorageUnwritable),
 )
 def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
@@ -43,6 +51,7 @@ def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath,
     "/{subject:path}",
     status_code=204,
     summary="Erase a subject",
+    dependencies=[needs(Scope.DELETE)],
     responses=error_responses(GalleryNotFound, SubjectNotFound, StorageUnwritable),
 )
 def delete_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> None:

@@ -10,9 +10,18 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
+from app.gallery.deadline import check_deadline
+from app.gallery.errors import (
+    GalleryNotFound,
+    InvalidInput,
+    PhotosRefused,
+    RefusedPhoto,
+    SubjectNotFound,
+    TimedOut,
+)
 from app.gallery.history import GalleryHistory
 from app.gallery.index import TemplateIndex
+from app.gallery.journal import Event
 from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
@@ -157,7 +166,7 @@ class GalleryService:
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
             GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
-            InvalidInput, ExtractorMismatch, Busy: as named.
+            InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
         with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
@@ -169,6 +178,8 @@ class GalleryService:
                 try:
                     found = self.reader.one_face(photo, face, part=photo.name)
                     self.reader.require_quality(found, part=photo.name)
+                except TimedOut:  # no fault of the photo's
+                    raise
                 except FacegalleryError as error:
                     refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
                     continue
@@ -178,6 +189,7 @@ class GalleryService:
             if not usable:
                 raise PhotosRefused(tuple(refused))
             embeddings = self.reader.embed([found for _, found in usable])
+        check_deadline()
         templates = [
             NewTemplate(embedding, found.quality, found.crop_sha256)
             for embedding, (_, found) in zip(embeddings, usable, strict=True)
@@ -263,6 +275,9 @@ class GalleryService:
             shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
             matches.append(Match(best, tuple(shown)))
             DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
+        identities = [match.identity.subject.key for match in matches if match.identity]
+        counts = {"probes": len(matches), "identified": len(identities)}
+        self.store.journal.note(Event("identify", found.name, tuple(sorted(set(identities))), counts))
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
 
     def _name(self, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
@@ -292,7 +307,9 @@ class GalleryService:
                 self.reader.one_face(reference, face, part="reference"),
             ]
             first, second = self.reader.embed(faces)
-        return Verification(distance_between(first, second), self._threshold(None, threshold, 1))
+        verified = Verification(distance_between(first, second), self._threshold(None, threshold, 1))
+        self.store.journal.note(Event("verify", details={"match": verified.match}))
+        return verified
 
     def verify_subject(
         self, image: Photo, gallery: str, subject: str, *, threshold: float | None = None, face: FaceChoice = "single"
@@ -311,7 +328,9 @@ class GalleryService:
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
         (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
-        return Verification(float(distance), self._threshold(found, threshold, 1))
+        verified = Verification(float(distance), self._threshold(found, threshold, 1))
+        self.store.journal.note(Event("verify", found.name, (claimed.key,), {"match": verified.match}))
+        return verified
 
     def detect(self, photo: Photo, *, max_faces: int) -> list[AlignedFace]:
         """The faces of a photo, largest first."""
