@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.service, app.state.settings = service, settings
+    app.state.service, app.state.settings, app.state.gate = service, settings, gate
     # The last one added is the first that a request meets.
     app.add_middleware(
         BodyGuard,

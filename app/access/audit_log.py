@@ -90,8 +90,10 @@ class AuditLog:
         self._stopped.set()
         if lost := self._noted.unfinished_tasks:
             _log.error("audit.lost", entries=lost)
-        elif self._thread is not None:
-            self._noted.put(None)
+        if self._thread is not None:
+            if not lost:
+                self._noted.put(None)
+            self._thread.join(timeout=1 + self._patience)
 
     # -- reading
 
