@@ -1,18 +1,21 @@
 """Calls that schemathesis makes up from the OpenAPI document: no failure of the service, and answers as described.
 
-`FACEGALLERY_FUZZ_CALLS` is the number of calls an operation; `make fuzz` sets it to 60, over a thousand calls in all.
+`FACEGALLERY_FUZZ_CALLS` is the number of calls an operation; `make fuzz` sets it to 60, over a thousand in all.
 """
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, settings
-from schemathesis import Case
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.errors import SerializationNotPossible
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     ignored_auth,
@@ -48,10 +51,20 @@ def schema(tmp_path_factory: pytest.TempPathFactory, astronaut_jpeg: bytes) -> I
         yield schemathesis.openapi.from_asgi("/openapi.json", client.app, headers=headers)
 
 
-fuzzed = schemathesis.pytest.from_fixture("schema")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["as described", "wrong"])
+def test_calls_that_nobody_would_make(schema: Any, mode: GenerationMode) -> None:
+    made = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
 
+        @settings(max_examples=CALLS, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def call(case: Case) -> None:
+            nonlocal made
+            made += 1
+            case.call_and_validate(checks=CHECKS)
 
-@fuzzed.parametrize()
-@settings(max_examples=CALLS, deadline=None, suppress_health_check=list(HealthCheck))
-def test_calls_that_nobody_would_make(case: Case) -> None:
-    case.call_and_validate(checks=CHECKS)
+        with suppress(Unsatisfiable, SerializationNotPossible):  # a call without parameters cannot be made wrong
+            call()
+    assert made >= 10 * CALLS

@@ -138,7 +138,7 @@ def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Serve
 
     def send(number: int) -> int:
         photo = file.getvalue() if number % 2 else hostile_images()["png-30000x30000"]
-        answer = httpx.post(f"{server.client.base_url}identify", files={"image": photo}, timeout=120)
+        answer = httpx.post(f"{server.client.base_url}/identify", files={"image": photo}, timeout=120)
         return answer.status_code
 
     server.client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}).raise_for_status()
@@ -209,11 +209,11 @@ def test_tls_by_the_services_own_settings(tmp_path: Path) -> None:
         pytest.skip("there is no openssl to make a certificate with")
     server = Server(tmp_path, FACEGALLERY_TLS_CERTIFICATE=str(chain), FACEGALLERY_TLS_KEY=str(key))
     trusted = ssl.create_default_context(cafile=str(chain))
-    answer = httpx.get(f"{server.client.base_url}galleries", verify=trusted)
+    answer = httpx.get(f"{server.client.base_url}/galleries", verify=trusted)
+    server.stop()
     assert answer.status_code == 200
     assert answer.headers["Strict-Transport-Security"]
     assert "Server" not in answer.headers
-    server.stop()
 
 
 def test_a_trusted_proxy_names_the_caller_and_nobody_else_does(tmp_path: Path) -> None:

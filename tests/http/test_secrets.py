@@ -28,7 +28,12 @@ def shapes(embedding: list[float]) -> list[str]:
     """What an embedding could look like in text: base64 at each of its three offsets, hexadecimal, numbers."""
     raw = np.array(embedding, "<f4").tobytes()
     encoded = [base64.b64encode(bytes(offset) + raw).decode()[8:40] for offset in range(3)]
-    return [*encoded, *(text.replace("+", "-").replace("/", "_") for text in encoded), raw.hex()[:32], repr(embedding[0])]
+    return [
+        *encoded,
+        *(text.replace("+", "-").replace("/", "_") for text in encoded),
+        raw.hex()[:32],
+        repr(embedding[0]),
+    ]
 
 
 def test_secrets_and_embeddings_are_in_nothing_that_a_run_writes(
