@@ -7,7 +7,7 @@ FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
 export FACEGALLERY_TEST_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format migrations-check bench soak migrate clean
+.PHONY: help setup serve test lint format migrations-check fuzz bench soak migrate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ format: setup ## format and mend what can be mended
 migrations-check: setup ## the scripts make the tables that the code maps, there and back
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && export FACEGALLERY_DATA_DIR="$$folder" && \
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check && $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
+
+fuzz: setup ## minutes of made-up calls and 10,000 mutated photos
+	FACEGALLERY_FUZZ=10000 FACEGALLERY_FUZZ_CALLS=60 $(BIN)/python -m pytest tests/fuzz -o timeout=3600
 
 bench: setup ## people over HTTP: PHOTOS=folder with a folder of photos for each person
 	$(BIN)/python benchmarks/people.py --photos $(or $(PHOTOS),$(error PHOTOS=DIR is needed)) --output runs/people

@@ -4,12 +4,14 @@ import sys
 
 import typer
 
+from app.commands.audit import audit_cli
 from app.commands.backup import backup_command, restore_command
 from app.commands.check import check_command
 from app.commands.duplicates import duplicates_command
 from app.commands.export_gallery import export_command
 from app.commands.identify import identify_command
 from app.commands.import_people import import_command
+from app.commands.keys import keys_cli
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit, complain
 from app.commands.reembed import reembed_command
@@ -38,6 +40,8 @@ for name, command in (
     ("duplicates", duplicates_command),
 ):
     cli.command(name)(command)
+cli.add_typer(keys_cli, name="keys")
+cli.add_typer(audit_cli, name="audit")
 
 
 def main() -> None:

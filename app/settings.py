@@ -1,9 +1,10 @@
 """The service's settings, from environment variables `FACEGALLERY_*` or a file `.env`."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
@@ -28,6 +29,35 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
     database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
     database_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection or a lock")
+
+    authentication: Literal["auto", "keys", "open"] = Field(
+        "auto",
+        description="whether calls need a key: `keys`; `open`, on a loopback address only; `auto`, open on a loopback "
+        "address without trusted proxies, keys elsewhere",
+    )
+    key_pepper: SecretStr | None = Field(
+        None,
+        description="secret of at least 32 characters that keys are hashed and the audit log is sealed with; empty: "
+        "the file `key-pepper` in `data_dir`, made on the first start",
+    )
+    rate_limit: float | None = Field(
+        None,
+        ge=0,
+        description="calls a second of one key and of one address; 0: no limit; empty: 50 where calls need a key, "
+        "else no limit",
+    )
+    rate_burst: float = Field(100.0, ge=1, description="calls that may come at once before `rate_limit` holds")
+    cors_origins: str = Field(
+        "", description="origins whose pages may call, parted by commas, such as `https://desk.example.org`"
+    )
+    docs: bool = Field(True, description="whether there are `/docs` and `/openapi.json`; with keys both need one")
+    tls_certificate: Path | None = Field(None, description="PEM file of the certificate chain; empty: no TLS")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key")
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks, parted by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are "
+        "believed",
+    )
 
     weights_dir: Path | None = Field(None, description="folder of networks; empty: those that come with the package")
     detector: str = Field("yunet", description="name of the detector, a folder in the weights")
@@ -62,6 +92,20 @@ class Settings(BaseSettings):
     max_request_bytes: int = Field(100 * 2**20, gt=0, description="bytes of one request with all its photos")
     max_images: int = Field(20, gt=0, le=100, description="photos in one enrolment")
 
+    max_upload_bytes: int = Field(
+        512 * 2**20, gt=0, description="bytes of all bodies that the process holds at the same time"
+    )
+    body_timeout: float = Field(
+        10.0, gt=0, description="seconds that a body may be late, at `min_body_rate` from its first byte on"
+    )
+    min_body_rate: int = Field(20_000, gt=0, description="bytes a second that a body must come with")
+    request_timeout: float = Field(
+        60.0, gt=0, description="seconds for the work on one request, looked at before every photo"
+    )
+    header_timeout: float = Field(10.0, gt=0, description="seconds for the headers of one request to arrive")
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="bytes of the address and headers of one request")
+    max_connections: int = Field(1000, ge=1, description="connections at the same time; further ones get 503")
+
     min_detection_score: float = Field(_QUALITY.min_score, ge=0, le=1, description="detector's score to enroll a face")
     min_face_size: float = Field(
         _QUALITY.min_face_size, ge=0, description="pixels of a face's shorter side to enroll it"
@@ -89,6 +133,22 @@ class Settings(BaseSettings):
     def _parse_policy(cls, value: object) -> object:
         return parse_policy(value) if isinstance(value, str) else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for origin in split_list(value):
+            if not re.fullmatch(r"https?://[^/\s*?#@]+", origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write a scheme and a host, such as https://desk.example.org"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("TLS needs both tls_certificate and tls_key")
+        return self
+
     @property
     def sqlalchemy_url(self) -> str:
         """The database's address: `database_url`, or SQLite in `data_dir`."""
@@ -110,3 +170,8 @@ class Settings(BaseSettings):
             max_pitch=self.max_pitch,
             max_roll=self.max_roll,
         )
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a setting that commas part."""
+    return [part.strip() for part in text.split(",") if part.strip()]

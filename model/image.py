@@ -2,6 +2,7 @@
 
 import threading
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -100,14 +101,29 @@ def _read_header(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image as RGB; in bands where that takes further copies of it, whose memory a hostile file would multiply."""
     if image.mode.startswith("I"):
         # `convert` would clip 16-bit values at 255 instead of scaling them.
-        values = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(np.round(values.clip(0, 65535) / 257).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image)
+        grey = np.empty(values.shape, np.uint8)
+        for top, bottom in _bands(image):
+            grey[top:bottom] = np.round(values[top:bottom].astype(np.float32).clip(0, 65535) / 257)
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        rgb = Image.new("RGB", image.size)
+        for top, bottom in _bands(image):
+            band = image.crop((0, top, image.width, bottom)).convert("RGBA")
+            white = Image.new("RGBA", band.size, "white")
+            rgb.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+        return rgb
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """Rows from and to, about a million pixels at a time."""
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        yield top, min(image.height, top + rows)
 
 
 def _mib(count: int) -> str:

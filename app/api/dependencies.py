@@ -7,14 +7,17 @@ from fastapi import Depends, File, Form, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import UploadFile as StarletteUploadFile
 
+from app.api.authorisation import CallerHere
 from app.api.schemas import Box, FoundFace, Landmarks, Point, Quality
 from app.gallery.errors import InvalidInput
 from app.gallery.metadata import check_metadata
 from app.gallery.photos import AlignedFace, Photo
-from app.gallery.service import GalleryService
+from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from app.settings import Settings
 from model.errors import ImageTooLarge
 
+# What no form of this service needs more of; the number of photos has a limit of its own.
+FORM_LIMITS: Any = {"max_files": 101, "max_fields": 20, "max_part_size": 64 * 1024}
 _MAX_ID = 2**63 - 1
 
 
@@ -32,14 +35,29 @@ async def _settings(request: Request) -> Settings:
 Service = Annotated[GalleryService, Depends(_service)]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or GIF")]
-GalleryForm = Annotated[str, Form(description="name of the gallery")]
 ThresholdForm = Annotated[
     float | None, Form(ge=0, le=2, allow_inf_nan=False, description="largest distance to accept; empty: the policy's")
 ]
 MaxFaces = Annotated[int, Form(ge=1, le=100, description="the largest faces only")]
-GalleryPath = Annotated[str, Path(description="name of the gallery")]
 SubjectPath = Annotated[str, Path(description="key of the subject")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="entries of a page")]
+
+
+# A gallery that the key is not for is refused where its name is read, so that no route can forget it.
+async def _gallery_of_path(gallery: Annotated[str, Path(description="name of the gallery")], caller: CallerHere) -> str:
+    caller.require_gallery(gallery)
+    return gallery
+
+
+async def _gallery_of_form(
+    caller: CallerHere, gallery: Annotated[str, Form(description="name of the gallery")] = DEFAULT_GALLERY
+) -> str:
+    caller.require_gallery(gallery)
+    return gallery
+
+
+GalleryPath = Annotated[str, Depends(_gallery_of_path)]
+GalleryForm = Annotated[str, Depends(_gallery_of_form)]
 
 
 def _cursor(cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None) -> int:

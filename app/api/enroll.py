@@ -4,21 +4,31 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
 
-from app.api.dependencies import GalleryForm, Service, ServiceSettings, form_error, parse_metadata, read_photo
+from app.access.keys import Scope
+from app.api.authorisation import needs
+from app.api.dependencies import (
+    FORM_LIMITS,
+    GalleryForm,
+    Service,
+    ServiceSettings,
+    form_error,
+    parse_metadata,
+    read_photo,
+)
 from app.api.problems import error_responses
 from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, PhotosRefused, StorageUnwritable
 from app.gallery.errors import RefusedPhoto as Refused
 from app.gallery.photos import FaceChoice, Photo
-from app.gallery.service import DEFAULT_GALLERY
 from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
 
-router = APIRouter(tags=["recognition"])
+router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
 
 
 @router.post(
     "/enroll",
     status_code=201,
+    dependencies=[needs(Scope.ENROLL)],
     summary="Enroll a person from photos",
     responses={
         200: {"description": "the subject had all these photos already", "model": EnrollAnswer},
@@ -37,7 +47,7 @@ def enroll(
     response: Response,
     subject: Annotated[str, Form(description="key of the person, 1 to 200 characters", examples=["ada"])],
     images: Annotated[list[UploadFile], File(description="photos that show one face each", max_length=100)],
-    gallery: GalleryForm = DEFAULT_GALLERY,
+    gallery: GalleryForm,
     metadata: Annotated[
         str | None, Form(description="JSON object to keep with the subject", examples=['{"badge": 17}'])
     ] = None,

@@ -2,12 +2,19 @@
 
 from fastapi import APIRouter
 
-from app.api.dependencies import Image, MaxFaces, Service, ServiceSettings, found_face, read_photo
+from app.access.keys import Scope
+from app.api.authorisation import needs
+from app.api.dependencies import FORM_LIMITS, Image, MaxFaces, Service, ServiceSettings, found_face, read_photo
 from app.api.problems import error_responses
 from app.api.schemas import Detection, EmbeddedFace, Embedding
 from model.errors import ImageTooLarge, UnsupportedImage
 
-router = APIRouter(tags=["steps"], responses=error_responses(UnsupportedImage, ImageTooLarge))
+router = APIRouter(
+    tags=["steps"],
+    responses=error_responses(UnsupportedImage, ImageTooLarge),
+    dependencies=[needs(Scope.IDENTIFY)],
+    form_limits=FORM_LIMITS,
+)
 
 
 @router.post("/detect", summary="Find the faces of a photo")

@@ -2,6 +2,8 @@
 
 from fastapi import APIRouter
 
+from app.access.keys import Scope
+from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import GalleryPath, Service
 from app.api.problems import error_responses
 from app.api.schemas import Galleries, GalleryBody, GalleryChange, GalleryCreation, policy_from_body
@@ -17,28 +19,42 @@ def _body(service: GalleryService, gallery: Gallery) -> GalleryBody:
     return GalleryBody.of(gallery, *service.describe(gallery))
 
 
-@router.get("", summary="List galleries", responses=error_responses())
-def list_galleries(service: Service) -> Galleries:
-    """All galleries with their sizes, by name."""
-    return Galleries(galleries=[_body(service, gallery) for gallery in service.store.galleries()])
+@router.get("", summary="List galleries", dependencies=[needs(Scope.READ)], responses=error_responses())
+def list_galleries(caller: CallerHere, service: Service) -> Galleries:
+    """The galleries that the key is for, with their sizes, by name."""
+    shown = [gallery for gallery in service.store.galleries() if caller.may_use(gallery.name)]
+    return Galleries(galleries=[_body(service, gallery) for gallery in shown])
 
 
 @router.post(
-    "", status_code=201, summary="Create a gallery", responses=error_responses(GalleryExists, StorageUnwritable)
+    "",
+    status_code=201,
+    summary="Create a gallery",
+    dependencies=[needs(Scope.ADMIN)],
+    responses=error_responses(GalleryExists, StorageUnwritable),
 )
-def create_gallery(service: Service, body: GalleryCreation) -> GalleryBody:
+def create_gallery(caller: CallerHere, service: Service, body: GalleryCreation) -> GalleryBody:
     """Make an empty gallery, with its own threshold policy if one is given."""
+    caller.require_gallery(body.name)
     return _body(service, service.create_gallery(body.name, policy_from_body(body.policy)))
 
 
-@router.get("/{gallery}", summary="Show a gallery", responses=error_responses(GalleryNotFound))
+@router.get(
+    "/{gallery}",
+    summary="Show a gallery",
+    dependencies=[needs(Scope.READ)],
+    responses=error_responses(GalleryNotFound),
+)
 def show_gallery(service: Service, gallery: GalleryPath) -> GalleryBody:
     """Counts, revision, extractor, threshold policy and the distance that follows from it now."""
     return _body(service, service.store.gallery(normalise_gallery_name(gallery)))
 
 
 @router.patch(
-    "/{gallery}", summary="Change a gallery's policy", responses=error_responses(GalleryNotFound, StorageUnwritable)
+    "/{gallery}",
+    summary="Change a gallery's policy",
+    dependencies=[needs(Scope.ADMIN)],
+    responses=error_responses(GalleryNotFound, StorageUnwritable),
 )
 def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) -> GalleryBody:
     """Give the gallery its own threshold policy; null returns to the service's."""
@@ -49,6 +65,7 @@ def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) 
     "/{gallery}",
     status_code=204,
     summary="Erase a gallery",
+    dependencies=[needs(Scope.ADMIN)],
     responses=error_responses(GalleryNotFound, StorageUnwritable),
 )
 def delete_gallery(service: Service, gallery: GalleryPath) -> None:

@@ -8,6 +8,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from app.access.keys import Scope
+from app.api.authorisation import needs
 from app.api.dependencies import Service
 from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, error_responses, not_ready_response, problem
 from app.api.schemas import Alive, ProblemTypeBody, Ready
@@ -38,13 +40,24 @@ async def readyz(service: Service) -> Ready | JSONResponse:
     return Ready(extractor=service.extractor, lag=lag)
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    dependencies=[needs(Scope.READ)],
+    response_class=Response,
+    responses={
+        200: {"description": "metrics", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **error_responses(),
+    },
+)
 async def metrics() -> Response:
     """Counters and histograms in Prometheus' text format."""
     return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/problems/{slug}", summary="What a problem type means", responses=error_responses())
+@router.get(
+    "/problems/{slug}", summary="What a problem type means", dependencies=[needs()], responses=error_responses()
+)
 async def problem_type(
     slug: Annotated[
         str,

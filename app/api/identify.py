@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from app.api.dependencies import Service, ServiceSettings, form_error, found_face, read_photo
+from app.access.caller import Caller
+from app.access.keys import Scope
+from app.api.authorisation import CallerHere, needs, require_scores, shown_distance
+from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
 from app.api.problems import error_responses
 from app.api.schemas import CandidateBody, Decision, Distance, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound
-from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match
+from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match, NamedCandidate
 from app.settings import Settings
 from model.errors import ImageTooLarge, UnsupportedImage
 
@@ -62,7 +65,7 @@ async def _probe(request: Request) -> AsyncIterator[EmbeddingProbe | tuple[Photo
         return
     if kind != "multipart/form-data":
         raise HTTPException(415, "send a photo as multipart/form-data, or an embedding as application/json")
-    async with request.form(max_files=1, max_fields=20) as form:
+    async with request.form(max_files=1, max_fields=20, max_part_size=FORM_LIMITS["max_part_size"]) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile):
             raise form_error("image", "Field required: a file")
@@ -86,11 +89,13 @@ def _validation() -> Iterator[None]:
 
 @router.post(
     "/identify",
+    dependencies=[needs(Scope.IDENTIFY)],
     summary="Name the faces of a photo, or answer unknown",
     openapi_extra=_BODY,
     responses=error_responses(GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge),
 )
 async def identify(
+    caller: CallerHere,
     service: Service,
     settings: ServiceSettings,
     probe: Annotated[EmbeddingProbe | tuple[PhotoProbe, UploadFile], Depends(_probe)],
@@ -105,12 +110,15 @@ async def identify(
     curl -F image=@somebody.jpg http://127.0.0.1:8000/identify
     ```
     """
+    asked = probe if isinstance(probe, EmbeddingProbe) else probe[0]
+    caller.require_gallery(asked.gallery)
+    require_scores(caller, threshold=asked.threshold, all_candidates=asked.all_candidates)
     if isinstance(probe, EmbeddingProbe):
-        return await run_in_threadpool(_identify_embedding, service, probe)
-    return await run_in_threadpool(_identify_photo, service, settings, *probe)
+        return await run_in_threadpool(_identify_embedding, service, caller, probe)
+    return await run_in_threadpool(_identify_photo, service, settings, caller, *probe)
 
 
-def _identify_embedding(service: GalleryService, probe: EmbeddingProbe) -> IdentifyAnswer:
+def _identify_embedding(service: GalleryService, caller: Caller, probe: EmbeddingProbe) -> IdentifyAnswer:
     found = service.identify_embedding(
         probe.gallery,
         probe.embedding,
@@ -118,11 +126,11 @@ def _identify_embedding(service: GalleryService, probe: EmbeddingProbe) -> Ident
         top_k=probe.top_k,
         all_candidates=probe.all_candidates,
     )
-    return _answer(found, faces=[], probe=_decision(found.matches[0]))
+    return _answer(found, faces=[], probe=_decision(found.matches[0], caller))
 
 
 def _identify_photo(
-    service: GalleryService, settings: Settings, fields: PhotoProbe, image: UploadFile
+    service: GalleryService, settings: Settings, caller: Caller, fields: PhotoProbe, image: UploadFile
 ) -> IdentifyAnswer:
     found = service.identify(
         fields.gallery,
@@ -133,16 +141,19 @@ def _identify_photo(
         all_candidates=fields.all_candidates,
     )
     faces = [
-        IdentifiedFace(**dict(found_face(face)), **dict(_decision(match)))
+        IdentifiedFace(**dict(found_face(face)), **dict(_decision(match, caller)))
         for face, match in zip(found.faces, found.matches, strict=True)
     ]
     return _answer(found, faces=faces, probe=None)
 
 
-def _decision(match: Match) -> Decision:
+def _decision(match: Match, caller: Caller) -> Decision:
+    def shown(candidate: NamedCandidate) -> CandidateBody:
+        return CandidateBody.of(candidate, distance=shown_distance(candidate.distance, caller))
+
     return Decision(
-        identity=None if match.identity is None else CandidateBody.of(match.identity),
-        candidates=[CandidateBody.of(candidate) for candidate in match.candidates],
+        identity=None if match.identity is None else shown(match.identity),
+        candidates=[shown(candidate) for candidate in match.candidates],
     )
 
 

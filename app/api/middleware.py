@@ -1,4 +1,4 @@
-"""Around every request: an id, a limit of bytes, a measured time, a line in the log."""
+"""Around every request: an id, a measured time, a line in the log."""
 
 import re
 import time
@@ -8,10 +8,11 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import internal, problem, request_too_large
+from app.api.problems import internal
 from app.telemetry import REQUEST_SECONDS
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = "facegallery.request_id"  # where the scope of a request has its id
 _log = structlog.get_logger()
 
 
@@ -31,6 +32,7 @@ class RequestContext:
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
+        scope[REQUEST_ID] = request_id
         start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -57,51 +59,3 @@ class RequestContext:
             REQUEST_SECONDS.labels(scope["method"], route, str(status)).observe(seconds)
             if route not in {"/healthz", "/readyz", "/metrics"}:
                 _log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
-
-
-class BodyTooLarge(Exception):
-    """The body has more bytes than the limit."""
-
-
-class BodyLimit:
-    """Refuses a body over a limit: by its declared length at once, else while it streams in."""
-
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "0")
-        if not declared.isdigit():
-            await problem("http", "Content-Length is not a number")(scope, receive, send)
-            return
-        if int(declared[:20]) > self._max_bytes:
-            await request_too_large(self._max_bytes)(scope, receive, send)
-            return
-        received, started = 0, False
-
-        async def limited() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._max_bytes:
-                raise BodyTooLarge
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            # The route may turn the exception into an answer of its own; ours goes out instead.
-            if received > self._max_bytes and not started:
-                raise BodyTooLarge
-            started = True
-            await send(message)
-
-        try:
-            await self._app(scope, limited, watched)
-        except BodyTooLarge:
-            if not started:
-                await request_too_large(self._max_bytes)(scope, receive, send)

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.access import errors as access
 from app.gallery import errors as gallery
 from app.gallery.errors import PhotosRefused
 from model import errors as model
@@ -71,15 +72,38 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
             "The operator must make room or mount it writable.",
         ),
         (gallery.IndexEngineUnusable, 500, "Index engine unusable", "The operator must do what `detail` says."),
+        (
+            gallery.TimedOut,
+            503,
+            "Took too long",
+            "Send fewer or smaller photos, or try again after the seconds in Retry-After.",
+        ),
+        (access.Unauthorized, 401, "No valid key", "Send `Authorization: Bearer` and a key from the operator."),
+        (
+            access.Forbidden,
+            403,
+            "Not for this caller",
+            "Ask the operator for a key with the scope that `detail` names.",
+        ),
+        (
+            access.KeyInAddress,
+            400,
+            "Key in the address",
+            "Have the operator revoke it, and send keys as `Authorization: Bearer` only.",
+        ),
+        (access.TooManyCalls, 429, "Too many calls", "Try again after the seconds in Retry-After."),
+        (access.AuditBroken, 500, "Audit log damaged", "The operator must run `facegallery audit verify`."),
         (gallery.SchemaOutdated, 503, "Tables outdated", "The operator must run `facegallery migrate`."),
     )
 }
 _REQUEST_TOO_LARGE = ProblemType("request-too-large", 413, "Request too large", "Send fewer or smaller photos.")
+_BODY_TOO_SLOW = ProblemType("body-too-slow", 408, "Body too slow", "Send it faster, or a smaller one.")
 _NOT_READY = ProblemType("not-ready", 503, "Not ready", "Try again after the seconds in Retry-After.", retry=True)
 _INTERNAL = ProblemType("internal", 500, "Internal error", "Report the request id; the log has the cause.")
 _HTTP = ProblemType("http", 400, "HTTP error", "The status says what is wrong: 400, 404, 405 or 415.")
 _OTHERS = (
     _REQUEST_TOO_LARGE,
+    _BODY_TOO_SLOW,
     _NOT_READY,
     _INTERNAL,
     _HTTP,
@@ -119,6 +143,19 @@ def request_too_large(limit: int) -> JSONResponse:
     )
 
 
+def body_too_slow(seconds: float) -> JSONResponse:
+    """The answer to a body that comes too slowly; `seconds` is how late it may be."""
+    detail = f"the body is more than {seconds:g} s late; send it faster, or a smaller one"
+    return problem(_BODY_TOO_SLOW.slug, detail, headers={"Connection": "close"})
+
+
+def too_much_at_once() -> JSONResponse:
+    """The answer to a body for which there is no room beside those of other requests."""
+    return problem(
+        gallery.Busy.slug, "too many bytes are being sent at this moment; try again", headers={"Connection": "close"}
+    )
+
+
 def internal() -> JSONResponse:
     """The answer to a failure that is no caller's fault."""
     return problem(_INTERNAL.slug, "something went wrong here; the request id leads to the cause in the log")
@@ -133,10 +170,20 @@ def error_responses(
         errors: what the route raises.
         refused: why the photos of an enrolment are refused; the whole answer has one status then, whatever the type's.
     """
-    general = (gallery.InvalidInput, gallery.Busy, gallery.DatabaseUnavailable)
+    general = (
+        gallery.InvalidInput,
+        gallery.Busy,
+        gallery.DatabaseUnavailable,
+        gallery.TimedOut,
+        access.Unauthorized,
+        access.Forbidden,
+        access.KeyInAddress,
+        access.TooManyCalls,
+        access.AuditBroken,
+    )
     known = (_TYPES[error] for error in (*errors, *general))
     reasons = (replace(_TYPES[error], status=_TYPES[PhotosRefused].status) for error in refused)
-    return _describe(*known, *reasons, _REQUEST_TOO_LARGE, _INTERNAL, _HTTP)
+    return _describe(*known, *reasons, _REQUEST_TOO_LARGE, _BODY_TOO_SLOW, _INTERNAL, _HTTP)
 
 
 def not_ready_response() -> dict[int | str, dict[str, Any]]:
@@ -160,17 +207,27 @@ def _describe(*kinds: ProblemType) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
+def known(error: FacegalleryError) -> JSONResponse:
+    """The answer to an error of the tree."""
+    if isinstance(error, PhotosRefused):
+        refused = [{"photo": one.photo, "reason": one.slug, "detail": one.detail} for one in error.refused]
+        status = _TYPES[PhotosRefused].status
+        return problem(error.reason, str(error), status=status, part=error.part, refused=refused)
+    errors = [{"part": error.part, "message": str(error)}] if isinstance(error, gallery.InvalidInput) else None
+    headers: dict[str, str] = {}
+    if isinstance(error, access.Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="facegallery"' + (', error="invalid_token"' if error.given else "")
+    if isinstance(error, access.TooManyCalls):
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(_TYPES[type(error)].slug, str(error), part=error.part, errors=errors, headers=headers)
+
+
 def install(app: FastAPI) -> None:
     """Have every error of the application answered with a problem document."""
 
     @app.exception_handler(FacegalleryError)
     async def _known(_request: Request, error: FacegalleryError) -> JSONResponse:
-        if isinstance(error, PhotosRefused):
-            refused = [{"photo": one.photo, "reason": one.slug, "detail": one.detail} for one in error.refused]
-            status = _TYPES[PhotosRefused].status
-            return problem(error.reason, str(error), status=status, part=error.part, refused=refused)
-        errors = [{"part": error.part, "message": str(error)}] if isinstance(error, gallery.InvalidInput) else None
-        return problem(_TYPES[type(error)].slug, str(error), part=error.part, errors=errors)
+        return known(error)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -139,16 +139,18 @@ class CandidateBody(BaseModel):
     """A subject and how far it is from the probe."""
 
     subject: str
-    distance: float = Field(description="of all its templates by the service's matching rule")
+    distance: float = Field(
+        description="of all its templates by the service's matching rule; of two decimals without the scope `scores`"
+    )
     template: int = Field(description="the nearest template")
     metadata: dict[str, Any]
 
     @classmethod
-    def of(cls, candidate: NamedCandidate) -> "CandidateBody":
-        """The candidate as an answer shows it."""
+    def of(cls, candidate: NamedCandidate, *, distance: float) -> "CandidateBody":
+        """The candidate as an answer shows it, with the distance as its caller may see it."""
         return cls(
             subject=candidate.subject.key,
-            distance=candidate.distance,
+            distance=distance,
             template=candidate.template_id,
             metadata=candidate.subject.metadata,
         )
@@ -256,7 +258,9 @@ class VerifyAnswer(BaseModel):
     """A one-to-one comparison."""
 
     extractor: str
-    distance: float
+    distance: float | None = Field(
+        description="without the scope `scores`: of two decimals, and null where there is no match"
+    )
     threshold: float
     match: bool
 

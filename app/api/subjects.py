@@ -2,6 +2,8 @@
 
 from fastapi import APIRouter
 
+from app.access.keys import Scope
+from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
@@ -12,7 +14,7 @@ from app.gallery.names import normalise_gallery_name
 router = APIRouter(prefix="/galleries/{gallery}/subjects", tags=["people"])
 
 
-@router.get("", summary="List subjects", responses=error_responses(GalleryNotFound))
+@router.get("", summary="List subjects", dependencies=[needs(Scope.READ)], responses=error_responses(GalleryNotFound))
 def list_subjects(service: Service, gallery: GalleryPath, cursor: Cursor, limit: Limit = 100) -> SubjectPage:
     """Subjects in the order of their enrolment, page by page."""
     page = service.store.subjects(normalise_gallery_name(gallery), after=cursor, limit=limit)
@@ -22,7 +24,12 @@ def list_subjects(service: Service, gallery: GalleryPath, cursor: Cursor, limit:
     )
 
 
-@router.get("/{subject:path}", summary="Show a subject", responses=error_responses(GalleryNotFound, SubjectNotFound))
+@router.get(
+    "/{subject:path}",
+    summary="Show a subject",
+    dependencies=[needs(Scope.READ)],
+    responses=error_responses(GalleryNotFound, SubjectNotFound),
+)
 def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> SubjectBody:
     """Metadata and number of templates of one person."""
     return SubjectBody.of(service.subject(gallery, subject))
@@ -31,6 +38,7 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
 @router.patch(
     "/{subject:path}",
     summary="Change a subject",
+    dependencies=[needs(Scope.ENROLL)],
     responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, StorageUnwritable),
 )
 def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
@@ -48,6 +56,7 @@ def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath,
     "/{subject:path}",
     status_code=204,
     summary="Erase a subject",
+    dependencies=[needs(Scope.DELETE)],
     responses=error_responses(GalleryNotFound, SubjectNotFound, StorageUnwritable),
 )
 def delete_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
+from app.access.keys import Scope
+from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service
 from app.api.problems import error_responses
 from app.api.schemas import StoredTemplate, TemplatePage
@@ -13,7 +15,12 @@ from app.gallery.names import normalise_gallery_name
 router = APIRouter(prefix="/galleries/{gallery}/templates", tags=["people"])
 
 
-@router.get("", summary="List templates", responses=error_responses(GalleryNotFound, SubjectNotFound))
+@router.get(
+    "",
+    summary="List templates",
+    dependencies=[needs(Scope.READ)],
+    responses=error_responses(GalleryNotFound, SubjectNotFound),
+)
 def list_templates(
     service: Service,
     gallery: GalleryPath,
@@ -33,6 +40,7 @@ def list_templates(
     "/{template}",
     status_code=204,
     summary="Erase a template",
+    dependencies=[needs(Scope.DELETE)],
     responses=error_responses(GalleryNotFound, TemplateNotFound, StorageUnwritable),
 )
 def delete_template(service: Service, gallery: GalleryPath, template: Annotated[int, Path(ge=1, le=2**63 - 1)]) -> None:

@@ -14,4 +14,8 @@ def migrate_command(
 ) -> None:
     """Bring the database's tables up to date."""
     settings = Settings()
-    migrate(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout), target)
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    try:
+        migrate(engine, target)
+    finally:
+        engine.dispose()

@@ -9,7 +9,7 @@ import typer
 from app.commands.migrate import migrate_command
 from app.gallery.database import open_engine
 from app.gallery.migrations import check_schema
-from app.settings import Settings
+from app.settings import Settings, split_list
 
 
 def serve_command(
@@ -20,27 +20,46 @@ def serve_command(
     ] = None,
     migrate_first: Annotated[bool, typer.Option("--migrate", help="Bring the tables up to date first.")] = False,
 ) -> None:
-    """Serve the REST API."""
+    """Serve the REST API.
+
+    On a loopback address no key is asked for; on any other the first start makes a key and prints it once.
+    """
     import uvicorn
 
+    from app.access.opening import asks_no_key
+    from app.commands.connection import guarded_protocol
     from app.main import create_app
 
+    given = {"host": host, "port": port, "processes": processes}
     settings = Settings()
-    count = processes or settings.processes
+    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    asks_no_key(settings)  # refused before the tables are touched
     if migrate_first:
         migrate_command()
+    count = settings.processes
     if count > 1:
+        # Each process reads the settings for itself.
+        os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items() if value is not None}
         # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
+    proxies = split_list(settings.trusted_proxies)
     uvicorn.run(
         # One process is given the application, so that what stops its start is told in one line.
         "app.main:create_app" if count > 1 else create_app(settings),
         factory=count > 1,
         workers=count,
-        host=host or settings.host,
-        port=settings.port if port is None else port,
+        host=settings.host,
+        port=settings.port,
         log_config=None,
         access_log=False,
+        server_header=False,
+        http=guarded_protocol(header_timeout=settings.header_timeout, max_header_bytes=settings.max_header_bytes),
+        ws="none",
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

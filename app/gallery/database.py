@@ -14,12 +14,14 @@ from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 
 
-def open_engine(address: str, *, timeout: float) -> Engine:
+def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
     """Engine for a database's address.
 
     Args:
         address: SQLAlchemy address; `postgresql://` means psycopg 3.
         timeout: seconds to wait for a connection or, on SQLite, for another writer.
+        synchronous: SQLite's pragma: whether a commit waits for the disk.
+        immediate: SQLite: whether every transaction begins as a writer.
 
     SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced. A transaction begins deferred, or
     immediate where the connection carries the execution option `immediate`, so that a writer never has to upgrade.
@@ -44,13 +46,13 @@ def open_engine(address: str, *, timeout: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:
         connection.isolation_level = None  # the driver would begin transactions on its own
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        writes = immediate or connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 

@@ -53,6 +53,12 @@ class Busy(FacegalleryError):
     slug = "busy"
 
 
+class TimedOut(FacegalleryError):
+    """The work on the request took longer than it may; nothing was stored."""
+
+    slug = "timed-out"
+
+
 class DatabaseUnavailable(FacegalleryError):
     """The database does not answer."""
 

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.deadline import check_deadline, seconds_left
 from app.gallery.errors import Busy
 from app.telemetry import FACES_TOTAL, QUEUE_SECONDS, stage
 from model.alignment import align_face
@@ -69,9 +70,11 @@ class PhotoReader:
 
         Raises:
             Busy: none became free in time.
+            TimedOut: the request's own time is over.
         """
         start = time.perf_counter()
-        if not self._slots.acquire(timeout=self._queue_timeout):
+        if not self._slots.acquire(timeout=min(self._queue_timeout, seconds_left())):
+            check_deadline()
             raise Busy("all workers are taken; try again in a moment")
         QUEUE_SECONDS.observe(time.perf_counter() - start)
         try:
@@ -84,7 +87,9 @@ class PhotoReader:
 
         Raises:
             UnsupportedImage, ImageTooLarge: the photo cannot be read.
+            TimedOut: the request's time is over.
         """
+        check_deadline()
         with stage("decode"):
             pixels = decode_image(photo.data, self._image_limits)
         with stage("detect"):

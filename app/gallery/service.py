@@ -12,9 +12,18 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.crops import encode_crop
-from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
+from app.gallery.deadline import check_deadline
+from app.gallery.errors import (
+    GalleryNotFound,
+    InvalidInput,
+    PhotosRefused,
+    RefusedPhoto,
+    SubjectNotFound,
+    TimedOut,
+)
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
+from app.gallery.journal import Event
 from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
@@ -177,7 +186,7 @@ class GalleryService:
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
             GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
-            InvalidInput, ExtractorMismatch, Busy: as named.
+            InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
         with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
@@ -189,6 +198,8 @@ class GalleryService:
                 try:
                     found = self.reader.one_face(photo, face, part=photo.name)
                     self.reader.require_quality(found, part=photo.name)
+                except TimedOut:  # no fault of the photo's
+                    raise
                 except FacegalleryError as error:
                     refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
                     continue
@@ -198,6 +209,7 @@ class GalleryService:
             if not usable:
                 raise PhotosRefused(tuple(refused))
             embeddings = self.reader.embed([found for _, found in usable])
+        check_deadline()
         templates = [
             NewTemplate(
                 embedding, found.quality, found.crop_sha256, encode_crop(found.crop) if self._keep_crops else None
@@ -288,6 +300,9 @@ class GalleryService:
             shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
             matches.append(Match(best, tuple(shown)))
             DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
+        identities = [match.identity.subject.key for match in matches if match.identity]
+        counts = {"probes": len(matches), "identified": len(identities)}
+        self.store.journal.note(Event("identify", found.name, tuple(sorted(set(identities))), counts))
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
 
     def _name(self, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
@@ -317,7 +332,9 @@ class GalleryService:
                 self.reader.one_face(reference, face, part="reference"),
             ]
             first, second = self.reader.embed(faces)
-        return Verification(distance_between(first, second), self._threshold(None, threshold, 1))
+        verified = Verification(distance_between(first, second), self._threshold(None, threshold, 1))
+        self.store.journal.note(Event("verify", details={"match": verified.match}))
+        return verified
 
     def verify_subject(
         self, image: Photo, gallery: str, subject: str, *, threshold: float | None = None, face: FaceChoice = "single"
@@ -337,7 +354,9 @@ class GalleryService:
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
         (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
-        return Verification(float(distance), self._threshold(found, threshold, 1))
+        verified = Verification(float(distance), self._threshold(found, threshold, 1))
+        self.store.journal.note(Event("verify", found.name, (claimed.key,), {"match": verified.match}))
+        return verified
 
     def detect(self, photo: Photo, *, max_faces: int) -> list[AlignedFace]:
         """The faces of a photo, largest first."""

@@ -18,6 +18,7 @@ from app.gallery.errors import (
     SubjectExists,
     TemplateNotFound,
 )
+from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import (
     Enrolment,
@@ -47,8 +48,9 @@ from model.quality import Quality
 class GalleryStore:
     """Galleries, subjects, templates and their history in one database; safe to call from many threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, journal: Journal | None = None) -> None:
         self.engine = engine
+        self.journal = journal or NoJournal()
         self._sessions = Sessions(engine)
 
     # -- galleries
@@ -76,6 +78,8 @@ class GalleryStore:
         with self._sessions.writing() as session:
             if not self._insert_gallery(session, name, extractor, dimension, policy):
                 raise GalleryExists(f"gallery {name!r} exists already", part="name")
+            details = {"policy": None if policy is None else policy_to_json(policy)}
+            self.journal.write(session, Event("create-gallery", name, details=details))
             return gallery_of(gallery_row(session, name))
 
     def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
@@ -84,12 +88,15 @@ class GalleryStore:
             row = gallery_row(session, name, lock=True)
             row.policy = None if policy is None else policy_to_json(policy)
             session.flush()
+            self.journal.write(session, Event("change-gallery", name, details={"policy": row.policy}))
             return gallery_of(row)
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
         with self._sessions.writing() as session:
             session.delete(gallery_row(session, name, lock=True))
+            session.flush()
+            self.journal.write(session, Event("delete-gallery", name))
 
     def size(self, gallery_id: int) -> GallerySize:
         """Subjects and templates of a gallery."""
@@ -173,6 +180,8 @@ class GalleryStore:
             if added:
                 record_changes(session, owner, "add", [(template.id, row.id) for template in added.values()])
             session.flush()
+            counts = {"added": len(added), "known": len(known), "created": created}
+            self.journal.write(session, Event("enroll", gallery, (key,), counts))
             return Enrolment(
                 subject=_subject(session, owner, key),
                 created=created,
@@ -199,6 +208,8 @@ class GalleryStore:
                 row.details = metadata
             row.updated_at = now()
             session.flush()
+            keys, changed = tuple(dict.fromkeys((key, row.key))), {"metadata": metadata is not None}
+            self.journal.write(session, Event("change-subject", gallery, keys, changed))
             return _subject(session, owner, row.key)
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
@@ -245,6 +256,8 @@ class GalleryStore:
             session.delete(row)
             if ids:
                 record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
+            session.flush()
+            self.journal.write(session, Event("delete-subject", gallery, (key,), {"templates": len(ids)}))
             return len(ids)
 
     # -- templates
@@ -277,7 +290,10 @@ class GalleryStore:
             if row is None:
                 raise TemplateNotFound(f"gallery {gallery!r} has no template {template_id}", part="template")
             record_changes(session, owner, "remove", [(row.id, row.subject_id)])
+            key = session.scalars(select(SubjectRow.key).filter_by(id=row.subject_id)).one()
             session.delete(row)
+            session.flush()
+            self.journal.write(session, Event("delete-template", gallery, (key,), {"template": template_id}))
 
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
         """All templates of one subject."""
@@ -294,7 +310,8 @@ class GalleryStore:
             session.execute(text("SELECT 1"))
 
     def close(self) -> None:
-        """Give all connections back."""
+        """Have the journal keep what it was told, and give all connections back."""
+        self.journal.close()
         self.engine.dispose()
 
     def _insert_gallery(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine, Select, select, text, union_all
@@ -90,7 +89,7 @@ class GallerySnapshot:
         ):
             yield OldEmbedding(key, extractor, crop, np.frombuffer(embedding, EMBEDDING))
 
-    def _within(self, query: Select[Any]) -> Select[Any]:
+    def _within(self, query: Select[str, str, str, bytes]) -> Select[str, str, str, bytes]:
         query = query.where(SubjectRow.gallery_id == self.gallery.id)
         return query if self._only is None else query.where(SubjectRow.id == self._only)
 

@@ -16,6 +16,15 @@ VALUES: dict[str, tuple[str, object]] = {
     "data_dir": ("/srv/faces", Path("/srv/faces")),
     "database_url": ("postgresql://db/faces", "postgresql://db/faces"),
     "database_timeout": ("2.5", 2.5),
+    "authentication": ("keys", "keys"),
+    "key_pepper": ("p" * 32, SecretStr("p" * 32)),
+    "rate_limit": ("2.5", 2.5),
+    "rate_burst": ("7", 7.0),
+    "cors_origins": ("https://desk.example.org", "https://desk.example.org"),
+    "docs": ("false", False),
+    "tls_certificate": ("chain.pem", Path("chain.pem")),
+    "tls_key": ("key.pem", Path("key.pem")),
+    "trusted_proxies": ("10.0.0.0/8", "10.0.0.0/8"),
     "weights_dir": ("/srv/weights", Path("/srv/weights")),
     "detector": ("other", "other"),
     "extractor": ("mine", "mine"),
@@ -30,6 +39,13 @@ VALUES: dict[str, tuple[str, object]] = {
     "max_image_pixels": ("2000", 2000),
     "max_request_bytes": ("3000", 3000),
     "max_images": ("4", 4),
+    "max_upload_bytes": ("5000", 5000),
+    "body_timeout": ("3", 3.0),
+    "min_body_rate": ("100", 100),
+    "request_timeout": ("4", 4.0),
+    "header_timeout": ("2", 2.0),
+    "max_header_bytes": ("2048", 2048),
+    "max_connections": ("17", 17),
     "min_detection_score": ("0.5", 0.5),
     "min_face_size": ("24", 24.0),
     "min_sharpness": ("5", 5.0),
@@ -60,6 +76,9 @@ def test_every_setting_has_a_row_here() -> None:
 def test_a_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     written, expected = VALUES[name]
     assert getattr(Settings(), name) != expected
+    if name.startswith("tls_"):  # one is nothing without the other
+        monkeypatch.setenv("FACEGALLERY_TLS_CERTIFICATE", "chain.pem")
+        monkeypatch.setenv("FACEGALLERY_TLS_KEY", "key.pem")
     monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", written)
     assert getattr(Settings(), name) == expected
 
@@ -106,6 +125,13 @@ def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text:
         ("max_yaw", "181"),
         ("workers", "-1"),
         ("log_level", "loud"),
+        ("authentication", "none"),
+        ("rate_burst", "0"),
+        ("cors_origins", "*"),
+        ("cors_origins", "https://desk.example.org, https://*.example.org"),
+        ("cors_origins", "desk.example.org"),
+        ("tls_key", "key.pem"),
+        ("max_header_bytes", "10"),
     ],
 )
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:

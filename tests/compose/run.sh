@@ -64,16 +64,27 @@ remove >/dev/null 2>&1 || true # what a killed run left
 docker compose build
 docker compose up --detach
 wait_until_ready
-expect 'nobody is known yet' '/problems/gallery-not-found' "$(curl --silent --form image=@"$photo" "$url/identify")"
-expect 'enroll' '"enrolled":[{"photo"' "$(curl --silent --form subject=eileen --form images=@"$photo" "$url/enroll")"
-expect 'identify' '"identity":{"subject":"eileen"' "$(curl --silent --form image=@"$photo" "$url/identify")"
-expect 'not an image' '/problems/unsupported-image' "$(curl --silent --form image=@"$0" "$url/identify")"
+expect 'asks for a key' '/problems/unauthorized' "$(curl --silent "$url/galleries")"
+key=$(docker compose logs --no-log-prefix facegallery 2>&1 | grep -oxE 'fg_[0-9a-f]{12}_[0-9a-f]{64}')
+call() { # curl's words
+  curl --silent --header @- "$@" <<<"Authorization: Bearer $key" # not among the process's arguments
+}
+expect 'the first key is for everything' '"galleries":[]' "$(call "$url/galleries")"
+expect 'nobody is known yet' '/problems/gallery-not-found' "$(call --form image=@"$photo" "$url/identify")"
+expect 'enroll' '"enrolled":[{"photo"' "$(call --form subject=eileen --form images=@"$photo" "$url/enroll")"
+expect 'identify' '"identity":{"subject":"eileen"' "$(call --form image=@"$photo" "$url/identify")"
+expect 'not an image' '/problems/unsupported-image' "$(call --form image=@"$0" "$url/identify")"
 
 docker compose down --timeout 20
 docker compose up --detach
 wait_until_ready
 expect 'the gallery is still there' '"identity":{"subject":"eileen"' \
-  "$(curl --silent --form image=@"$photo" "$url/identify")"
+  "$(call --form image=@"$photo" "$url/identify")"
+expect 'a second start prints no key' '1' \
+  "$(docker compose exec -T facegallery facegallery keys list --json | grep -o '"first key"' | wc -l)"
+expect 'a key is made by command' 'fg_' \
+  "$(docker compose exec -T facegallery facegallery keys create door --scope identify 2>/dev/null)"
+expect 'the audit log is whole' ' 0 flaws' "$(docker compose exec -T facegallery facegallery audit verify)"
 
 expect 'runs as a plain user' '10001 10001' "$(inside 'import os; print(os.getuid(), os.getgid())')"
 expect 'has no torch' 'None' "$(inside 'import importlib.util as u; print(u.find_spec("torch"))')"
@@ -88,8 +99,8 @@ for _ in $(seq 40); do
   sleep 1
 done
 expect 'is healthy' 'is healthy' "is $health"
-expect 'leaves no nameless volume' 'none' "$(docker inspect --format \
-  '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}} {{end}}{{end}}none' "$container" | grep -x none)"
+expect 'leaves no nameless volume' "$COMPOSE_PROJECT_NAME"_data "$(docker inspect --format \
+  '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}}{{end}}{{end}}' "$container")"
 
 image=$(docker image inspect --format '{{.Size}}' "$(docker inspect --format '{{.Image}}' "$container")")
 base=$(docker image inspect --format '{{.Size}}' python:3.11-slim)

@@ -124,7 +124,7 @@ class Server:
 
     def _address(self) -> str:
         for _ in range(600):
-            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", self.log):
+            if found := re.search(r"running on (https?://127\.0\.0\.1:\d+)", self.log):
                 return found[1]
             if self.process.poll() is not None:
                 break

@@ -1,0 +1,76 @@
+"""The settings' pepper, audit log and gate."""
+
+import ipaddress
+
+from sqlalchemy import Engine
+
+from app.access.audit_log import AuditLog
+from app.access.errors import OpenToTheWorld
+from app.access.gate import Gate
+from app.access.key_store import KeyStore
+from app.access.keys import KeyHasher
+from app.access.pepper import Pepper, read_pepper
+from app.access.rate_limits import RateLimits, open_rates
+from app.gallery.journal import Journal
+from app.settings import Settings
+
+DEFAULT_RATE = 50.0
+
+
+def settings_pepper(settings: Settings) -> Pepper:
+    """The pepper of the setting, or of the file in `data_dir`."""
+    secret = settings.key_pepper
+    return read_pepper(secret.get_secret_value() if secret else None, settings.data_dir)
+
+
+def open_audit(settings: Settings, engine: Engine) -> AuditLog:
+    """The audit log of the database."""
+    return AuditLog(engine, settings_pepper(settings))
+
+
+def open_keys(settings: Settings, engine: Engine, journal: Journal) -> KeyStore:
+    """The keys of the database."""
+    return KeyStore(engine, KeyHasher(settings_pepper(settings)), journal)
+
+
+def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
+    """What decides who may call.
+
+    Raises:
+        OpenToTheWorld: no key is to be asked for on an address that others can reach.
+    """
+    is_open = asks_no_key(settings)
+    keys = None if is_open else open_keys(settings, engine, journal)
+    rate = settings.rate_limit if settings.rate_limit is not None else (0.0 if is_open else DEFAULT_RATE)
+    limits = None
+    if rate > 0:
+        rates = open_rates(engine, timeout=settings.database_timeout)
+        limits = RateLimits(rates, rate=rate, burst=settings.rate_burst)
+    return Gate(keys, KeyHasher(settings_pepper(settings)), limits)
+
+
+def asks_no_key(settings: Settings) -> bool:
+    """Whether everybody may call: on a loopback address alone, and by itself only where no proxy is named.
+
+    Raises:
+        OpenToTheWorld: the setting says so on another address.
+    """
+    loopback = is_loopback(settings.host)
+    if settings.authentication == "open" and not loopback:
+        raise OpenToTheWorld(
+            f"FACEGALLERY_AUTHENTICATION=open would let everybody who reaches {settings.host} read and erase faces; "
+            "ask for keys, or listen on 127.0.0.1"
+        )
+    if settings.authentication == "auto":
+        return loopback and not settings.trusted_proxies
+    return settings.authentication == "open"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

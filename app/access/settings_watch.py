@@ -1,0 +1,36 @@
+"""The service's settings in the audit log: once at the start, where they are not those of the last start."""
+
+import json
+from typing import Any
+
+from sqlalchemy import Engine, make_url
+
+from app.access.audit_log import AuditLog
+from app.gallery.journal import Event, Journal
+from app.gallery.rows import Sessions
+from app.settings import Settings
+
+_SECRET = {"key_pepper", "database_url"}
+
+
+def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
+    """Write the settings down if they changed since they were last written, and which did."""
+    if not isinstance(journal, AuditLog):
+        return
+    shown = described(settings)
+    entry = journal.last("settings")
+    before = json.loads(entry)["details"]["settings"] if entry else {}
+    changed = sorted(name for name in shown.keys() | before.keys() if shown.get(name) != before.get(name))
+    if changed:
+        with Sessions(engine).writing() as session:
+            journal.write(session, Event("settings", details={"settings": shown, "changed": changed}))
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """The settings as JSON, without secrets: of the pepper whether it is set, of the database no password."""
+    shown: dict[str, Any] = settings.model_dump(mode="json", exclude=_SECRET | {"threshold_policy"})
+    return shown | {
+        "threshold_policy": None if settings.threshold_policy is None else repr(settings.threshold_policy),
+        "key_pepper": settings.key_pepper is not None,
+        "database": make_url(settings.sqlalchemy_url).render_as_string(hide_password=True),
+    }

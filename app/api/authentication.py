@@ -1,0 +1,120 @@
+"""Authentication: who calls is known before a byte of the body is read."""
+
+import ipaddress
+from collections.abc import Collection
+from urllib.parse import parse_qsl, urlsplit
+
+import structlog
+from anyio import CapacityLimiter, to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.access.caller import Caller, current_caller
+from app.access.errors import Forbidden, KeyInAddress
+from app.access.gate import Gate
+from app.access.keys import KEY_FORM
+from app.api.middleware import REQUEST_ID
+from app.api.problems import known
+from model.errors import FacegalleryError
+
+WITHOUT_KEY = frozenset({"/healthz", "/readyz"})
+_KEY_NAMES = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "bearer", "token"})
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+
+
+class Authentication:
+    """Admits callers through a gate, whatever the address they ask for; only health checks go past it.
+
+    A service that asks for no key listens to this machine's programs, not to web pages that its browser shows and not
+    to a proxy that nobody meant: see `_refuse_others`.
+
+    Args:
+        app: what is guarded.
+        gate: decides.
+        origins: whose pages may call.
+        behind_proxy: whether the operator chose to be open behind a proxy.
+    """
+
+    def __init__(self, app: ASGIApp, *, gate: Gate, origins: Collection[str], behind_proxy: bool) -> None:
+        self._app = app
+        self._gate = gate
+        self._origins = frozenset(origins)
+        self._behind_proxy = behind_proxy
+        self._limiter: CapacityLimiter | None = None  # photos that wait for a worker take no threads from callers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["path"] in WITHOUT_KEY:
+            await self._app(scope, receive, send)
+            return
+        try:
+            caller = await self._admit(scope)
+        except FacegalleryError as error:
+            answer = known(error)
+            answer.headers["Connection"] = "close"  # the body behind the headers is not read
+            await answer(scope, receive, send)
+            return
+        structlog.contextvars.bind_contextvars(by=caller.by)
+        token = current_caller.set(caller)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            current_caller.reset(token)
+
+    async def _admit(self, scope: Scope) -> Caller:
+        headers = Headers(scope=scope)
+        _refuse_key_in_address(scope["query_string"].decode("latin-1"))
+        if self._gate.is_open:
+            self._refuse_others(scope, headers)
+        given = headers.getlist("authorization")
+        authorization = given[0] if len(given) == 1 else None  # of two, nobody knows which a proxy looked at
+        address = scope["client"][0] if scope.get("client") else "local"
+
+        def admit() -> Caller:
+            return self._gate.admit(authorization, address=address, request_id=scope.get(REQUEST_ID, ""))
+
+        if not self._gate.waits:
+            return admit()
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(8)
+        return await to_thread.run_sync(admit, limiter=self._limiter)
+
+    def _refuse_others(self, scope: Scope, headers: Headers) -> None:
+        """Refuse what reaches an open service otherwise than from a program on this machine.
+
+        Raises:
+            Forbidden: the connection came in on another address than a loopback one (a server that was started around
+                the settings); a proxy handed the call on; the name in `Host` is of another machine (a page whose name
+                was bound to 127.0.0.1); or the page of another origin sent a form.
+        """
+        server = scope.get("server")
+        if server and not _stays_here(server[0]):
+            raise Forbidden("without keys the service answers on a loopback address only")
+        if not self._behind_proxy and any(name in headers for name in _PROXY_HEADERS):
+            raise Forbidden(
+                "a proxy handed this call to a service that asks for no key; set FACEGALLERY_AUTHENTICATION to keys, "
+                "or to open if the proxy asks for them"
+            )
+        host = headers.get("host", "")
+        if not self._behind_proxy and not _stays_here(urlsplit(f"//{host}").hostname or ""):
+            raise Forbidden("without keys the service answers to localhost and 127.0.0.1 only", part="Host")
+        origin = headers.get("origin")
+        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+            raise Forbidden("pages of other origins may not call a service that asks for no key", part="Origin")
+
+
+def _stays_here(host: str) -> bool:
+    """Whether a host is this machine, as far as its name says: a loopback address, or a name without a dot."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return "." not in host.removesuffix(".localhost")
+
+
+def _refuse_key_in_address(query: str) -> None:
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name.lower() in _KEY_NAMES or KEY_FORM.search(value) or KEY_FORM.search(name):
+            raise KeyInAddress(
+                "addresses end up in logs and histories: a key that was sent in one should be revoked; send it in the "
+                "header `Authorization: Bearer`"
+            )

@@ -1,0 +1,95 @@
+"""BodyGuard: bodies that are too large, too slow, or too many at once are refused while they stream in."""
+
+import asyncio
+import time
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import body_too_slow, problem, request_too_large, too_much_at_once
+from app.gallery.deadline import within
+
+
+class BodyRefused(Exception):
+    """The rest of the body is not read."""
+
+
+class BodyGuard:
+    """Refuses a body by its declared length at once, else while it streams in, and starts the clock for the work on it.
+
+    Args:
+        app: what is guarded.
+        max_bytes: bytes of one body.
+        max_held_bytes: bytes of all bodies that are here at the same time; they stay until their requests are answered.
+        late: seconds that a body may be late.
+        min_rate: bytes a second by which it is late; only the time counts that the service waited for it.
+        work: seconds for the work once the body is here.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, max_bytes: int, max_held_bytes: int, late: float, min_rate: float, work: float
+    ) -> None:
+        self._app = app
+        self._max_bytes, self._max_held = max_bytes, max_held_bytes
+        self._late, self._min_rate, self._work = late, min_rate, work
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdigit():
+            await problem("http", "Content-Length is not a number")(scope, receive, send)
+            return
+        if int(declared[:20]) > self._max_bytes:
+            await request_too_large(self._max_bytes)(scope, receive, send)
+            return
+        refusal: JSONResponse | None = None
+        received, waited, complete, started = 0, 0.0, False, False
+
+        async def guarded() -> Message:
+            nonlocal refusal, received, waited, complete
+            if complete:  # what comes is the caller's leaving, which may take as long as it likes
+                return await receive()
+            begin = time.monotonic()
+            allowed = self._late + received / self._min_rate - waited
+            try:
+                async with asyncio.timeout(max(0.0, allowed)):
+                    message = await receive()
+            except TimeoutError:
+                refusal = body_too_slow(self._late)
+                raise BodyRefused from None
+            waited += time.monotonic() - begin
+            length = len(message.get("body", b""))
+            received += length
+            self._held += length
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
+            if received > self._max_bytes:
+                refusal = request_too_large(self._max_bytes)
+            elif self._held > self._max_held:
+                refusal = too_much_at_once()
+            if refusal is not None:
+                raise BodyRefused
+            if complete:
+                deadline.restart()
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            # The route may turn the exception into an answer of its own; ours goes out instead.
+            if refusal is not None and not started:
+                raise BodyRefused
+            started = True
+            await send(message)
+
+        try:
+            with within(self._work) as deadline:
+                await self._app(scope, guarded, watched)
+        except BodyRefused:
+            if refusal is not None and not started:
+                await refusal(scope, receive, send)
+        finally:
+            self._held -= received

@@ -1,0 +1,72 @@
+"""`facegallery audit`: verify, export."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from app.access.audit import Head
+from app.access.audit_log import AuditLog
+from app.access.opening import open_audit
+from app.commands.options import Exit, JsonOption, complain
+from app.gallery.database import open_engine
+from app.gallery.migrations import check_schema
+from app.settings import Settings
+
+audit_cli = typer.Typer(no_args_is_help=True, help="Check and print the audit log.")
+
+
+@audit_cli.command("verify")
+def verify_audit(
+    expect: Annotated[
+        str | None, typer.Option(help="A head that was printed earlier and kept elsewhere, as COUNT:HASH.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Follow the whole log and its seal; print its head, to be kept where the database's owner cannot change it.
+
+    Exit codes: 0 the log is whole, 1 it is not.
+    """
+    expected = None if expect is None else _parse_head(expect)
+    with _opened_audit() as audit:
+        report = audit.verify(expected)
+    if as_json:
+        print(json.dumps({"head": str(report.head), "entries": report.head.count, "flaws": report.flaws}))
+    else:
+        for flaw in report.flaws:
+            complain(flaw, style="red")
+        print(f"{report.head.count} entries, {len(report.flaws)} flaws, head {report.head}")
+    raise typer.Exit(Exit.REFUSED if report.flaws else Exit.DONE)
+
+
+@audit_cli.command("export")
+def export_audit(
+    after: Annotated[int, typer.Option(min=0, help="Only entries behind this number.")] = 0,
+    subject: Annotated[str | None, typer.Option(help="Only entries about this subject.")] = None,
+) -> None:
+    """Print the entries as lines of JSON, each with its hash, oldest first."""
+    with _opened_audit() as audit:
+        for line in audit.entries(after=after):
+            if subject is None or subject in json.loads(line)["entry"]["subjects"]:
+                print(line)
+
+
+@contextmanager
+def _opened_audit() -> Iterator[AuditLog]:
+    settings = Settings()
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    try:
+        check_schema(engine)
+        yield open_audit(settings, engine)
+    finally:
+        engine.dispose()
+
+
+def _parse_head(text: str) -> Head:
+    found = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text)
+    if found is None:
+        raise typer.BadParameter("a head is COUNT:HASH, as `facegallery audit verify` prints it", param_hint="--expect")
+    return Head(int(found[1]), bytes.fromhex(found[2]))

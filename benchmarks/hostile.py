@@ -1,0 +1,95 @@
+"""Send a service what means harm, many at a time, and watch its memory and its answers.
+
+    python benchmarks/hostile.py [--parallel 50] [--requests 200]
+
+Rows for docs/security.md: what was sent, the statuses of the answers, the seconds until all had one, and the largest
+resident memory of the process beyond what it had before.
+"""
+
+import argparse
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+from PIL import Image
+from serving import running_service
+
+MIB = 2**20
+
+
+def main() -> None:
+    """Print a row for each kind of upload."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parallel", type=int, default=50)
+    parser.add_argument("--requests", type=int, default=200)
+    arguments = parser.parse_args()
+    print("| sent | answers | seconds | memory beyond the start (MiB) |\n| --- | --- | --- | --- |")
+    for name, photo in _photos().items():
+        with running_service() as url, httpx.Client(base_url=url, timeout=600) as client:
+
+            def send(_number: int, client: httpx.Client = client, photo: bytes = photo) -> int:
+                try:
+                    return client.post("/identify", files={"image": photo}).status_code
+                except httpx.TransportError:  # refused while it was being sent
+                    return 0
+
+            before = _resident(url)
+            peak, seconds, statuses = _watched(url, arguments, send)
+            alive = client.get("/readyz").status_code
+        answers = ", ".join(f"{count}× {status or 'cut off'}" for status, count in sorted(statuses.items()))
+        print(
+            f"| {name} | {answers}; then `/readyz` {alive} | {seconds:.0f} | {(peak - before) / MIB:.0f} |", flush=True
+        )
+
+
+def _photos() -> dict[str, bytes]:
+    photos = {}
+    for mode, form in (("RGB", "JPEG"), ("RGBA", "PNG"), ("I;16", "PNG")):
+        file = BytesIO()
+        Image.new(mode, (7000, 7000)).save(file, form)
+        photos[f"{mode} {form}, 49 million pixels in {len(file.getvalue()) // 1000} KB"] = file.getvalue()
+    photos["19 MiB that are no photo"] = bytes(19 * MIB)
+    photos["99 MiB that are no photo"] = bytes(99 * MIB)
+    return photos
+
+
+def _watched(url: str, arguments: argparse.Namespace, send: Callable[[int], int]) -> tuple[int, float, Counter[int]]:
+    done, peak = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.05):
+            peak = max(peak, _resident(url))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begin = time.monotonic()
+    with ThreadPoolExecutor(arguments.parallel) as pool:
+        statuses = Counter(pool.map(send, range(arguments.requests)))
+    seconds = time.monotonic() - begin
+    done.set()
+    watcher.join()
+    return peak, seconds, statuses
+
+
+def _resident(url: str) -> int:
+    """Bytes of resident memory of the process that listens there."""
+    port = f"{int(url.rsplit(':', 1)[1]):04X}"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = (fields[9] for fields in sockets if fields[1].endswith(f":{port}") and fields[3] == "0A")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(str(file.readlink()) == f"socket:[{inode}]" for file in (process / "fd").iterdir()):
+                return int((process / "statm").read_text().split()[1]) * 4096
+        except OSError:  # it is gone, or another account's
+            continue
+    raise RuntimeError(f"no process listens on {url}")
+
+
+if __name__ == "__main__":
+    main()

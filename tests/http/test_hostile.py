@@ -1,0 +1,230 @@
+"""Callers that mean harm: slow ones, endless ones, many at once; and the headers that keep browsers in check."""
+
+import json
+import re
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from app.settings import Settings
+from tests.fuzz.hostile_images import hostile_images
+from tests.http.conftest import Server, running
+from tests.http.test_bad_input import is_problem
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(
+        tmp_path_factory.mktemp("hostile"),
+        FACEGALLERY_BODY_TIMEOUT="0.5",
+        FACEGALLERY_HEADER_TIMEOUT="0.5",
+        FACEGALLERY_MAX_HEADER_BYTES="4096",
+        FACEGALLERY_QUEUE_TIMEOUT="1",
+    )
+    yield server
+    server.stop()
+
+
+def answer_to(server: Server, sent: bytes) -> bytes:
+    """What comes back until the server hangs up, which it does by itself."""
+    url = server.client.base_url
+    with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
+        connection.sendall(sent)
+        parts = []
+        while part := connection.recv(65536):
+            parts.append(part)
+        return b"".join(parts)
+
+
+FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
+CHUNKED = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
+START = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x.jpg"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", b"408"),
+        (b"G", b"408"),
+        (b"GET /galleries HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"408"),
+        (b"POST /identify HTTP/1.1\r\nHost: localhost\r\n" + FORM + b"Content-Length: 9999\r\n\r\n" + START, b"408"),
+        (
+            b"POST /galleries HTTP/1.1\r\nHost: localhost\r\n" + CHUNKED + b"\r\n1\r\n{\r\n",
+            b"408",
+        ),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 100_000, b"431"),
+        (b"GET /?" + b"x" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"431"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Many: x\r\n" * 10_000 + b"\r\n", b"431"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 no TLS here\r\n\r\n", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+    ],
+    ids=[
+        "says nothing", "one byte", "half a header", "half a body", "half a chunked body", "keeps the line",
+        "endless header", "endless address", "many headers", "TLS", "two lengths",
+    ],
+)  # fmt: skip
+def test_who_is_slow_or_endless_is_cut_off(server: Server, sent: bytes, status: bytes) -> None:
+    answer = answer_to(server, sent)
+    assert answer.split(b" ", 2)[1] == status
+    if status != b"200":
+        assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["status"] == int(status)
+    assert server.client.get("/healthz").status_code == 200
+
+
+def part(name: str, value: bytes = b"", file: bool = False) -> bytes:
+    end = b'; filename="x.jpg"' if file else b""
+    return b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (name.encode(), end, value)
+
+
+@pytest.mark.parametrize("call", ["/enroll", "/identify", "/verify", "/detect", "/embed"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        part("x") * 21,
+        part("images", b"", True) * 102,
+        part("metadata", b"x" * 65_537),
+        b"--b\r\n" + b"X-Header: x\r\n" * 100 + b"\r\n\r\n",
+        b"--b\r\nX-Header: " + b"x" * 10_000 + b"\r\n\r\n",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\n",
+    ],
+    ids=["fields", "files", "long field", "headers of a part", "long header of a part", "no name"],
+)
+def test_a_form_of_too_many_parts_is_refused(client: TestClient, call: str, body: bytes) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = client.post(call, content=body + b"--b--\r\n", headers=headers)
+    assert is_problem(answer, 400, "http")
+
+
+def test_bodies_of_all_requests_together_have_a_limit(tmp_path: Path, portrait: bytes) -> None:
+    with running(Settings(data_dir=tmp_path, max_upload_bytes=MIB, _env_file=None)) as client:
+        refused = client.post("/identify", files={"image": bytes(2 * MIB)})
+        assert is_problem(refused, 503, "busy")
+        assert refused.headers["Retry-After"]
+        for _ in range(10):  # what was held is given back
+            assert client.post("/detect", files={"image": portrait}).status_code == 200
+
+
+def test_work_that_takes_too_long_is_given_up_and_nothing_is_stored(tmp_path: Path, portrait: bytes) -> None:
+    with running(Settings(data_dir=tmp_path, request_timeout=1e-9, _env_file=None)) as client:
+        answer = client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait})
+        assert is_problem(answer, 503, "timed-out")
+        assert is_problem(client.post("/detect", files={"image": portrait}), 503, "timed-out")
+        assert client.get("/galleries").json() == {"galleries": []}
+
+
+def peak_memory(server: Server) -> int:
+    """Bytes that the process had at most."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    (kilobytes,) = re.findall(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Server, portrait: bytes) -> None:
+    file = BytesIO()
+    Image.new("RGBA", (7000, 7000)).save(file, "PNG")  # 190 KB that are 49 million pixels
+    before = peak_memory(server)
+
+    def send(number: int) -> int:
+        photo = file.getvalue() if number % 2 else hostile_images()["png-30000x30000"]
+        answer = httpx.post(f"{server.client.base_url}/identify", files={"image": photo}, timeout=120)
+        return answer.status_code
+
+    server.client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}).raise_for_status()
+    with ThreadPoolExecutor(50) as pool:
+        statuses = set(pool.map(send, range(50)))
+    assert statuses <= {200, 413, 503}
+    assert {413, 503} & statuses
+    # A worker for each of the two processors of a small machine, up to eight, and 700 MiB for each.
+    assert peak_memory(server) - before < 8 * 700 * MIB
+    (face,) = server.client.post("/identify", files={"image": portrait}).json()["faces"]
+    assert face["identity"]["subject"] == "eileen"
+
+
+@pytest.mark.parametrize("name", hostile_images())
+def test_a_hostile_image_is_read_or_refused(client: TestClient, name: str) -> None:
+    photo = hostile_images()[name]
+    assert client.post("/identify", files={"image": photo}, data={"gallery": "none"}).status_code in {404, 413, 422}
+    assert client.post("/detect", files={"image": photo}).status_code in {200, 413, 422}
+    data = {"subject": "mallory", "gallery": "hostile"}
+    assert client.post("/enroll", files={"images": photo}, data=data).status_code == 422
+
+
+# -- browsers
+
+
+@pytest.mark.parametrize("address", ["/galleries", "/healthz", "/nothing", "/docs", "/galleries/none", "/metrics"])
+def test_every_answer_keeps_browsers_in_check(client: TestClient, address: str) -> None:
+    headers = client.get(address).headers
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["X-Frame-Options"] == "DENY"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "frame-ancestors 'none'" in policy
+    assert ("cdn" in policy) == (address == "/docs")
+    assert "Access-Control-Allow-Origin" not in headers
+    assert "Strict-Transport-Security" not in headers
+
+
+def test_pages_of_named_origins_may_call_and_no_others(tmp_path: Path) -> None:
+    settings = Settings(
+        data_dir=tmp_path, authentication="keys", cors_origins="https://desk.example.org", _env_file=None
+    )
+    with running(settings) as client:
+        for origin, allowed in (("https://desk.example.org", True), ("https://desk.example.org.evil.org", False)):
+            asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+            asked["Access-Control-Request-Headers"] = "authorization"
+            answer = client.options("/identify", headers=asked)
+            assert (answer.status_code == 200) == allowed
+            assert ("Access-Control-Allow-Origin" in answer.headers) == allowed
+        assert client.get("/galleries", headers={"Origin": "https://desk.example.org"}).status_code == 401
+
+
+def test_the_page_of_documents_can_be_switched_off(tmp_path: Path) -> None:
+    with running(Settings(data_dir=tmp_path, docs=False, _env_file=None)) as client:
+        for address in ("/docs", "/openapi.json", "/redoc"):
+            assert is_problem(client.get(address), 404, "http")
+
+
+def test_tls_by_the_services_own_settings(tmp_path: Path) -> None:
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(chain)]
+    try:
+        subprocess.run(made, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("there is no openssl to make a certificate with")
+    server = Server(tmp_path, FACEGALLERY_TLS_CERTIFICATE=str(chain), FACEGALLERY_TLS_KEY=str(key))
+    trusted = ssl.create_default_context(cafile=str(chain))
+    answer = httpx.get(f"{server.client.base_url}/galleries", verify=trusted)
+    server.stop()
+    assert answer.status_code == 200
+    assert answer.headers["Strict-Transport-Security"]
+    assert "Server" not in answer.headers
+
+
+def test_a_trusted_proxy_names_the_caller_and_nobody_else_does(tmp_path: Path) -> None:
+    server = Server(
+        tmp_path,
+        FACEGALLERY_AUTHENTICATION="keys",
+        FACEGALLERY_TRUSTED_PROXIES="127.0.0.1",
+        FACEGALLERY_RATE_LIMIT="0.001",
+        FACEGALLERY_RATE_BURST="1",
+    )
+    for address, status in (("203.0.113.5", 401), ("203.0.113.6", 401), ("203.0.113.5", 429)):
+        headers = {"X-Forwarded-For": f"198.51.100.{status % 250}, {address}"}  # what a caller wrote comes first
+        assert server.client.get("/galleries", headers=headers).status_code == status
+    server.stop()

@@ -1,0 +1,100 @@
+"""A whole run with planted secrets; then everything that it wrote is searched for them, and for embeddings."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import make_url
+from typer.testing import CliRunner
+
+from app.cli import cli
+from tests.http.conftest import Server
+from tests.postgresql import postgresql
+
+PASSWORD = "planted-database-password"
+PEPPER = "planted-pepper-of-more-than-32-characters"
+
+
+@pytest.fixture
+def database_url() -> Iterator[str]:
+    with postgresql() as server:
+        yield make_url(server.address).set(password=PASSWORD).render_as_string(hide_password=False)
+
+
+def shapes(embedding: list[float]) -> list[str]:
+    """What an embedding could look like in text: base64 at each of its three offsets, hexadecimal, numbers."""
+    raw = np.array(embedding, "<f4").tobytes()
+    encoded = [base64.b64encode(bytes(offset) + raw).decode()[8:40] for offset in range(3)]
+    return [
+        *encoded,
+        *(text.replace("+", "-").replace("/", "_") for text in encoded),
+        raw.hex()[:32],
+        repr(embedding[0]),
+    ]
+
+
+def test_secrets_and_embeddings_are_in_nothing_that_a_run_writes(
+    tmp_path: Path, portrait: bytes, no_face: bytes, database_url: str
+) -> None:
+    environment = {
+        "FACEGALLERY_DATABASE_URL": database_url,
+        "FACEGALLERY_DATA_DIR": str(tmp_path),
+        "FACEGALLERY_KEY_PEPPER": PEPPER,
+        "FACEGALLERY_AUTHENTICATION": "keys",
+        "FACEGALLERY_LOG_FORMAT": "json",
+        "FACEGALLERY_LOG_LEVEL": "debug",
+    }
+    runner = CliRunner(env=environment)
+    assert runner.invoke(cli, ["migrate"]).exit_code == 0
+    scopes = "enroll,identify,read,delete,admin,scores"
+    created = runner.invoke(cli, ["keys", "create", "planted", "--scope", scopes])
+    key = created.stdout.strip().splitlines()[-1]
+    written = [created.stderr]
+
+    server = Server(tmp_path, **environment)
+    written.append(Path(f"/proc/{server.process.pid}/cmdline").read_text())
+    client = server.client
+    client.headers["Authorization"] = f"Bearer {key}"
+    embedding = client.post("/embed", files={"image": portrait}).json()["faces"][0]["embedding"]
+    answers = [
+        client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}),
+        client.post("/enroll", data={"subject": "nobody"}, files={"images": no_face}),
+        client.post("/identify", files={"image": portrait}),
+        client.post("/identify", json={"embedding": embedding}),
+        client.post("/identify", json={"embedding": [*embedding, "x"]}),
+        client.post("/identify", json={"embedding": embedding[1:]}),
+        client.post("/verify", data={"subject": "eileen"}, files={"image": portrait}),
+        client.get("/galleries"),
+        client.get("/galleries/default/templates"),
+        client.get("/galleries", params={"key": key}),
+        client.get(f"/galleries/{key}"),
+        client.get("/galleries", headers={"Authorization": f"Basic {key}"}),
+        client.get("/galleries", headers={"Authorization": f"Bearer {key}0"}),
+        client.get("/metrics"),
+        client.get("/openapi.json"),
+        client.delete("/galleries/default/subjects/eileen"),
+    ]
+    assert {answer.status_code // 100 for answer in answers} == {2, 4}
+    gallery_named_like_the_key = answers.pop(10)  # a caller who writes a key where a name belongs reads it back
+    assert gallery_named_like_the_key.status_code in {400, 404}
+    written += [answer.text + json.dumps(dict(answer.headers)) for answer in answers]
+    server.stop()
+    written.append(server.log)
+    assert "request" in server.log
+
+    for words in (["audit", "export"], ["audit", "verify"], ["keys", "list", "--json"], ["keys", "list"]):
+        done = runner.invoke(cli, words)
+        assert done.exit_code == 0
+        written.append(done.stdout + done.stderr)
+    gone = make_url(database_url).set(query={"host": str(tmp_path)}).render_as_string(hide_password=False)
+    failed = runner.invoke(cli, ["keys", "list"], env={"FACEGALLERY_DATABASE_URL": gone})
+    assert failed.exception is not None
+    written.append(f"{failed.stdout} {failed.stderr} {failed.exception!r} {failed.exception.__cause__!r}")
+    written += [path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()]
+
+    everything = "\n".join(written)
+    for secret in (key, key.rsplit("_", 1)[1], PASSWORD, PEPPER, *shapes(embedding)):
+        assert secret not in everything
