@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from fastapi.testclient import TestClient
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from app.access.audit_log import AuditLog
 from app.access.errors import KeyNotFound
@@ -43,7 +42,7 @@ def test_calls_are_written_down_by_key_address_and_request(tmp_path: Path, portr
     settings = Settings(data_dir=tmp_path, authentication="keys", _env_file=None)
     with running(settings) as client:
         made, key = client.app.state.gate.keys.create("desk", ALL_SCOPES)  # type: ignore[attr-defined]
-        client.headers = {"Authorization": f"Bearer {key}", "X-Request-ID": "order-66"}  # type: ignore[assignment]
+        client.headers = {"Authorization": f"Bearer {key}", "X-Request-ID": "order-66"}
         start = len(entries(client))
         client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait})
         client.post("/enroll", data={"subject": "nobody"}, files={"images": no_face})

@@ -274,7 +274,7 @@ def test_a_shortened_log_is_not_sealed_anew(audit: AuditLog, sessions: Sessions,
 
 
 def test_the_log_can_be_checked_while_it_grows(audit: AuditLog, sessions: Sessions, engine: Engine, ten: Head) -> None:
-    grown = []
+    grown: list[bool] = []
 
     @event.listens_for(engine, "after_cursor_execute")
     def grow(_connection: object, _cursor: object, statement: str, *_: object) -> None:
