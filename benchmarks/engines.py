@@ -1,6 +1,6 @@
 """Indexes outside the process beside the one inside: what a search, a write and a filling cost.
 
-    python benchmarks/engines.py [--sizes 10000 100000]
+    python benchmarks/engines.py [--sizes 10000 100000]    # some minutes; with --sizes 10000 half a minute
 
 PostgreSQL and Milvus Lite are started out of their wheels. Milvus Lite speaks Milvus's language but is another program,
 so its figures say nothing about a cluster. All figures but the last two are seconds of processor time, of this process
