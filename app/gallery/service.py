@@ -386,10 +386,10 @@ class GalleryService:
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
         gallery = self.store.gallery(normalise_gallery_name(name))
+        self.indexes.forget(gallery)  # first: what SQL has forgotten, nobody would look for in an engine
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
             self._replicas.pop(gallery.id, None)
-        self.indexes.forget(gallery)
 
     def rename_or_describe_subject(
         self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-from sqlalchemy import Engine, Select, select, text, union_all
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from app.gallery.portable import OldEmbedding, PortableSubject, PortableTemplate, Stored
@@ -76,22 +76,24 @@ class GallerySnapshot:
 
     def old_embeddings(self) -> Iterator[OldEmbedding]:
         """Embeddings of other extractors: spare ones, and those of templates that were set aside."""
+        mine = SubjectRow.gallery_id == self.gallery.id
+        if self._only is not None:
+            mine = mine & (SubjectRow.id == self._only)
         spare = (
             select(SubjectRow.key, SpareEmbeddingRow.extractor, TemplateRow.crop_sha256, SpareEmbeddingRow.embedding)
             .join(TemplateRow, TemplateRow.id == SpareEmbeddingRow.template_id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .order_by(TemplateRow.id)
         )
-        aside = select(SubjectRow.key, SetAsideRow.extractor, SetAsideRow.crop_sha256, SetAsideRow.embedding).join(
-            SubjectRow, SubjectRow.id == SetAsideRow.subject_id
+        aside = (
+            select(SubjectRow.key, SetAsideRow.extractor, SetAsideRow.crop_sha256, SetAsideRow.embedding)
+            .join(SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
+            .order_by(SetAsideRow.id)
         )
-        for key, extractor, crop, embedding in self._session.execute(
-            union_all(self._within(spare), self._within(aside)).execution_options(yield_per=500)
-        ):
-            yield OldEmbedding(key, extractor, crop, np.frombuffer(embedding, EMBEDDING))
-
-    def _within(self, query: Select[str, str, str, bytes]) -> Select[str, str, str, bytes]:
-        query = query.where(SubjectRow.gallery_id == self.gallery.id)
-        return query if self._only is None else query.where(SubjectRow.id == self._only)
+        for query in (spare, aside):
+            found = self._session.execute(query.where(mine).execution_options(yield_per=500))
+            for key, extractor, crop, embedding in found:
+                yield OldEmbedding(key, extractor, crop, np.frombuffer(embedding, EMBEDDING))
 
     def _pages(self) -> Iterator[list[SubjectRow]]:
         query = select(SubjectRow).where(SubjectRow.gallery_id == self.gallery.id).order_by(SubjectRow.id)
