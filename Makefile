@@ -7,7 +7,7 @@ FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
 export FACEGALLERY_TEST_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format migrations-check bench migrate clean
+.PHONY: help setup serve test lint format migrations-check bench bench-index migrate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ migrations-check: setup ## the scripts make the tables that the code maps, there
 
 bench: setup ## people over HTTP: PHOTOS=folder with a folder of photos for each person
 	$(BIN)/python benchmarks/people.py --photos $(or $(PHOTOS),$(error PHOTOS=DIR is needed)) --output runs/people
+
+bench-index: SIZES ?= 10000,100000,1000000
+bench-index: setup ## index kinds beside other engines: SIZES=10000,100000,1000000 OUTPUT=runs/index CORE=number of a core
+	$(if $(CORE),taskset -c $(CORE)) $(BIN)/python benchmarks/index.py --sizes $(SIZES) --output $(or $(OUTPUT),runs/index)
 
 migrate: $(VENV)/.serve ## bring the database's tables up to date
 	$(BIN)/facegallery migrate

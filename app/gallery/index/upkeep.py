@@ -10,7 +10,7 @@ from app.gallery.index.codebook import MOST_TRAINING, Codebook
 from app.gallery.index.parts import Block, Segment
 from app.gallery.index.rows import Codes, Rows
 
-_CHUNK = 16_384  # rows that one call to numpy or FAISS works on
+_CHUNK = 4096  # rows that one call to numpy or FAISS works on, which is for two milliseconds or so
 
 
 @dataclass(frozen=True, slots=True)
