@@ -1,5 +1,6 @@
 """What `index.py` measures of one engine at one size."""
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -122,7 +123,9 @@ def measure(name: str, gallery: Gallery) -> dict[str, float]:
 
 
 def _anonymous_memory() -> int:
-    """Bytes of the process that are no mapped files."""
+    """Bytes of the process that are no mapped files, without what the allocator keeps for later."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
 
@@ -162,9 +165,9 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
         if time.perf_counter() - start > _COMPARED_SECONDS:
             break
     agreed = {kind: np.concatenate(parts) for kind, parts in same.items()}
-    return {f"{kind}_agreement": float(part.mean()) for kind, part in agreed.items()} | {
-        "compared": float(len(agreed["mated"]))
-    }
+    figures = {f"{kind}_agreement": float(part.mean()) for kind, part in agreed.items()}
+    named = {"mated_named": float((decided[:half] >= 0).mean()), "non_mated_named": float((decided[half:] >= 0).mean())}
+    return {**figures, **named, "compared": float(len(agreed["mated"]))}
 
 
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:

@@ -16,6 +16,8 @@ FIELDS = (
     "p99_s",
     "mated_agreement",
     "non_mated_agreement",
+    "mated_named",
+    "non_mated_named",
     "compared",
     "bytes",
     "add_s",

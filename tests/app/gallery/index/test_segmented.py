@@ -12,7 +12,7 @@ from app.gallery.index.rows import ERASED
 from app.gallery.index.upkeep import Limits
 
 DIMENSION = 32
-LIMITS = Limits(block=1000, tail=500, plain=500, merged=4, largest=20_000, dead_share=0.2, least_dead=50)
+LIMITS = Limits(block=1000, tail=500, merged=4, largest=20_000, dead_share=0.2, least_dead=50)
 
 
 def people(count: int, templates: int, *, seed: int, dimension: int = DIMENSION) -> NDArray[np.float32]:
