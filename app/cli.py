@@ -5,10 +5,14 @@ import sys
 import typer
 
 from app.commands.enroll import enroll_command
+from app.commands.forget import forget_command
 from app.commands.identify import identify_command
+from app.commands.master_key import master_key
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit, complain
+from app.commands.receipt import receipt
 from app.commands.reindex import reindex_command
+from app.commands.retention import retention
 from app.commands.serve import serve_command
 from model.errors import FacegalleryError
 
@@ -25,8 +29,11 @@ for name, command in (
     ("enroll", enroll_command),
     ("identify", identify_command),
     ("reindex", reindex_command),
+    ("forget", forget_command),
 ):
     cli.command(name)(command)
+for group in (master_key, receipt, retention):
+    cli.add_typer(group)
 
 
 def main() -> None:

@@ -9,18 +9,24 @@ import structlog
 from anyio import to_thread
 from fastapi import FastAPI
 
-from app.api import enroll, faces, galleries, health, identify, problems, subjects, templates, verify
+from app.api import enroll, faces, forget, galleries, health, identify, problems, subjects, templates, verify
 from app.api.middleware import BodyLimit, RequestContext
 from app.api.schemas import Problem
 from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS
 from app.gallery.migrations import check_schema
 from app.gallery.photos import PhotoReader
+from app.gallery.receipts import SIGNING_KEY, ReceiptSigner
+from app.gallery.resealing import check_vault, has_sealed_subjects, seal_at_first_start
+from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
 from app.settings import Settings
 from app.telemetry import set_up_logging
+from app.vault import vault_of
 from model.image import ImageLimits
 from model.pipeline import WEIGHTS, load_networks
 
@@ -32,10 +38,14 @@ def open_service(settings: Settings) -> GalleryService:
 
     Raises:
         SchemaOutdated: the database's tables are not those of this version.
+        MasterKeyMissing, KeyUnavailable: no master key or vault, or the wrong one.
         DatabaseUnavailable, ModelFileError: as named.
     """
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     check_schema(engine)
+    vault = vault_of(settings, expected=has_sealed_subjects(engine))
+    check_vault(engine, vault)
+    seal_at_first_start(engine, vault)
     networks = load_networks(
         weights=settings.weights_dir or WEIGHTS,
         detector=settings.detector,
@@ -50,11 +60,14 @@ def open_service(settings: Settings) -> GalleryService:
         workers=settings.workers or os.cpu_count() or 1,
         queue_timeout=settings.queue_timeout,
     )
+    forgetting = Forgetting(engine, vault, ReceiptSigner(vault.named_key(SIGNING_KEY).secret))
     return GalleryService(
-        GalleryStore(engine),
-        GalleryHistory(engine),
+        GalleryStore(engine, SealedRows(vault)),
+        GalleryHistory(engine, SealedRows(vault)),
         reader,
         INDEX_KINDS[settings.index],
+        forgetting=forgetting,
+        retention=Retention(engine, forgetting),
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
     )
@@ -69,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await to_thread.run_sync(service.load_indexes)
+        service.retention.start(settings.sweep_interval)
         _log.info("ready", extractor=service.extractor)
         yield
         service.close()
@@ -84,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.add_middleware(RequestContext, extractor=service.extractor)
     problems.install(app)
-    for module in (enroll, identify, verify, faces, galleries, subjects, templates, health):
+    for module in (enroll, identify, verify, faces, galleries, forget, subjects, templates, health):
         app.include_router(module.router)
     _describe_problems(app)
     return app

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
@@ -28,6 +28,25 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
     database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
     database_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection or a lock")
+
+    master_key: SecretStr | None = Field(
+        None,
+        description="master key that wraps the keys of subjects, 32 bytes as base64; several with a blank between "
+        "them: the first wraps, all open; empty: those of `master_key_file`",
+    )
+    master_key_file: Path | None = Field(
+        None,
+        description="file with a master key on each line; empty: `master.key` in `data_dir`, made on the first start",
+    )
+    vault_url: str = Field(
+        "", description="SQLAlchemy address of the vault of wrapped keys; empty: SQLite `vault.db` in `data_dir`"
+    )
+    runtime_dir: Path | None = Field(
+        None, description="folder in memory for opened snapshots, for the owner alone; empty: one in `/dev/shm`"
+    )
+    sweep_interval: float = Field(
+        3600.0, ge=0, description="seconds between two sweeps that erase subjects past their retention; 0: never"
+    )
 
     weights_dir: Path | None = Field(None, description="folder of networks; empty: those that come with the package")
     detector: str = Field("yunet", description="name of the detector, a folder in the weights")
@@ -76,6 +95,16 @@ class Settings(BaseSettings):
     def sqlalchemy_url(self) -> str:
         """The database's address: `database_url`, or SQLite in `data_dir`."""
         return self.database_url or f"sqlite:///{(self.data_dir / 'facegallery.db').as_posix()}"
+
+    @property
+    def sqlalchemy_vault_url(self) -> str:
+        """The vault's address: `vault_url`, or SQLite in `data_dir`."""
+        return self.vault_url or f"sqlite:///{(self.data_dir / 'vault.db').as_posix()}"
+
+    @property
+    def master_key_path(self) -> Path:
+        """The master key's file: `master_key_file`, or one in `data_dir`."""
+        return self.master_key_file or self.data_dir / "master.key"
 
     @property
     def quality_limits(self) -> QualityLimits:

@@ -27,8 +27,11 @@ def list_galleries(service: Service) -> Galleries:
     "", status_code=201, summary="Create a gallery", responses=error_responses(GalleryExists, StorageUnwritable)
 )
 def create_gallery(service: Service, body: GalleryCreation) -> GalleryBody:
-    """Make an empty gallery, with its own threshold policy if one is given."""
-    return _body(service, service.create_gallery(body.name, policy_from_body(body.policy)))
+    """Make an empty gallery, with its own threshold policy and rules of consent and retention if they are given."""
+    made = service.create_gallery(body.name, policy_from_body(body.policy))
+    if body.sets_privacy:
+        made = service.store.set_privacy(made.name, body.rules(made.privacy))
+    return _body(service, made)
 
 
 @router.get("/{gallery}", summary="Show a gallery", responses=error_responses(GalleryNotFound))
@@ -37,12 +40,16 @@ def show_gallery(service: Service, gallery: GalleryPath) -> GalleryBody:
     return _body(service, service.store.gallery(normalise_gallery_name(gallery)))
 
 
-@router.patch(
-    "/{gallery}", summary="Change a gallery's policy", responses=error_responses(GalleryNotFound, StorageUnwritable)
-)
+@router.patch("/{gallery}", summary="Change a gallery", responses=error_responses(GalleryNotFound, StorageUnwritable))
 def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) -> GalleryBody:
-    """Give the gallery its own threshold policy; null returns to the service's."""
-    return _body(service, service.store.set_policy(normalise_gallery_name(gallery), policy_from_body(body.policy)))
+    """Give the gallery its own threshold policy (null returns to the service's), or rules of consent and retention."""
+    name = normalise_gallery_name(gallery)
+    changed = service.store.gallery(name)
+    if "policy" in body.model_fields_set:
+        changed = service.store.set_policy(name, policy_from_body(body.policy))
+    if body.sets_privacy:
+        changed = service.store.set_privacy(name, body.rules(changed.privacy))
+    return _body(service, changed)
 
 
 @router.delete(

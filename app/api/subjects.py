@@ -5,7 +5,8 @@ from fastapi import APIRouter
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath, check_metadata
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
-from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectExists, SubjectNotFound
+from app.gallery.consent import Terms
+from app.gallery.errors import ConsentRequired, GalleryNotFound, StorageUnwritable, SubjectExists, SubjectNotFound
 from app.gallery.names import normalise_gallery_name
 
 router = APIRouter(prefix="/galleries/{gallery}/subjects", tags=["people"])
@@ -30,12 +31,17 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
 @router.patch(
     "/{subject:path}",
     summary="Change a subject",
-    responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, StorageUnwritable),
+    responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, ConsentRequired, StorageUnwritable),
 )
 def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
-    """Give a person another key, other metadata, or both."""
+    """Give a person another key, other metadata, another consent or expiry; null takes one of the latter away."""
     metadata = None if body.metadata is None else check_metadata(body.metadata)
-    changed = service.rename_or_describe_subject(gallery, subject, new_key=body.subject, metadata=metadata)
+    terms = Terms()
+    if "consent" in body.model_fields_set:
+        terms["consent"] = None if body.consent is None else body.consent.record
+    if "expires_at" in body.model_fields_set:
+        terms["expires_at"] = body.expires_at
+    changed = service.update_subject(gallery, subject, new_key=body.subject, metadata=metadata, terms=terms)
     return SubjectBody.of(changed)
 
 
@@ -46,5 +52,8 @@ def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath,
     responses=error_responses(GalleryNotFound, SubjectNotFound, StorageUnwritable),
 )
 def delete_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> None:
-    """Erase a person with all templates; no later search finds them."""
+    """Erase a person with all templates and their key; no later search finds them, and no backup opens them.
+
+    `POST …/forget` does the same and answers a signed receipt.
+    """
     service.delete_subject(gallery, subject)

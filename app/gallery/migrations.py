@@ -11,13 +11,18 @@ from sqlalchemy import Engine
 import migrations
 from app.gallery.database import database_errors
 from app.gallery.errors import SchemaOutdated
+from app.gallery.vault import Vault
 
 _SCRIPTS = Path(migrations.__file__).parent
 
 
-def migrate(engine: Engine, target: str = "head") -> None:
-    """Bring the database's tables to a version; data is kept."""
+def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> None:
+    """Bring the database's tables to a version; data is kept.
+
+    Going down opens what is sealed, with this vault or else the settings' own.
+    """
     config = _config()
+    config.attributes["vault"] = vault
     with database_errors(), engine.connect() as connection:
         config.attributes["connection"] = connection
         move = command.downgrade if target == "base" or target.startswith("-") else command.upgrade

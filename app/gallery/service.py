@@ -10,7 +10,9 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.consent import Terms, check_consent, check_terms
 from app.gallery.errors import GalleryNotFound, InvalidInput, PhotosRefused, RefusedPhoto, SubjectNotFound
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index import TemplateIndex
 from app.gallery.matching import DEFAULT_RULE, Candidate, MatchingRule, decide, distance_between, subject_distances
@@ -19,6 +21,7 @@ from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, threshold_for
 from app.gallery.records import Enrolment, Gallery, GallerySize, NewTemplate, Page, Subject, Template
 from app.gallery.replica import GalleryReplica
+from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore, check_extractor
 from app.telemetry import (
     DECISIONS_TOTAL,
@@ -94,11 +97,16 @@ class GalleryService:
         reader: PhotoReader,
         make_index: Callable[[int], TemplateIndex],
         *,
+        forgetting: Forgetting,
+        retention: Retention,
         policy: ThresholdPolicy | None = None,
         rule: MatchingRule = DEFAULT_RULE,
     ) -> None:
         self.store = store
         self.history = history
+        self.forgetting = forgetting
+        self.retention = retention
+        forgetting.connect(follow=self._follow, erase_traces=lambda gallery: self.erase_traces(gallery))
         self.reader = reader
         self._make_index = make_index
         self._policy = policy or DEFAULT_POLICY
@@ -135,8 +143,10 @@ class GalleryService:
         return replica.templates
 
     def close(self) -> None:
-        """Give all connections back."""
+        """End the sweeps and give all connections back."""
+        self.retention.stop()
         self.store.close()
+        self.forgetting.vault.close()
 
     # -- the way of a photo
 
@@ -149,6 +159,7 @@ class GalleryService:
         unread: Sequence[RefusedPhoto] = (),
         metadata: dict[str, Any] | None = None,
         face: FaceChoice = "single",
+        terms: Terms | None = None,
     ) -> EnrolmentReport:
         """Store a template of every usable photo; the gallery and the subject are made on first use.
 
@@ -156,12 +167,14 @@ class GalleryService:
 
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
+            ConsentRequired: the gallery requires a consent, and there is no good one; nothing was stored.
             GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
             InvalidInput, ExtractorMismatch, Busy: as named.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
+        terms = check_terms(terms or {}, self.retention.clock())
         with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
-            check_extractor(self.store.gallery(gallery), self.extractor)
+            self._check_enrolment(self.store.gallery(gallery), subject, terms)
         usable: list[tuple[Photo, AlignedFace]] = []
         refused = list(unread)
         with self.reader.worker():
@@ -187,7 +200,13 @@ class GalleryService:
             photo_of.setdefault(template.crop_sha256, photo.name)
         with stage("store"):
             enrolment = self.store.enroll(
-                gallery, subject, templates, metadata=metadata, extractor=self.extractor, dimension=self.dimension
+                gallery,
+                subject,
+                templates,
+                metadata=metadata,
+                extractor=self.extractor,
+                dimension=self.dimension,
+                terms=terms,
             )
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
@@ -256,19 +275,21 @@ class GalleryService:
             ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
         limit = self._threshold(found, threshold, replica.subjects)
         with stage("name"):
-            named = self._name(ranked)
+            named = self._name(found, ranked)
         matches = []
         for candidates in named:
             best = decide(candidates, limit)
             shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
             matches.append(Match(best, tuple(shown)))
             DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
+        self.retention.saw(found, [match.identity.subject for match in matches if match.identity])
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
 
-    def _name(self, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
-        """Give candidates their subjects; one whose subject was erased a moment ago is left out."""
+    def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
+        """Give candidates their subjects; one that was erased a moment ago or whose time is over is left out."""
         ids = {candidate.subject_id for candidates in ranked for candidate in candidates}
-        subjects = self.store.subjects_by_id(sorted(ids)) if ids else {}
+        found = self.store.subjects_by_id(sorted(ids)) if ids else {}
+        subjects = {key: subject for key, subject in found.items() if not self.retention.is_due(gallery, subject)}
         return [
             [
                 NamedCandidate(subjects[candidate.subject_id], candidate.template_id, candidate.distance)
@@ -308,6 +329,8 @@ class GalleryService:
         with self.reader.worker():
             (probe,) = self.reader.embed([self.reader.one_face(image, face, part="image")])
         stored = self.store.subject_embeddings(claimed.id).embeddings
+        if self.retention.is_due(found, claimed):
+            raise SubjectNotFound(f"subject {claimed.key!r} is past its retention", part="subject")
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
         (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
@@ -344,19 +367,38 @@ class GalleryService:
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
             self._replicas.pop(gallery.id, None)
+        self.forgetting.finish(gallery)
 
-    def rename_or_describe_subject(
-        self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None
+    def update_subject(
+        self,
+        gallery: str,
+        key: str,
+        *,
+        new_key: str | None,
+        metadata: dict[str, Any] | None,
+        terms: Terms | None = None,
     ) -> Subject:
-        """Give a subject another key, other metadata, or both."""
-        new_key = None if new_key is None else normalise_name(new_key, part="subject")
+        """Give a subject another key, other metadata, another consent or expiry."""
         return self.store.update_subject(
-            normalise_gallery_name(gallery), normalise_name(key, part="subject"), new_key=new_key, metadata=metadata
+            normalise_gallery_name(gallery),
+            normalise_name(key, part="subject"),
+            new_key=None if new_key is None else normalise_name(new_key, part="subject"),
+            metadata=metadata,
+            terms=check_terms(terms or {}, self.retention.clock()),
         )
 
     def delete_subject(self, gallery: str, key: str) -> int:
-        """Erase a subject; answers how many templates went with it."""
-        return self.store.delete_subject(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+        """Erase a subject with its key; answers how many templates went with it."""
+        return self.forgetting.erase(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def forget(self, gallery: str, key: str) -> dict[str, Any]:
+        """As `delete_subject`; answers a signed receipt (see `receipts`)."""
+        return self.forgetting.forget(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def erase_traces(self, gallery: Gallery) -> int:
+        """Erase what snapshots of a gallery's index remember; answers how many went. There are no snapshots yet."""
+        _log.debug("snapshots.none", gallery=gallery.name)
+        return 0
 
     def subject(self, gallery: str, key: str) -> Subject:
         """One subject."""
@@ -368,6 +410,25 @@ class GalleryService:
         return self.store.templates(normalise_gallery_name(gallery), subject=subject, after=after, limit=limit)
 
     # -- inside
+
+    def _check_enrolment(self, gallery: Gallery, subject: str, terms: Terms) -> None:
+        """Refuse what the store would refuse, and erase a subject of that key whose time is over."""
+        check_extractor(gallery, self.extractor)
+        known: Subject | None = None
+        with suppress(SubjectNotFound):
+            known = self.store.subject(gallery.name, subject)
+            if self.retention.is_due(gallery, known):
+                self.forgetting.erase(gallery.name, subject)
+                known = None
+        check_consent(gallery.privacy, terms, known.consent if known else None, self.retention.clock())
+
+    def _follow(self, gallery: Gallery) -> None:
+        """Bring this process's index up to date after an erasure, if it has one."""
+        with self._replicas_lock:
+            replica = self._replicas.get(gallery.id)
+        if replica is not None and replica.applied_revision >= 0:
+            with suppress(GalleryNotFound):
+                replica.catch_up(self.store.gallery(gallery.name).revision)
 
     def _replica(self, gallery: Gallery) -> GalleryReplica:
         check_extractor(gallery, self.extractor)

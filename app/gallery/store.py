@@ -7,10 +7,12 @@ revisions become visible in order and without gaps.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select, text
+from sqlalchemy import ColumnElement, Engine, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.gallery.consent import PrivacyRules, Terms, check_consent, consent_from_json, rules_from_json
+from app.gallery.encryption import PlainRows, RowSeals
 from app.gallery.errors import (
     ExtractorMismatch,
     GalleryExists,
@@ -29,7 +31,19 @@ from app.gallery.records import (
     Template,
     TemplateBlock,
 )
-from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes, subject_row, template_block
+from app.gallery.rows import (
+    EMBEDDING,
+    Sessions,
+    apply_terms,
+    erase_subject,
+    gallery_of,
+    gallery_row,
+    record_changes,
+    subject_row,
+    template_block,
+    template_identity,
+    template_rows,
+)
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 from model.quality import Quality
 
@@ -37,9 +51,10 @@ from model.quality import Quality
 class GalleryStore:
     """Galleries, subjects, templates and their history in one database; safe to call from many threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, seals: RowSeals | None = None) -> None:
         self.engine = engine
         self._sessions = Sessions(engine)
+        self._seals = seals or PlainRows()
 
     # -- galleries
 
@@ -73,6 +88,14 @@ class GalleryStore:
         with self._sessions.writing() as session:
             row = gallery_row(session, name, lock=True)
             row.policy = None if policy is None else policy_to_json(policy)
+            session.flush()
+            return gallery_of(row)
+
+    def set_privacy(self, name: str, rules: PrivacyRules) -> Gallery:
+        """Give a gallery its rules of consent and retention."""
+        with self._sessions.writing() as session:
+            row = gallery_row(session, name, lock=True)
+            row.privacy = rules.to_json()
             session.flush()
             return gallery_of(row)
 
@@ -120,12 +143,16 @@ class GalleryStore:
         metadata: dict[str, Any] | None,
         extractor: str,
         dimension: int,
+        terms: Terms | None = None,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
-        A template whose crop the subject has already is not stored again. `metadata`, where given, replaces the old.
+        A template whose crop the subject has already is not stored again. `metadata` and `terms`, where given,
+        replace the old.
 
         Raises:
+            ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
+            KeyUnavailable: the subject's key is not in the vault.
             ExtractorMismatch: the gallery belongs to another extractor.
             GalleryNotFound: PostgreSQL alone: the gallery was there and another transaction erased it while this one
                 waited for its row; nothing was stored, and the next call makes it anew.
@@ -136,26 +163,38 @@ class GalleryStore:
             check_extractor(gallery_of(owner), extractor)
             row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
             created = row is None
+            check_consent(
+                rules_from_json(owner.privacy), terms or {}, consent_from_json(row.consent) if row else None, now()
+            )
             if row is None:
-                row = SubjectRow(gallery_id=owner.id, key=key, details={})
+                (key_id,) = self._seals.new_keys(1)
+                row = SubjectRow(gallery_id=owner.id, key=key, details={}, key_id=key_id)
                 session.add(row)
                 session.flush()
             if metadata is not None:
                 row.details = metadata
+            apply_terms(row, terms or {})
             stored = {
                 template.crop_sha256: template
                 for template in session.scalars(select(TemplateRow).filter_by(subject_id=row.id))
             }
-            added: dict[str, TemplateRow] = {}
-            known: dict[str, TemplateRow] = {}
+            known = {one.crop_sha256: stored[one.crop_sha256] for one in templates if one.crop_sha256 in stored}
+            new: dict[str, NewTemplate] = {}
             for template in templates:
-                if template.crop_sha256 in stored:
-                    known[template.crop_sha256] = stored[template.crop_sha256]
-                elif template.crop_sha256 not in added:
-                    added[template.crop_sha256] = _template_row(owner.id, row.id, template)
+                if template.crop_sha256 not in stored:
+                    new.setdefault(template.crop_sha256, template)
+            added = {digest: _template_row(owner.id, row.id, template) for digest, template in new.items()}
+            values = [
+                (template_identity(added[digest]), template.embedding.astype(EMBEDDING).tobytes())
+                for digest, template in new.items()
+            ]
+            for made, sealed in zip(
+                added.values(), self._seals.seal(row.key_id, values) if values else (), strict=True
+            ):
+                made.embedding = sealed
             session.add_all(added.values())
             session.flush()
-            if added or metadata is not None:
+            if added or metadata is not None or terms:
                 row.updated_at = now()
             if added:
                 record_changes(session, owner, "add", [(template.id, row.id) for template in added.values()])
@@ -168,12 +207,19 @@ class GalleryStore:
             )
 
     def update_subject(
-        self, gallery: str, key: str, *, new_key: str | None = None, metadata: dict[str, Any] | None = None
+        self,
+        gallery: str,
+        key: str,
+        *,
+        new_key: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        terms: Terms | None = None,
     ) -> Subject:
-        """Rename a subject, replace its metadata, or both.
+        """Rename a subject, replace its metadata, its consent, its expiry.
 
         Raises:
             GalleryNotFound, SubjectNotFound, SubjectExists: as named.
+            ConsentRequired: the gallery requires a consent, and the terms take it away.
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
@@ -184,6 +230,9 @@ class GalleryStore:
                 row.key = new_key
             if metadata is not None:
                 row.details = metadata
+            if terms:
+                check_consent(rules_from_json(owner.privacy), terms, consent_from_json(row.consent), now())
+                apply_terms(row, terms)
             row.updated_at = now()
             session.flush()
             return _subject(session, owner, row.key)
@@ -192,13 +241,7 @@ class GalleryStore:
         """Erase a subject with its templates; answers how many templates that were."""
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
-            row = subject_row(session, owner, key)
-            ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
-            session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
-            session.delete(row)
-            if ids:
-                record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
-            return len(ids)
+            return erase_subject(session, owner, subject_row(session, owner, key))
 
     # -- templates
 
@@ -233,9 +276,11 @@ class GalleryStore:
             session.delete(row)
 
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
-        """All templates of one subject."""
+        """All templates of one subject; one that does not open is left out."""
         with self._sessions.reading() as session:
-            return template_block(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
+            rows = template_rows(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
+            dimension = session.scalar(select(GalleryRow.dimension).join(SubjectRow).where(SubjectRow.id == subject_id))
+        return template_block(rows, self._seals, dimension=dimension or 0)
 
     def ping(self) -> None:
         """Ask the database for an answer.
@@ -296,6 +341,9 @@ def _subjects(session: Session, gallery_id: int | None, where: ColumnElement[boo
             templates=count,
             created_at=row.created_at,
             updated_at=row.updated_at,
+            consent=consent_from_json(row.consent),
+            expires_at=row.expires_at,
+            seen_at=row.seen_at,
         )
         for row, count in session.execute(query)
     ]
@@ -311,7 +359,6 @@ def _template_row(gallery_id: int, subject_id: int, template: NewTemplate) -> Te
     return TemplateRow(
         gallery_id=gallery_id,
         subject_id=subject_id,
-        embedding=template.embedding.astype(EMBEDDING).tobytes(),
         detection_score=quality.detection_score,
         face_size=quality.face_size,
         sharpness=quality.sharpness,

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from app.gallery.errors import InvalidInput
 from app.gallery.policy import FixedDistance, WantedRates
@@ -16,6 +16,11 @@ VALUES: dict[str, tuple[str, object]] = {
     "data_dir": ("/srv/faces", Path("/srv/faces")),
     "database_url": ("postgresql://db/faces", "postgresql://db/faces"),
     "database_timeout": ("2.5", 2.5),
+    "master_key": ("c2VjcmV0", SecretStr("c2VjcmV0")),
+    "master_key_file": ("/run/secrets/master", Path("/run/secrets/master")),
+    "vault_url": ("postgresql://db/vault", "postgresql://db/vault"),
+    "runtime_dir": ("/run/faces", Path("/run/faces")),
+    "sweep_interval": ("60", 60.0),
     "weights_dir": ("/srv/weights", Path("/srv/weights")),
     "detector": ("other", "other"),
     "extractor": ("mine", "mine"),
@@ -102,6 +107,7 @@ def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text:
         ("max_images", "101"),
         ("min_detection_score", "1.1"),
         ("max_yaw", "181"),
+        ("sweep_interval", "-1"),
         ("workers", "-1"),
         ("log_level", "loud"),
     ],
