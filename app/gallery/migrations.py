@@ -6,7 +6,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 import migrations
 from app.gallery.database import database_errors
@@ -25,7 +25,7 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
     config.attributes["vault"] = vault
     with database_errors(), engine.connect() as connection:
         config.attributes["connection"] = connection
-        move = command.downgrade if target == "base" or target.startswith("-") else command.upgrade
+        move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
         move(config, target)
         connection.commit()
 
@@ -41,6 +41,17 @@ def check_schema(engine: Engine) -> None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != wanted:
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
+
+
+def _leads_down(config: Config, connection: Connection, target: str) -> bool:
+    if target == "base" or target.startswith("-"):
+        return True
+    found = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()  # the scripts begin transactions of their own
+    if found is None or target == found:
+        return False
+    earlier = ScriptDirectory.from_config(config).iterate_revisions(found, "base")
+    return target in {script.revision for script in earlier}
 
 
 def _config() -> Config:

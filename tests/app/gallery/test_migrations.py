@@ -47,6 +47,14 @@ def test_one_step_down_and_up_again(engine: Engine) -> None:
     check_schema(engine)
 
 
+def test_a_version_is_gone_to_by_its_id_in_both_directions(engine: Engine) -> None:
+    migrate(engine, "0001")
+    with pytest.raises(SchemaOutdated, match="version 0001"):
+        check_schema(engine)
+    migrate(engine, "head")
+    check_schema(engine)
+
+
 def test_migrating_what_is_up_to_date_keeps_everything(
     engine: Engine, store: GalleryStore, new_templates: Callable[[int], list[NewTemplate]]
 ) -> None:

@@ -32,8 +32,18 @@ def test_a_receipt_survives_json_and_names_nobody_but_by_the_key() -> None:
     made = receipt()
     assert check_receipt(json.loads(json.dumps(made, indent=3)), SIGNER.public_key) == made
     assert set(made) == {
-        "form", "id", "gallery", "gallery_id", "revision", "subject", "erased_at", "erased", "pending", "public_key", "signature",
-    }  # fmt: skip
+        "form",
+        "id",
+        "gallery",
+        "gallery_id",
+        "revision",
+        "subject",
+        "erased_at",
+        "erased",
+        "pending",
+        "public_key",
+        "signature",
+    }
     assert receipt()["id"] != made["id"]
 
 
@@ -47,10 +57,18 @@ def test_anybody_can_check_it_by_rfc_8032() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"subject": "bob"}, {"revision": 8}, {"erased_at": "2026-05-02T00:00:00+00:00"}, {"erased": {"subjects": 1}},
-        {"note": "added"}, {"signature": ""}, {"signature": None}, {"signature": "!"}, {"form": "other"}, {"pending": ["key"]},
+        {"subject": "bob"},
+        {"revision": 8},
+        {"erased_at": "2026-05-02T00:00:00+00:00"},
+        {"erased": {"subjects": 1}},
+        {"note": "added"},
+        {"signature": ""},
+        {"signature": None},
+        {"signature": "!"},
+        {"form": "other"},
+        {"pending": ["key"]},
     ],
-)  # fmt: skip
+)
 def test_a_changed_receipt_is_found(change: dict[str, Any]) -> None:
     with pytest.raises(ReceiptInvalid):
         check_receipt(receipt() | change, SIGNER.public_key)
