@@ -128,7 +128,7 @@ def test_a_read_only_database(tmp_path: Path, portrait: bytes) -> None:
     with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
         assert send(client, "before", portrait).status_code == 201
     address = f"sqlite:///file:{(tmp_path / 'facegallery.db').as_posix()}?mode=ro&uri=true"
-    with running_as_it_is(Settings(database_url=address, _env_file=None)) as client:
+    with running_as_it_is(Settings(database_url=address, data_dir=tmp_path, _env_file=None)) as client:
         answer = send(client, "after", portrait)
         assert (answer.status_code, answer.json()["type"]) == (507, "/problems/storage-unwritable")
         assert names(client) == {"before"}
@@ -142,10 +142,10 @@ def running_as_it_is(settings: Settings) -> TestClient:
     return TestClient(create_app(settings), raise_server_exceptions=False)
 
 
-def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes) -> None:
+def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes, tmp_path: Path) -> None:
     with (
         postgresql() as server,
-        running(Settings(database_url=server.address, database_timeout=3, _env_file=None)) as client,
+        running(Settings(database_url=server.address, data_dir=tmp_path, database_timeout=3, _env_file=None)) as client,
     ):
         assert send(client, "before", portrait).status_code == 201
         postgres(server.data, "stop", "-m", "immediate")

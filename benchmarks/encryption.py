@@ -1,0 +1,162 @@
+"""What encryption at rest costs: start-up and enrolment with many templates, rotation, and opening sealed files.
+
+    python benchmarks/encryption.py [--templates 100000] [--file-megabytes 512]
+
+Everything is done on SQLite in a temporary folder, once sealed and once plain; times are of this process alone.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import structlog
+
+from app.gallery.database import open_engine
+from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRows
+from app.gallery.history import GalleryHistory
+from app.gallery.index import INDEX_KINDS
+from app.gallery.master_keys import MasterKey
+from app.gallery.migrations import migrate
+from app.gallery.records import NewTemplate
+from app.gallery.replica import GalleryReplica
+from app.gallery.rows import EMBEDDING, Sessions
+from app.gallery.sealed_files import open_file, seal_file
+from app.gallery.store import GalleryStore
+from app.gallery.tables import SubjectRow, TemplateRow
+from app.gallery.vault import open_vault
+from model.quality import Quality
+
+_DIMENSION, _EACH, _BATCH = 128, 3, 1000
+_QUALITY = Quality(detection_score=0.9, face_size=80, sharpness=100, yaw=0, pitch=0, roll=0)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--templates", type=int, default=100_000)
+    parser.add_argument("--file-megabytes", type=int, default=512)
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
+        for sealed in (False, True):
+            measure_gallery(Path(folder), arguments.templates, sealed=sealed)
+    with tempfile.TemporaryDirectory(prefix="facegallery-", dir="/dev/shm") as memory:
+        measure_files(Path(memory), arguments.file_megabytes * 2**20)
+
+
+def measure_gallery(folder: Path, templates: int, *, sealed: bool) -> None:
+    """Fill a gallery, load its index, enroll people, and where it is sealed rotate the master key."""
+    name = "sealed" if sealed else "plain"
+    vault = open_vault(
+        open_engine(f"sqlite:///{folder}/{name}-vault.db", timeout=30),
+        master_key=None,
+        master_key_file=folder / "master.key",
+        expected=False,
+    )
+    engine = open_engine(f"sqlite:///{folder}/{name}.db", timeout=30)
+    migrate(engine)
+    seals: RowSeals = SealedRows(vault) if sealed else PlainRows()
+    store, history = GalleryStore(engine, seals=seals), GalleryHistory(engine, seals)
+    store.create_gallery("people", extractor="net@1", dimension=_DIMENSION, policy=None)
+    fill(store, seals, templates)
+    gallery = store.gallery("people")
+
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        GalleryReplica(gallery, history, partial(INDEX_KINDS["flat"], _DIMENSION)).catch_up(gallery.revision)
+        times.append(time.perf_counter() - start)
+    print(f"{name}: index of {templates} templates of {templates // _EACH} people built in {min(times):.2f} s")
+
+    for kind in ("new person", "known person"):
+        times = []
+        for number in range(200):
+            key = f"new {number}" if kind == "new person" else "new 0"
+            one = [new_template(os.urandom(32).hex())]
+            start = time.perf_counter()
+            store.enroll("people", key, one, metadata=None, extractor="net@1", dimension=_DIMENSION)
+            times.append(time.perf_counter() - start)
+        print(f"{name}: a {kind} stored in {statistics.median(times) * 1000:.2f} ms (median of {len(times)})")
+
+    if sealed:
+        start = time.perf_counter()
+        vault.masters.replace([MasterKey.make(), *vault.masters.keys])
+        vault.use_master(vault.masters.first)
+        while vault.rewrap(500):
+            pass
+        taken = time.perf_counter() - start
+        print(f"sealed: master key changed for {vault.wrapped_by()[vault.master]} keys in {taken:.1f} s")
+    engine.dispose()
+    vault.close()
+
+
+def fill(store: GalleryStore, seals: RowSeals, templates: int) -> None:
+    """Store people with some templates each, in large transactions."""
+    gallery = store.gallery("people")
+    for first in range(0, templates // _EACH, _BATCH):
+        count = min(_BATCH, templates // _EACH - first)
+        with Sessions(store.engine).writing() as session:
+            subjects = [
+                SubjectRow(gallery_id=gallery.id, key=f"person {first + number}", key_id=key_id)
+                for number, key_id in enumerate(seals.new_keys(count))
+            ]
+            session.add_all(subjects)
+            session.flush()
+            for subject in subjects:
+                made = [new_template(os.urandom(32).hex()) for _ in range(_EACH)]
+                values = [
+                    (
+                        RowIdentity("template", gallery.id, subject.id, one.crop_sha256),
+                        one.embedding.astype(EMBEDDING).tobytes(),
+                    )
+                    for one in made
+                ]
+                for one, value in zip(made, seals.seal(subject.key_id, values), strict=True):
+                    session.add(
+                        TemplateRow(
+                            gallery_id=gallery.id,
+                            subject_id=subject.id,
+                            embedding=value,
+                            detection_score=0.9,
+                            face_size=80.0,
+                            sharpness=100.0,
+                            pose={"yaw": 0.0, "pitch": 0.0, "roll": 0.0},
+                            crop_sha256=one.crop_sha256,
+                        )
+                    )
+
+
+def new_template(digest: str) -> NewTemplate:
+    """A random template of unit length."""
+    vector = np.random.default_rng(int(digest[:12], 16)).normal(size=_DIMENSION).astype(np.float32)
+    return NewTemplate(vector / np.linalg.norm(vector), _QUALITY, digest)
+
+
+def measure_files(folder: Path, size: int) -> None:
+    """Seal a file and open it, both in memory."""
+    key, place = os.urandom(32), b"benchmark"
+    block = os.urandom(2**20)
+    with (folder / "plain").open("wb") as file:
+        for _ in range(size // len(block)):
+            file.write(block)
+    sealed, opened = folder / "sealed", folder / "opened"
+    for name, work in (
+        ("sealed", partial(seal_file, folder / "plain", sealed, key, place)),
+        ("opened", partial(open_file, sealed, opened, key, place)),
+    ):
+        times = []
+        for _ in range(3):
+            opened.unlink(missing_ok=True)
+            start = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - start)
+        print(f"a file of {size / 1e6:.0f} MB {name} at {size / min(times) / 1e9:.2f} GB/s")
+
+
+if __name__ == "__main__":
+    main()
