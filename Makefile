@@ -35,7 +35,7 @@ migrations-check: setup ## the scripts make the tables that the code maps, there
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check && $(BIN)/alembic downgrade base && $(BIN)/alembic upgrade head
 
 fuzz: setup ## minutes of made-up calls and 10,000 mutated photos
-	FACEGALLERY_FUZZ=10000 FACEGALLERY_FUZZ_CALLS=60 $(BIN)/python -m pytest tests/fuzz -o timeout=3600
+	FACEGALLERY_FUZZ=10000 FACEGALLERY_FUZZ_CALLS=30 $(BIN)/python -m pytest tests/fuzz -o timeout=3600
 
 bench: setup ## people over HTTP: PHOTOS=folder with a folder of photos for each person
 	$(BIN)/python benchmarks/people.py --photos $(or $(PHOTOS),$(error PHOTOS=DIR is needed)) --output runs/people

@@ -3,27 +3,38 @@
 import json
 from typing import Any
 
+import structlog
 from sqlalchemy import Engine, make_url
 
 from app.access.audit_log import AuditLog
+from app.gallery.errors import StorageUnwritable
 from app.gallery.journal import Event, Journal
 from app.gallery.rows import Sessions
 from app.settings import Settings
 
+_log = structlog.get_logger()
 _SECRET = {"key_pepper", "database_url"}
 
 
 def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
-    """Write the settings down if they changed since they were last written, and which did."""
+    """Write the settings down if they changed since they were last written, and which did.
+
+    Raises:
+        AuditBroken: the audit log was tampered with, or sealed with another pepper.
+    """
     if not isinstance(journal, AuditLog):
         return
     shown = described(settings)
     entry = journal.last("settings")
     before = json.loads(entry)["details"]["settings"] if entry else {}
     changed = sorted(name for name in shown.keys() | before.keys() if shown.get(name) != before.get(name))
-    if changed:
+    if not changed:
+        return
+    try:
         with Sessions(engine).writing() as session:
             journal.write(session, Event("settings", details={"settings": shown, "changed": changed}))
+    except StorageUnwritable as error:  # who can only read may do so
+        _log.warning("audit.not-written", entries=1, reason=str(error))
 
 
 def described(settings: Settings) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import GalleryPath, Service
 from app.api.problems import error_responses
 from app.api.schemas import Galleries, GalleryBody, GalleryChange, GalleryCreation, policy_from_body
-from app.gallery.errors import GalleryExists, GalleryNotFound, StorageUnwritable
+from app.gallery.errors import GalleryExists, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
 from app.gallery.names import normalise_gallery_name
 from app.gallery.records import Gallery
 from app.gallery.service import GalleryService
@@ -75,7 +75,7 @@ def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) 
     status_code=204,
     summary="Erase a gallery",
     dependencies=[needs(Scope.ADMIN)],
-    responses=error_responses(GalleryNotFound, StorageUnwritable),
+    responses=error_responses(GalleryNotFound, StorageUnwritable, IndexEngineUnusable),
 )
 def delete_gallery(service: Service, gallery: GalleryPath) -> None:
     """Erase the gallery with all its subjects and templates."""

@@ -17,7 +17,7 @@ from app.api.authorisation import CallerHere, needs, require_scores, shown_dista
 from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
 from app.api.problems import error_responses
 from app.api.schemas import CandidateBody, Decision, Distance, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
-from app.gallery.errors import ExtractorMismatch, GalleryNotFound
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUnusable
 from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match, NamedCandidate
 from app.settings import Settings
 from model.errors import ImageTooLarge, UnsupportedImage
@@ -92,7 +92,7 @@ def _validation() -> Iterator[None]:
     dependencies=[needs(Scope.IDENTIFY)],
     summary="Name the faces of a photo, or answer unknown",
     openapi_extra=_BODY,
-    responses=error_responses(GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge),
+    responses=error_responses(GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, IndexEngineUnusable),
 )
 async def identify(
     caller: CallerHere,

@@ -90,7 +90,7 @@ def _judged(
     replica.catch_up(history.revision(gallery.id) or 0)
     moved = ~missing & (owners != np.array([subjects.get(one, UNKNOWN) for one in ids.tolist()], np.int64))
     surplus = sum(one not in subjects for one in replica.view.owners.pairs()[0].tolist())
-    surplus = max(surplus, replica.templates - len(subjects))
+    surplus = max(surplus, len(replica.view.index) - len(subjects))
     return Consistency(
         gallery.name,
         len(opened),

@@ -65,6 +65,10 @@ class IndexSource:
         """Erase what is kept of a gallery beside SQL."""
         if self.engine is not None:
             self.engine.drop(gallery)
+        self.erase_snapshots(gallery)
+
+    def erase_snapshots(self, gallery: Gallery) -> None:
+        """Erase a gallery's snapshots with all that they remember."""
         snapshots = self.snapshots_of(gallery)
         if snapshots is not None:
             snapshots.erase()

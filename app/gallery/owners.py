@@ -33,6 +33,10 @@ class TemplateOwners:
         self._new_templates_of: dict[int, tuple[int, ...]] = {}
         self._count = int(np.count_nonzero(np.diff(self._sorted_subjects))) + bool(len(subject_ids))
 
+    def __len__(self) -> int:
+        """Number of templates."""
+        return len(self._ids) - len(self._gone) + len(self._new_subject_of)
+
     @property
     def subjects(self) -> int:
         """Number of subjects that have a template."""

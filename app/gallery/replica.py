@@ -82,8 +82,8 @@ class GalleryReplica:
 
     @property
     def templates(self) -> int:
-        """Number of templates."""
-        return len(self._view.index)
+        """Number of templates; an index outside the process is not asked."""
+        return len(self._view.owners)
 
     @property
     def view(self) -> View:

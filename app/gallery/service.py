@@ -415,10 +415,11 @@ class GalleryService:
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
         gallery = self.store.gallery(normalise_gallery_name(name))
+        self.indexes.forget(gallery)  # first: what SQL has forgotten, nobody would look for in an engine
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
             self._replicas.pop(gallery.id, None)
-        self.indexes.forget(gallery)
+        self.indexes.erase_snapshots(gallery)  # one may have been written meanwhile
         self.forgetting.finish(gallery)
 
     def update_subject(
@@ -471,7 +472,7 @@ class GalleryService:
         except GalleryNotFound:
             return 0  # and its snapshots with it
         except ExtractorMismatch:
-            self.indexes.forget(gallery)
+            self.indexes.erase_snapshots(gallery)
             return 0
         if replica.snapshots is None:
             return 0

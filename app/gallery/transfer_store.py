@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import structlog
-from sqlalchemy import Engine, Select, select, text, union_all
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
@@ -42,7 +42,6 @@ _ROWS = 500  # that are opened together
 _EPOCH = 2**32  # revisions that a restore skips: more than any process can have seen of the time that was undone
 _SKIPPED_GALLERIES = 1_000_000  # ids of galleries that a restore skips, for the same reason
 _log = structlog.get_logger()
-_OldEmbeddings = Select[str, str | None, str, int, int, str, bytes]
 
 
 class GallerySnapshot:
@@ -109,6 +108,9 @@ class GallerySnapshot:
 
     def old_embeddings(self) -> Iterator[OldEmbedding]:
         """Embeddings of other extractors: spare ones, and those of templates that were set aside."""
+        mine = SubjectRow.gallery_id == self.gallery.id
+        if self._only is not None:
+            mine = mine & (SubjectRow.id == self._only)
         spare = (
             select(
                 SubjectRow.key,
@@ -121,22 +123,28 @@ class GallerySnapshot:
             )
             .join(TemplateRow, TemplateRow.id == SpareEmbeddingRow.template_id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .order_by(TemplateRow.id)
         )
-        aside = select(
-            SubjectRow.key,
-            SubjectRow.key_id,
-            SetAsideRow.extractor,
-            SetAsideRow.gallery_id,
-            SetAsideRow.subject_id,
-            SetAsideRow.crop_sha256,
-            SetAsideRow.embedding,
-        ).join(SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
-        query = union_all(self._within(spare), self._within(aside))
-        for block in self._session.execute(query.execution_options(yield_per=_ROWS)).partitions():
-            values = self._opened(SealedRow(row.key_id, template_identity(row), row.embedding) for row in block)
-            for row, value in zip(block, values, strict=True):
-                if value is not None:
-                    yield OldEmbedding(row.key, row.extractor, row.crop_sha256, np.frombuffer(value, EMBEDDING))
+        aside = (
+            select(
+                SubjectRow.key,
+                SubjectRow.key_id,
+                SetAsideRow.extractor,
+                SetAsideRow.gallery_id,
+                SetAsideRow.subject_id,
+                SetAsideRow.crop_sha256,
+                SetAsideRow.embedding,
+            )
+            .join(SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
+            .order_by(SetAsideRow.id)
+        )
+        for query in (spare, aside):
+            found = self._session.execute(query.where(mine).execution_options(yield_per=_ROWS))
+            for block in found.partitions():
+                values = self._opened(SealedRow(row.key_id, template_identity(row), row.embedding) for row in block)
+                for row, value in zip(block, values, strict=True):
+                    if value is not None:
+                        yield OldEmbedding(row.key, row.extractor, row.crop_sha256, np.frombuffer(value, EMBEDDING))
 
     def _opened(self, rows: Iterable[SealedRow]) -> list[bytes | None]:
         """The values of rows; None, counted and logged, for one that does not open."""
@@ -148,10 +156,6 @@ class GallerySnapshot:
                 _log.error(str(value), gallery_id=row.identity.gallery_id, crop=row.identity.crop_sha256[:12])
             opened.append(None if isinstance(value, Flaw) else value)
         return opened
-
-    def _within(self, query: _OldEmbeddings) -> _OldEmbeddings:
-        query = query.where(SubjectRow.gallery_id == self.gallery.id)
-        return query if self._only is None else query.where(SubjectRow.id == self._only)
 
     def _pages(self) -> Iterator[list[SubjectRow]]:
         query = select(SubjectRow).where(SubjectRow.gallery_id == self.gallery.id).order_by(SubjectRow.id)

@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "max_yaw": ("10", 10.0),
     "max_pitch": ("20", 20.0),
     "max_roll": ("30", 30.0),
+    "keep_crops": ("true", True),
     "workers": ("7", 7),
     "queue_timeout": ("0", 0.0),
     "shutdown_timeout": ("8", 8),

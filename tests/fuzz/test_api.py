@@ -1,6 +1,6 @@
 """Calls that schemathesis makes up from the OpenAPI document: no failure of the service, and answers as described.
 
-`FACEGALLERY_FUZZ_CALLS` is the number of calls an operation; `make fuzz` sets it to 60, over a thousand in all.
+`FACEGALLERY_FUZZ_CALLS` is the number of calls an operation; `make fuzz` sets it to 30, over a thousand in all.
 """
 
 import os

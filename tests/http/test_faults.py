@@ -128,7 +128,7 @@ def test_a_read_only_database(tmp_path: Path, portrait: bytes) -> None:
     with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
         assert send(client, "before", portrait).status_code == 201
     address = f"sqlite:///file:{(tmp_path / 'facegallery.db').as_posix()}?mode=ro&uri=true"
-    with running_as_it_is(Settings(database_url=address, data_dir=tmp_path, _env_file=None)) as client:
+    with running_as_it_is(Settings(data_dir=tmp_path, database_url=address, _env_file=None)) as client:
         answer = send(client, "after", portrait)
         assert (answer.status_code, answer.json()["type"]) == (507, "/problems/storage-unwritable")
         assert names(client) == {"before"}

@@ -215,7 +215,7 @@ def test_a_body_is_not_read_before_the_key(service: Service) -> None:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/enroll", "query_string": b"", "headers": [], "scheme": "http"}
-    service.client.portal.call(app, scope, receive, send)  # type: ignore[union-attr, arg-type, call-arg]
+    service.client.portal.call(app, scope, receive, send)  # type: ignore[union-attr, call-arg, arg-type]
     assert sent[0]["status"] == 401
 
 

@@ -1,7 +1,7 @@
 """One gallery's vectors in a pgvector table."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class PgvectorIndex:
         self.builder = builder
         self._dimension = dimension
         self._generation = -1
+        self._size_seen = 0  # chooses how to search; either way is right at any size
         table = sql.Identifier(SCHEMA, name)
         self._lock = sql.SQL("SELECT pg_advisory_xact_lock(hashtextextended({}, 0))").format(sql.Literal(name))
         self._upsert = sql.SQL(_UPSERT).format(table=table, name=sql.Literal(name))
@@ -85,11 +86,16 @@ class PgvectorIndex:
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
+        by_graph = self._size_seen > self.builder.above and count <= _MOST_BY_GRAPH
         with self._connections.one() as connection:
-            (size,) = self._stored(connection, "templates")
-            wanted = min(count, int(size))
-            by_graph = int(size) > self.builder.above and wanted <= _MOST_BY_GRAPH
-            return [self._search_one(connection, probe, wanted, by_graph=by_graph) for probe in vectors]
+            found, size = self._search_together(connection, vectors, count, by_graph=by_graph)
+            for number, one in enumerate(found):
+                if by_graph and len(one.ids) < min(count, size):  # the graph led nowhere else
+                    ((found[number],), _) = self._search_together(
+                        connection, vectors[number : number + 1], count, by_graph=False
+                    )
+        self._size_seen = size
+        return found
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `TemplateIndex.vectors`."""
@@ -111,7 +117,7 @@ class PgvectorIndex:
         """As `SharedIndex.position`."""
         with self._connections.one() as connection:
             position, generation, templates = self._stored(connection, "position, generation, templates")
-        self._generation = int(generation)
+        self._generation, self._size_seen = int(generation), int(templates)
         self.builder.consider(self.name, templates=int(templates), dimension=self._dimension)
         return int(position)
 
@@ -128,7 +134,8 @@ class PgvectorIndex:
                 (revision, self.name, revision, self._generation),
             ).fetchone()
         if stored is not None:
-            self.builder.consider(self.name, templates=int(stored[0]), dimension=self._dimension)
+            self._size_seen = int(stored[0])
+            self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
 
     def clear(self) -> None:
         """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
@@ -158,27 +165,25 @@ class PgvectorIndex:
         query = sql.SQL("SELECT {} FROM storage WHERE name = %s").format(sql.SQL(columns))
         return _only(connection.execute(query, (self.name,)).fetchone())
 
-    def _search_one(
-        self, connection: Connection, probe: NDArray[np.float32], count: int, *, by_graph: bool
-    ) -> RankedTemplates:
-        if by_graph:
-            found = self._search_graph(connection, probe, count)
-            if len(found.ids) == count:
-                return found
-        with connection.cursor(binary=True) as cursor:
-            cursor.execute(self._nearest_of_all, (Vector(probe), count))
-            return ranked(*read_rows(cursor, self._dimension), probe)
+    def _search_together(
+        self, connection: Connection, probes: NDArray[np.float32], count: int, *, by_graph: bool
+    ) -> tuple[list[RankedTemplates], int]:
+        """The nearest of each probe and the number of templates, asked for in one go, which is one transaction.
 
-    def _search_graph(self, connection: Connection, probe: NDArray[np.float32], count: int) -> RankedTemplates:
-        """The nearest as a graph finds them; every distance is computed where there is no graph yet."""
-        candidates = min(max(2 * count, _LEAST_EF), _MOST_EF)
-        with connection.pipeline(), connection.transaction(), connection.cursor(binary=True) as cursor:
-            cursor.execute(
-                "SELECT set_config('hnsw.ef_search', %s, true), set_config('enable_seqscan', 'off', true)",
-                (str(candidates),),
-            )
-            cursor.execute(self._nearest_by_graph, (Vector(probe), count))
-            return ranked(*read_rows(cursor, self._dimension), probe)
+        Where there is no graph yet, one that is asked for means that every distance is computed.
+        """
+        query = self._nearest_by_graph if by_graph else self._nearest_of_all
+        with ExitStack() as cursors:
+            with connection.pipeline():
+                size = connection.execute("SELECT templates FROM storage WHERE name = %s", (self.name,))
+                if by_graph:
+                    connection.execute(_BY_GRAPH, (str(min(max(2 * count, _LEAST_EF), _MOST_EF)),))
+                searches = [cursors.enter_context(connection.cursor(binary=True)) for _ in probes]
+                for cursor, probe in zip(searches, probes, strict=True):
+                    cursor.execute(query, (Vector(probe), count))
+            (templates,) = _only(size.fetchone())
+            pairs = zip(searches, probes, strict=True)
+            return [ranked(*read_rows(cursor, self._dimension), probe) for cursor, probe in pairs], int(templates)
 
 
 def _only(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
@@ -187,6 +192,8 @@ def _only(row: tuple[Any, ...] | None) -> tuple[Any, ...]:
         raise DatabaseUnavailable("the gallery's index is gone from the database; run `facegallery reindex`")
     return row
 
+
+_BY_GRAPH = "SELECT set_config('hnsw.ef_search', %s, true), set_config('enable_seqscan', 'off', true)"
 
 _UPSERT = """
 WITH given AS (
