@@ -88,8 +88,8 @@ for _ in $(seq 40); do
   sleep 1
 done
 expect 'is healthy' 'is healthy' "is $health"
-expect 'leaves no nameless volume' 'none' "$(docker inspect --format \
-  '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}} {{end}}{{end}}none' "$container" | grep -x none)"
+expect 'its vault is in a volume with a name' 'facegallery-test_data' "$(docker inspect --format \
+  '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}}{{end}}{{end}}' "$container")"
 
 image=$(docker image inspect --format '{{.Size}}' "$(docker inspect --format '{{.Image}}' "$container")")
 base=$(docker image inspect --format '{{.Size}}' python:3.11-slim)
