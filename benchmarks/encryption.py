@@ -11,6 +11,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +148,11 @@ def measure_files(folder: Path, size: int) -> None:
     with (folder / "plain").open("wb") as file:
         for _ in range(size // len(block)):
             file.write(block)
-    for name, work in (
-        ("sealed", lambda: seal_file(folder / "plain", folder / "sealed", key, place)),
-        ("opened", lambda: open_file(folder / "sealed", folder / "opened", key, place)),
-    ):
+    steps: dict[str, Callable[[], None]] = {
+        "sealed": lambda: seal_file(folder / "plain", folder / "sealed", key, place),
+        "opened": lambda: open_file(folder / "sealed", folder / "opened", key, place),
+    }
+    for name, work in steps.items():
         times = []
         for _ in range(3):
             (folder / "opened").unlink(missing_ok=True)

@@ -40,6 +40,7 @@ class Retention:
         self._sessions = Sessions(engine)
         self._seen: dict[int, datetime] = {}
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # a sweep waits for what is being written
         self._wake = threading.Event()
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -73,19 +74,20 @@ class Retention:
             self._wake.set()
 
     def write_seen(self) -> None:
-        """Write down who was seen."""
-        with self._lock:
-            seen, self._seen = self._seen, {}
-        if not seen:
-            return
-        try:
-            with self._sessions.writing() as session:
-                for subject_id, moment in seen.items():
-                    session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
-        except FacegalleryError as error:
-            _log.warning("seen.not_written", reason=str(error))
+        """Write down who was seen; returns when that is done, whichever thread does it."""
+        with self._writing:
             with self._lock:
-                self._seen = seen | self._seen
+                seen, self._seen = self._seen, {}
+            if not seen:
+                return
+            try:
+                with self._sessions.writing() as session:
+                    for subject_id, moment in seen.items():
+                        session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
+            except FacegalleryError as error:
+                _log.warning("seen.not_written", reason=str(error))
+                with self._lock:
+                    self._seen = seen | self._seen
 
     # -- the sweep
 

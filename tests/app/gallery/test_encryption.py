@@ -56,7 +56,7 @@ def opened(history: GalleryHistory, store: GalleryStore) -> dict[int, bytes]:
 
 
 def damaged(reason: str) -> float:
-    return DAMAGED_TEMPLATES_TOTAL.labels(reason)._value.get()
+    return float(DAMAGED_TEMPLATES_TOTAL.labels(reason)._value.get())
 
 
 @pytest.mark.parametrize(
