@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import structlog
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import insert
 
 from app.gallery.database import open_engine
-from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRows
+from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRows, seal_value
 from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS
 from app.gallery.master_keys import MasterKey
@@ -28,8 +30,8 @@ from app.gallery.replica import GalleryReplica
 from app.gallery.rows import EMBEDDING, Sessions
 from app.gallery.sealed_files import open_file, seal_file
 from app.gallery.store import GalleryStore
-from app.gallery.tables import SubjectRow, TemplateRow
-from app.gallery.vault import open_vault
+from app.gallery.tables import Base, now
+from app.gallery.vault import Vault, open_vault
 from model.quality import Quality
 
 _DIMENSION, _EACH, _BATCH = 128, 3, 1000
@@ -64,7 +66,7 @@ def measure_gallery(folder: Path, templates: int, *, sealed: bool) -> None:
     seals: RowSeals = SealedRows(vault) if sealed else PlainRows()
     store, history = GalleryStore(engine, seals), GalleryHistory(engine, seals)
     store.create_gallery("people", extractor="net@1", dimension=_DIMENSION, policy=None)
-    fill(store, seals, templates)
+    fill(store, vault if sealed else None, templates)
     gallery = store.gallery("people")
 
     for part, work in (
@@ -80,7 +82,7 @@ def measure_gallery(folder: Path, templates: int, *, sealed: bool) -> None:
 
     for kind in ("new person", "known person"):
         times, busy = [], time.process_time()
-        for number in range(100):
+        for number in range(50):
             key = f"new {number}" if kind == "new person" else "new 0"
             one = [new_template(os.urandom(32).hex())]
             start = time.perf_counter()
@@ -103,36 +105,50 @@ def measure_gallery(folder: Path, templates: int, *, sealed: bool) -> None:
     vault.close()
 
 
-def fill(store: GalleryStore, seals: RowSeals, templates: int) -> None:
+def fill(store: GalleryStore, vault: Vault | None, templates: int) -> None:
     """Store people with some templates each, in large transactions."""
     gallery = store.gallery("people")
     for first in range(0, templates // _EACH, _BATCH):
         count = min(_BATCH, templates // _EACH - first)
-        vectors = np.random.default_rng(first).normal(size=(count * _EACH, _DIMENSION)).astype(EMBEDDING)
-        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        with Sessions(store.engine).writing() as session:
-            subjects = [
-                SubjectRow(gallery_id=gallery.id, key=f"person {first + number}", key_id=key_id)
-                for number, key_id in enumerate(seals.new_keys(count))
-            ]
-            session.add_all(subjects)
-            session.flush()
-            for subject, own in zip(subjects, vectors.reshape(count, _EACH, _DIMENSION), strict=True):
-                places = [RowIdentity("template", gallery.id, subject.id, os.urandom(32).hex()) for _ in range(_EACH)]
-                plain = [(place, vector.tobytes()) for place, vector in zip(places, own, strict=True)]
-                session.add_all(
-                    TemplateRow(
-                        gallery_id=gallery.id,
-                        subject_id=subject.id,
-                        embedding=value,
-                        detection_score=0.9,
-                        face_size=80.0,
-                        sharpness=100.0,
-                        pose={"yaw": 0.0, "pitch": 0.0, "roll": 0.0},
-                        crop_sha256=place.crop_sha256,
-                    )
-                    for place, value in zip(places, seals.seal(subject.key_id, plain), strict=True)
+        vectors = np.random.default_rng(first).normal(size=(count, _EACH, _DIMENSION)).astype(EMBEDDING)
+        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+        keys = vault.new_keys("subject", count) if vault else [None] * count
+        ids = range(first + 1, first + count + 1)
+        moment = now()
+        rows = []
+        for subject_id, key, own in zip(ids, keys, vectors, strict=True):
+            cipher = AESGCM(key.secret) if key else None
+            for vector in own:
+                place = RowIdentity("template", gallery.id, subject_id, os.urandom(32).hex())
+                value = vector.tobytes()
+                rows.append(
+                    {
+                        "gallery_id": gallery.id,
+                        "subject_id": subject_id,
+                        "embedding": seal_value(cipher, place, value) if cipher else value,
+                        "detection_score": 0.9,
+                        "face_size": 80.0,
+                        "sharpness": 100.0,
+                        "pose": {"yaw": 0.0, "pitch": 0.0, "roll": 0.0},
+                        "crop_sha256": place.crop_sha256,
+                        "created_at": moment,
+                    }
                 )
+        people = [
+            {
+                "id": subject_id,
+                "gallery_id": gallery.id,
+                "key": f"person {subject_id}",
+                "metadata": {},
+                "key_id": key.id if key else None,
+                "created_at": moment,
+                "updated_at": moment,
+            }
+            for subject_id, key in zip(ids, keys, strict=True)
+        ]
+        with Sessions(store.engine).writing() as session:
+            session.connection().execute(insert(Base.metadata.tables["subject"]), people)
+            session.connection().execute(insert(Base.metadata.tables["template"]), rows)
 
 
 def new_template(digest: str) -> NewTemplate:
