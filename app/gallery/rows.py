@@ -140,7 +140,7 @@ def template_block(rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension
     return TemplateBlock(
         ids=np.array([row.id for row, _ in good], np.int64),
         subject_ids=np.array([row.subject_id for row, _ in good], np.int64),
-        embeddings=np.frombuffer(b"".join(value for _, value in good), EMBEDDING).reshape(-1, dimension),
+        embeddings=np.frombuffer(b"".join(value for _, value in good), EMBEDDING).reshape(len(good), dimension),
     )
 
 
