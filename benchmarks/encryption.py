@@ -134,7 +134,7 @@ def fill(store: GalleryStore, vault: Vault | None, templates: int) -> None:
                         "created_at": moment,
                     }
                 )
-        people = [
+        people: list[dict[str, object]] = [
             {
                 "id": subject_id,
                 "gallery_id": gallery.id,

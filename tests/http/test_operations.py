@@ -20,7 +20,7 @@ from tests.http.test_bad_input import is_problem
 
 Call = Callable[..., httpx.Response]
 THREADS = 40  # of the server for calls that block
-# These two stop the start, so that no call can meet them.
+# These stop the start, or are met by commands alone, so that no call can meet them.
 NEVER_ANSWERED = {
     "model-file",
     "schema-outdated",
