@@ -17,6 +17,7 @@ from app.gallery.resealing import has_sealed_subjects, seal_plain_rows
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault
 from app.settings import Settings
+from app.telemetry import set_up_logging
 from app.vault import vault_of
 
 master_key = typer.Typer(name="master-key", help="Make, change and show the master key.", no_args_is_help=True)
@@ -83,10 +84,9 @@ def rotate_command(
 @master_key.command("seal")
 def seal_command() -> None:
     """Seal rows that are not, after a backup from before encryption was restored."""
+    vault = _vault()
     settings = Settings()
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
-    check_schema(engine)
-    vault = _vault()
     sealed = seal_plain_rows(engine, SealedRows(vault))
     vault.note_sealed()
     vault.close()
@@ -98,6 +98,7 @@ def seal_command() -> None:
 
 def _vault() -> Vault:
     settings = Settings()
+    set_up_logging(form=settings.log_format, level="warning")
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     check_schema(engine)
     vault = vault_of(settings, expected=has_sealed_subjects(engine))

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -23,9 +23,12 @@ SUBJECT_KEY = "subject"
 
 @dataclass(frozen=True, slots=True)
 class RowIdentity:
-    """Where a sealed value belongs. A subject has each crop once, so this names one row before it has an id."""
+    """Where a sealed value belongs. A subject has each crop once, so this names one row before it has an id.
 
-    kind: Literal["template", "crop"]
+    `kind` is what the value is: `template`, `crop`, or any other word that is one's own.
+    """
+
+    kind: str
     gallery_id: int
     subject_id: int
     crop_sha256: str

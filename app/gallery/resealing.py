@@ -122,14 +122,15 @@ def hand_over(
 def reseal_values(
     seals: RowSeals, kind: str, values: Sequence[tuple[str, bytes]], *, source: SubjectRow, target: SubjectRow
 ) -> list[bytes]:
-    """Sealed values (digest of the crop, bytes) of one subject, sealed for another; `kind` is `template` or `crop`.
+    """Sealed values (digest of the crop, bytes) of one subject, sealed for another; `kind` as they were
+    sealed.
 
     Raises:
         TemplateTampered, KeyUnavailable: as `hand_over`.
     """
 
     def identity(of: SubjectRow, digest: str) -> RowIdentity:
-        return RowIdentity("crop" if kind == "crop" else "template", of.gallery_id, of.id, digest)
+        return RowIdentity(kind, of.gallery_id, of.id, digest)
 
     opened = seals.open([SealedRow(source.key_id, identity(source, digest), value) for digest, value in values])
     plain = []

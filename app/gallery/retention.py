@@ -56,6 +56,7 @@ class Retention:
         self._sessions = Sessions(engine)
         self._seen: dict[int, datetime] = {}
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # a sweep waits for what is being written
 
     def is_due(self, gallery: Gallery, subject: Subject) -> bool:
         """Whether the subject's time is over: it is not named any more, even before a sweep erases it."""
@@ -84,19 +85,20 @@ class Retention:
                     self._seen[subject.id] = moment
 
     def write_seen(self) -> None:
-        """Write down who was seen."""
-        with self._lock:
-            seen, self._seen = self._seen, {}
-        if not seen:
-            return
-        try:
-            with self._sessions.writing() as session:
-                for subject_id, moment in seen.items():
-                    session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
-        except FacegalleryError as error:
-            _log.warning("seen.not_written", reason=str(error))
+        """Write down who was seen; returns when that is done, whichever thread does it."""
+        with self._writing:
             with self._lock:
-                self._seen = seen | self._seen
+                seen, self._seen = self._seen, {}
+            if not seen:
+                return
+            try:
+                with self._sessions.writing() as session:
+                    for subject_id, moment in seen.items():
+                        session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
+            except FacegalleryError as error:
+                _log.warning("seen.not_written", reason=str(error))
+                with self._lock:
+                    self._seen = seen | self._seen
 
     # -- the sweep
 

@@ -214,7 +214,7 @@ def test_a_wrong_or_missing_key_or_vault_stops_the_start(tmp_path: Path, portrai
 
 
 def test_a_tampered_template_is_never_named_and_the_others_are(
-    tmp_path: Path, portrait: bytes, mirrored: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
     with running(settings_of(tmp_path)) as client:
         send(client, "ada", portrait)
@@ -228,5 +228,4 @@ def test_a_tampered_template_is_never_named_and_the_others_are(
         (face,) = client.post("/identify", data=data, files={"image": portrait}).json()["faces"]
         assert [candidate["subject"] for candidate in face["candidates"]] == ["mirror"]
         assert 'facegallery_damaged_templates_total{reason="tampered"}' in client.get("/metrics").text
-    assert "template.tampered" in capsys.readouterr().err
     assert one != two

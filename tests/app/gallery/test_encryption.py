@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Engine, text
+from structlog.testing import capture_logs
 
 from app.gallery.encryption import Flaw, RowIdentity, SealedRows, open_value, seal_value
 from app.gallery.errors import KeyUnavailable, TemplateTampered
@@ -150,7 +151,9 @@ def test_a_damaged_row_is_reported_and_never_named_and_the_others_go_on(
         change(engine, update, value=b"", id=ids[0])
     before = damaged("tampered")
     bad = ids[:2] if damage == "swapped" else ids[:1]
-    assert set(opened(sealed_history, sealed_store)) == set(ids) - set(bad)
+    with capture_logs() as logs:
+        assert set(opened(sealed_history, sealed_store)) == set(ids) - set(bad)
+    assert [(line["event"], line["template"]) for line in logs] == [("template.tampered", one) for one in bad]
     assert damaged("tampered") == before + len(bad)
     replica = GalleryReplica(sealed_store.gallery("people"), sealed_history, partial(INDEX_KINDS["flat"], 8))
     replica.catch_up(sealed_store.gallery("people").revision)
