@@ -1,4 +1,6 @@
 import json
+import zipfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.gallery.consent import Consent, PrivacyRules
+from app.gallery.database import open_engine
+from app.gallery.store import GalleryStore
+from app.settings import Settings
 from tests.app.test_cli import Facegallery
 
 
@@ -77,6 +83,40 @@ def test_keys_are_made_and_old_backups_sealed_by_hand(facegallery: Facegallery) 
     first, second = (facegallery("master-key", "new").stdout for _ in range(2))
     assert (len(first), first != second) == (45, True)
     assert facegallery("master-key", "seal").stdout == "0 subjects sealed\n"
+
+
+def test_all_that_is_held_about_a_person_goes_into_one_archive_and_back(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("import", people)
+    service = Settings(data_dir=tmp_path / "gallery", _env_file=None)
+    engine = open_engine(service.sqlalchemy_url, timeout=30)
+    consent = Consent("the lab", datetime(2026, 1, 1, tzinfo=UTC), "form 7", datetime(2999, 1, 1, tzinfo=UTC))
+    store = GalleryStore(engine)
+    store.update_subject(
+        "default", "eileen", terms={"consent": consent, "expires_at": datetime(2998, 1, 1, tzinfo=UTC)}
+    )
+    store.set_privacy("default", PrivacyRules(require_consent=True, keep_days=9))
+    engine.dispose()
+    done = facegallery("export", tmp_path / "e.zip", "--subject", "eileen")
+    assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(tmp_path / "e.zip") as archive:
+        (subject,) = map(json.loads, archive.read("subjects.jsonl").splitlines())
+        entries = list(map(json.loads, archive.read("audit.jsonl").splitlines()))
+    assert subject["consent"] == consent.to_json()
+    assert (subject["expires_at"], subject["seen_at"]) == ("2998-01-01T00:00:00+00:00", None)
+    assert [entry["action"] for entry in entries] == ["enroll", "export"]
+    assert {"mirror"}.isdisjoint(key for entry in entries for key in entry["subjects"])
+    assert facegallery("import", tmp_path / "e.zip", "--gallery", "copy").returncode == 0
+    engine = open_engine(service.sqlalchemy_url, timeout=30)
+    store = GalleryStore(engine)
+    assert store.subject("copy", "eileen").consent == consent
+    assert store.gallery("copy").privacy == PrivacyRules(require_consent=True, keep_days=9)
+    facegallery("export", tmp_path / "all.zip")
+    refused = facegallery("import", tmp_path / "all.zip", "--gallery", "copy")
+    assert (refused.returncode, "takes nobody without a consent" in refused.stderr) == (1, True)
+    assert [one.key for one in store.subjects("copy", after=0, limit=9).items] == ["eileen"]
+    engine.dispose()
 
 
 def test_the_sweep_by_hand(facegallery: Facegallery, people: Path) -> None:

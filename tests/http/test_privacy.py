@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.master_keys import MasterKey
 from app.gallery.receipts import check_receipt
@@ -163,6 +164,89 @@ def test_this_process_forgets_the_vector_at_once(
     client.delete(f"/galleries/{gallery}/subjects/ada")
     (replica,) = (one for one in service.replicas() if one.name == gallery)
     assert (before, replica.templates) == (1, 0)
+
+
+def test_after_forgetting_no_snapshot_holds_the_vector_in_memory_or_on_the_disk(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    memory = tmp_path / "memory"
+    settings = settings_of(tmp_path, runtime_dir=memory)
+    with running(settings) as client:
+        send(client, "ada", portrait)
+        send(client, "mirror", mirrored)
+        client.post("/identify", files={"image": portrait})
+        vectors = [service_of(client).store.subject_embeddings(one).embeddings.tobytes() for one in (1, 2)]
+    assert content_of(memory) == b""  # nothing lies open where no service runs
+    with running(settings) as client:
+        (replica,) = service_of(client).replicas()
+        assert replica.snapshots is not None
+        assert replica.snapshots.lead()
+        before = content_of(memory)
+        assert all(vector in before for vector in vectors)
+        receipt = client.post("/galleries/default/subjects/ada/forget").json()
+        assert (receipt["erased"]["snapshots"], receipt["pending"]) == (1, [])
+        after = content_of(memory)
+        assert [vector in after for vector in vectors] == [False, True]
+        assert not any(vector in content_of(tmp_path / "index") for vector in vectors)
+        assert names(client.post("/identify", files={"image": mirrored})) == ["mirror"]
+    with running(settings) as client:
+        assert names(client.post("/identify", files={"image": portrait})) == ["mirror"]  # who looks much like her
+
+
+def content_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_where_another_process_leads_the_receipt_says_what_is_to_come(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        client.post("/identify", files={"image": portrait})
+        gallery = service_of(client).store.gallery("default")
+        other = service_of(client).indexes.snapshots_of(gallery)
+        assert other is not None
+        assert other.lead()
+        assert client.post("/galleries/default/subjects/ada/forget").json()["pending"] == ["snapshots"]
+        assert other.erasure_wished
+        other.resign()
+
+
+def test_without_a_private_folder_in_memory_there_are_no_snapshots(
+    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    with running(settings_of(tmp_path, runtime_dir=tmp_path / "open")) as client:
+        send(client, "ada", portrait)
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+    assert "snapshots.off" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
+def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        client.post("/galleries", json={"name": "default", "keep_days": 30})
+        send(client, "ada", portrait, consent=json.dumps(CONSENT))
+        client.patch("/galleries/default/subjects/ada", json={"consent": None})
+        client.post("/galleries/default/subjects/ada/forget")
+        send(client, "bob", portrait)
+        service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=31)
+        assert service.retention.sweep().expired == {"default": 1}
+        audit = service.store.journal
+        assert isinstance(audit, AuditLog)
+        found = [json.loads(line)["entry"] for line in audit.entries()]
+    known = [(entry["action"], entry["subjects"], entry["details"]) for entry in found if entry["gallery"]]
+    rules = {"require_consent": False, "keep_days": 30, "unseen_days": None}
+    added = {"added": 1, "known": 0, "created": True}
+    assert known == [
+        ("create-gallery", [], {"policy": None}),
+        ("change-gallery", [], rules),
+        ("enroll", ["ada"], added | {"consent": True}),
+        ("change-subject", ["ada"], {"metadata": False, "consent": True}),
+        ("forget", ["ada"], {"templates": 1}),
+        ("enroll", ["bob"], added),
+        ("expire", ["bob"], {"templates": 1}),
+    ]
 
 
 def test_a_backup_restored_after_forgetting_names_nobody(tmp_path: Path, portrait: bytes) -> None:
