@@ -7,7 +7,7 @@ FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
 export FACEGALLERY_TEST_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format migrations-check fuzz bench soak migrate clean
+.PHONY: help setup serve test lint format migrations-check fuzz bench bench-index soak migrate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ bench: setup ## people over HTTP: PHOTOS=folder with a folder of photos for each
 
 soak: setup ## kill -9 under load, 200 times on SQLite and 50 on PostgreSQL
 	$(BIN)/python -m tests.soak.crashing
+
+bench-index: SIZES ?= 10000,100000,1000000
+bench-index: setup ## index kinds beside other engines: SIZES=10000,100000,1000000 OUTPUT=runs/index CORE=number of a core
+	$(if $(CORE),taskset -c $(CORE)) $(BIN)/python benchmarks/index.py --sizes $(SIZES) --output $(or $(OUTPUT),runs/index)
 
 migrate: $(VENV)/.serve ## bring the database's tables up to date
 	$(BIN)/facegallery migrate

@@ -78,6 +78,7 @@ class Rows:
         """
         size = self.size
         depth = count if self.codes is None else max(_DEPTH_FACTOR * count, _LEAST_DEPTH)
+        enough = max(count, depth * 3 // 4)
         while True:
             depth = min(depth, size)
             rows = self._ranked(probes, depth, size)
@@ -86,8 +87,7 @@ class Rows:
                 return rows, squared
             alive = self.alive.take(rows)
             # Removed templates that lie near a probe must not crowd out the living ones behind them.
-            wanted = min(max(count, depth * 3 // 4), self.living)
-            if depth == size or int(alive.sum(axis=1).min()) >= wanted:
+            if depth == size or int(alive.sum(axis=1).min()) >= min(enough, self.living):
                 squared[~alive] = np.inf
                 return rows, squared
             depth *= _DEEPER

@@ -1,8 +1,7 @@
 """The index that galleries are searched with: exact while it is small, compressed and re-ranked when it has grown."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -95,10 +94,11 @@ class SegmentedIndex:
         """As `TemplateIndex.search`; see `half` for the distances."""
         vectors = checked(probes, self._dimension)
         wanted = min(count, self._contents.size)
-        return self._contents.consistently(
-            lambda parts: rank(parts.rows, vectors, count),
-            lambda found: all(len(ranked.ids) >= wanted for ranked in found),
-        )
+        with _one_thread():  # a probe is too short a piece of work to be shared out
+            return self._contents.consistently(
+                lambda parts: rank(parts.rows, vectors, count),
+                lambda found: all(len(ranked.ids) >= wanted for ranked in found),
+            )
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `TemplateIndex.vectors`; see `half`."""
@@ -227,12 +227,16 @@ def _copy_of(parts: Sequence[Rows], dimension: int) -> snapshot.Tail:
     return snapshot.Tail(ids[order], vectors[order])
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """FAISS on one thread, as set for this thread alone."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
+class _one_thread:  # noqa: N801 - used as a function; a generator would take longer than what it does
+    """FAISS on one thread of the processor, as set for the calling thread alone."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = faiss.omp_get_max_threads()
+        if self._before != 1:
+            faiss.omp_set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before != 1:
+            faiss.omp_set_num_threads(self._before)

@@ -10,7 +10,7 @@ from app.gallery.index.codebook import MOST_TRAINING, Codebook
 from app.gallery.index.parts import Block, Segment
 from app.gallery.index.rows import Codes, Rows
 
-_CHUNK = 16_384  # rows that one call to numpy or FAISS works on
+_CHUNK = 4096  # rows that one call to numpy or FAISS works on, which is for two milliseconds or so
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,7 @@ class Limits:
 
     Args:
         block: capacity of a block.
-        tail: from so many new rows on they become a segment with codes.
-        plain: the same where there are no codes.
+        tail: from so many new rows on they become a segment.
         merged: a new segment takes in every segment that is smaller than so many times its size.
         largest: no segment grows beyond, so that no merge takes long or much memory.
         dead_share: from this share of removed rows on a segment is written anew.
@@ -29,7 +28,6 @@ class Limits:
 
     block: int = 65_536
     tail: int = 4096
-    plain: int = 65_536
     merged: int = 4
     largest: int = 2**21
     dead_share: float = 0.2
@@ -56,8 +54,8 @@ def due(
         limits: when work is due.
         erase: also write anew what leaves a removed embedding on disk.
     """
-    size, dead = sum(block.rows.size for block in blocks), sum(block.rows.dead for block in blocks)
-    if size >= (limits.tail if codes else limits.plain) or dead >= max(limits.tail, size // 2):
+    size = sum(block.rows.size for block in blocks)
+    if size >= limits.tail:
         return _with_small_ones(segments, tuple(blocks), limits)
     for segment in segments:
         rows = segment.rows

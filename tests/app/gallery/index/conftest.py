@@ -12,7 +12,7 @@ from app.gallery.index.upkeep import Limits
 from tests.app.gallery.index.test_contract import DIMENSION, MakeIndex, Reload
 
 # So that a few thousand templates make many blocks and segments, which are merged and compacted all the time.
-SMALL = Limits(block=300, tail=256, plain=400, merged=2, largest=2500, dead_share=0.2, least_dead=16)
+SMALL = Limits(block=300, tail=256, merged=2, largest=2500, dead_share=0.2, least_dead=16)
 SEGMENTED: dict[str, int | None] = {"flat, small parts": None, "compressed, small parts": LEAST_TRAINING}
 _COMPRESSED = {str(kind): size for kind, size in COMPRESS_FROM.items()} | SEGMENTED
 KINDS: dict[str, Callable[[int], TemplateIndex]] = {

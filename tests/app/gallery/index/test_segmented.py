@@ -12,7 +12,7 @@ from app.gallery.index.rows import ERASED
 from app.gallery.index.upkeep import Limits
 
 DIMENSION = 32
-LIMITS = Limits(block=1000, tail=500, plain=500, merged=4, largest=20_000, dead_share=0.2, least_dead=50)
+LIMITS = Limits(block=1000, tail=500, merged=4, largest=20_000, dead_share=0.2, least_dead=50)
 
 
 def people(count: int, templates: int, *, seed: int, dimension: int = DIMENSION) -> NDArray[np.float32]:
@@ -104,6 +104,15 @@ def test_a_removed_crowd_around_a_probe_does_not_hide_who_is_behind_it() -> None
     assert index.remove(np.arange(9000, 10_000)) == 1000
     assert settle(index) == 0  # the dead rows are still there
     np.testing.assert_array_equal(index.search(probe, 72)[0].ids, wanted)
+
+
+def test_many_removed_rows_everywhere_do_not_lead_to_a_search_of_all() -> None:
+    # Half of the rows are dead before the compaction is done.
+    index = compressed(strangers(16_000, seed=0), limits=Limits(least_dead=10_000))
+    index.remove(np.arange(0, 16_000, 2))
+    (segment,) = parts(index).segments
+    rows, squared = segment.rows.nearest(strangers(1, seed=1), 72)
+    assert 72 <= np.isfinite(squared).sum() <= rows.size <= 1000
 
 
 def test_an_erased_embedding_does_not_stay_in_memory() -> None:

@@ -13,7 +13,7 @@ from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.upkeep import Limits
 
 DIMENSION = 16
-LIMITS = Limits(block=3000, tail=500, plain=500, merged=4, largest=4000, dead_share=0.2, least_dead=50)
+LIMITS = Limits(block=3000, tail=500, merged=4, largest=4000, dead_share=0.2, least_dead=50)
 
 
 def unit_vectors(count: int, *, seed: int) -> NDArray[np.float32]:

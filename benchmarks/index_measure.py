@@ -1,0 +1,252 @@
+"""What `index.py` measures of one engine at one size."""
+
+import ctypes
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+from index_data import Population
+from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
+from numpy.typing import NDArray
+
+from app.gallery.index import SegmentedIndex
+from app.gallery.matching import DEFAULT_RULE, subject_distances
+from app.gallery.policy import DEFAULT_POLICY, threshold_for
+from model.card import read_card
+from model.pipeline import WEIGHTS
+
+TEMPLATES = 3  # of each subject
+COUNT = 72  # templates that the default rule asks an index for
+_SHORTLIST = 32  # subjects that the default rule compares
+_PEOPLE = 20_000  # drawn at a time
+_TIMED, _TIMED_SECONDS = 1000, 8.0
+_COMPARED_SECONDS = 30.0
+_BUSY_SECONDS = 10.0
+_CHANGED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """The files of one size: templates, probes (the first half mated), and what the exact index decides on them."""
+
+    folder: Path
+    size: int
+
+    def array(self, name: str) -> NDArray[np.float32]:
+        """`templates` (N, D), `probes` (Q, D), or `fresh` (M, D): templates of others."""
+        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+
+    @property
+    def decided(self) -> NDArray[np.int64]:
+        """Subject of each probe, or -1 for unknown, (Q,)."""
+        return np.asarray(np.load(self.folder / "decided.npy"))
+
+    @property
+    def threshold(self) -> float:
+        """Distance of the default policy for so many subjects, by the extractor's card."""
+        return threshold_for(DEFAULT_POLICY, read_card(WEIGHTS / "sface").thresholds, self.size // TEMPLATES)
+
+
+def draw(gallery: Gallery, probes: int) -> None:
+    """Write the files of a gallery with so many mated, and as many non-mated, probes."""
+    population, people = Population.fitted(), -(-gallery.size // TEMPLATES)
+    shape = people * TEMPLATES, DIMENSION
+    templates = np.lib.format.open_memmap(gallery.folder / "templates.npy", "w+", np.float32, shape)
+    mated, seed = [], 10
+    for start in range(0, people, _PEOPLE):
+        faces = population.draw(min(_PEOPLE, people - start), TEMPLATES + 1, seed=(seed := seed + 1))
+        templates[start * TEMPLATES : (start + len(faces)) * TEMPLATES] = faces[:, 1:].reshape(-1, DIMENSION)
+        mated.append(faces[:: max(1, people // probes), 0])
+    strangers = population.draw(probes, 1, seed=1)[:, 0]
+    own = np.concatenate(mated)
+    own = own[np.random.default_rng(0).permutation(len(own))[:probes]]
+    np.save(gallery.folder / "probes.npy", np.concatenate([own, strangers]))
+    np.save(gallery.folder / "fresh.npy", population.draw(20_000, 1, seed=2)[:, 0])
+    nearest = faiss.knn(gallery.array("probes"), np.asarray(templates), COUNT)[1]
+    np.save(gallery.folder / "decided.npy", decide(gallery, np.arange(len(nearest)), nearest))
+
+
+def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray[np.int64]:
+    """The subject, or -1, that the default rule names for some probes from their nearest templates (Q, K)."""
+    templates, probes, threshold = gallery.array("templates"), gallery.array("probes"), gallery.threshold
+    decided = np.full(len(numbers), -1, np.int64)
+    for place, (number, ids) in enumerate(zip(numbers, nearest, strict=True)):
+        subjects = np.array(list(dict.fromkeys((ids[ids >= 0] // TEMPLATES).tolist()))[:_SHORTLIST], np.int64)
+        rows = (subjects[:, None] * TEMPLATES + np.arange(TEMPLATES)).ravel()
+        starts = np.arange(0, len(rows), TEMPLATES)
+        distances = subject_distances(probes[number], templates[rows], starts, DEFAULT_RULE)
+        best = int(distances.argmin())
+        if distances[best] <= threshold:
+            decided[place] = subjects[best]
+    return decided
+
+
+def measure(name: str, gallery: Gallery) -> dict[str, float]:
+    """All figures of an engine, in a process of its own; those that it does not have are left out."""
+    faiss.omp_set_num_threads(1)
+    templates, probes, fresh = gallery.array("templates"), gallery.array("probes"), gallery.array("fresh")
+    ids = np.arange(len(templates))
+    engine = ENGINES[name].make()
+    try:
+        before, start = _anonymous_memory(), time.perf_counter()
+        engine.build(ids, templates)
+        figures = {"build_s": time.perf_counter() - start}
+        gc.collect()
+        held = engine.bytes_held()
+        figures["bytes"] = (_anonymous_memory() - before if held is None else held) / len(templates)
+        figures |= _search_times(engine, probes)
+        figures |= _agreement(engine, gallery)
+        if isinstance(engine, Ours):
+            figures |= _busy(engine, templates, probes, fresh)
+        added = np.arange(len(templates) + 10**6, len(templates) + 10**6 + _CHANGED)
+        start = time.perf_counter()
+        engine.add(added, fresh[-_CHANGED:])
+        figures["add_s"] = time.perf_counter() - start
+        if engine.removes:
+            start = time.perf_counter()
+            engine.remove(np.random.default_rng(0).choice(ids, _CHANGED, replace=False))
+            figures["remove_s"] = time.perf_counter() - start
+        if isinstance(engine, Ours):
+            with tempfile.TemporaryDirectory(dir=gallery.folder) as folder:
+                figures["save_s"], figures["restart_s"] = engine.restart(Path(folder), probes[:1])
+        return figures
+    finally:
+        engine.close()
+
+
+def _anonymous_memory() -> int:
+    """Bytes of the process that are no mapped files, without what the allocator keeps for later."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Seconds of searches, (S,), by the clock on the wall and by this process's time on the processor.
+
+    The second counts what the process's other threads did meanwhile, but not what other programs took.
+    """
+
+    wall: NDArray[np.float64]
+    processor: NDArray[np.float64]
+
+    def quantile(self, share: float) -> float:
+        """By the clock on the wall."""
+        return float(np.quantile(self.wall, share))
+
+
+def _timed(search: Callable[[Vectors], object], probes: Vectors, going: Callable[[int, float], bool]) -> _Times:
+    """Search one probe after the other as long as it is going on by number and time."""
+    marks, start = [(time.perf_counter(), time.process_time())], time.perf_counter()
+    while going(len(marks) - 1, time.perf_counter() - start):
+        search(probes[(len(marks) - 1) % len(probes)][None])
+        marks.append((time.perf_counter(), time.process_time()))
+    wall, processor = np.diff(np.array(marks), axis=0).T
+    return _Times(wall, processor)
+
+
+def _search_times(engine: Engine, probes: Vectors) -> dict[str, float]:
+    mixed = np.ascontiguousarray(probes[np.random.default_rng(0).permutation(len(probes))])
+    engine.search(mixed[-3:], COUNT)
+    seconds = _timed(
+        lambda probe: engine.search(probe, COUNT),
+        mixed,
+        lambda done, passed: done < 20 or (done < _TIMED and passed < _TIMED_SECONDS),
+    )
+    return {"p50_s": seconds.quantile(0.5), "p99_s": seconds.quantile(0.99)}
+
+
+def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
+    """Share of probes on which the engine's nearest templates lead to the exact index's decision."""
+    probes, decided = gallery.array("probes"), gallery.decided
+    half, start = len(probes) // 2, time.perf_counter()
+    same: dict[str, list[NDArray[np.bool_]]] = {"mated": [], "non_mated": []}
+    for first in range(0, half, 16):
+        for kind, offset in (("mated", 0), ("non_mated", half)):
+            numbers = np.arange(first, min(first + 16, half)) + offset
+            found = decide(gallery, numbers, engine.search(np.ascontiguousarray(probes[numbers]), COUNT))
+            same[kind].append(found == decided[numbers])
+        if time.perf_counter() - start > _COMPARED_SECONDS:
+            break
+    agreed = {kind: np.concatenate(parts) for kind, parts in same.items()}
+    figures = {f"{kind}_agreement": float(part.mean()) for kind, part in agreed.items()}
+    named = {"mated_named": float((decided[:half] >= 0).mean()), "non_mated_named": float((decided[half:] >= 0).mean())}
+    return {**figures, **named, "compared": float(len(agreed["mated"]))}
+
+
+def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
+    """Search times alone, beside writers, and beside everything that an index does in the background."""
+    index, probes = engine.index, np.ascontiguousarray(probes[::7])
+
+    def search(probe: Vectors) -> object:
+        return index.search(probe, COUNT)
+
+    alone = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS / 2)
+    with _writing(index, fresh, first=len(templates)):
+        busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
+    with tempfile.TemporaryDirectory() as folder, _writing(index, fresh, first=len(templates) + 10**5):
+        upkeep = threading.Thread(target=_upkeep, args=(index, fresh, len(templates) + 5 * 10**5, Path(folder)))
+        upkeep.start()
+        beside = _timed(search, probes, lambda *_: upkeep.is_alive())
+        upkeep.join()
+    return {
+        "busy_p50_s": busy.quantile(0.5),
+        "busy_p99_s": busy.quantile(0.99),
+        "longest_alone_s": alone.wall.max(),
+        "longest_busy_s": busy.wall.max(),
+        "longest_upkeep_s": beside.wall.max(),
+        "longest_upkeep_cpu_s": beside.processor.max(),
+        "upkeep_searches": float(len(beside.wall)),
+    }
+
+
+@contextmanager
+def _writing(index: SegmentedIndex, fresh: Vectors, *, first: int) -> Iterator[None]:
+    """A subject with three templates enrolled every 20 ms, and three templates removed every 40 ms."""
+    done, random = threading.Event(), np.random.default_rng(first)
+
+    def write() -> None:
+        turn = 0
+        while not done.wait(0.02):
+            ids = np.arange(first + TEMPLATES * turn, first + TEMPLATES * (turn + 1))
+            index.add(ids, fresh[ids % len(fresh)])
+            if turn % 2:
+                index.remove(random.integers(first + TEMPLATES * turn, size=TEMPLATES))
+            turn += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield
+    finally:
+        done.set()
+        writer.join()
+
+
+def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, folder: Path) -> None:
+    """New templates to be sealed, a fourth of all removed and compacted, a snapshot and the switch to its files."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    ids = index.ids()
+    for start in range(0, 5000, 500):
+        index.add(np.arange(first + start, first + start + 500), fresh[start : start + 500])
+        time.sleep(0.001)
+    while index.maintain():
+        pass
+    gone = np.random.default_rng(0).choice(ids, len(ids) // 4, replace=False)
+    for start in range(0, len(gone), 1000):
+        index.remove(gone[start : start + 1000])
+        time.sleep(0.001)
+    while index.maintain():
+        pass
+    index.save(folder)

@@ -1,0 +1,179 @@
+"""The figures of `index.py` as CSV, Markdown, plots, and what was to be reached."""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Row = Mapping[str, float | str]
+
+FLOAT32 = 512  # bytes of an embedding
+FIELDS = (
+    "engine",
+    "templates",
+    "build_s",
+    "p50_s",
+    "p99_s",
+    "mated_agreement",
+    "non_mated_agreement",
+    "mated_named",
+    "non_mated_named",
+    "compared",
+    "bytes",
+    "add_s",
+    "remove_s",
+    "save_s",
+    "restart_s",
+    "busy_p50_s",
+    "busy_p99_s",
+    "longest_alone_s",
+    "longest_busy_s",
+    "longest_upkeep_s",
+    "longest_upkeep_cpu_s",
+    "upkeep_searches",
+    "threshold",
+)
+_COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("p50 ms", "p50_s", lambda value: f"{1e3 * value:.2f}"),
+    ("p99 ms", "p99_s", lambda value: f"{1e3 * value:.2f}"),
+    ("mated agree %", "mated_agreement", lambda value: f"{100 * value:.2f}"),
+    ("non-mated %", "non_mated_agreement", lambda value: f"{100 * value:.2f}"),
+    ("bytes each", "bytes", lambda value: f"{value:.0f}"),
+    ("build s", "build_s", lambda value: f"{value:.2f}"),
+    ("add 1,000 ms", "add_s", lambda value: f"{1e3 * value:.1f}"),
+    ("remove 1,000 ms", "remove_s", lambda value: f"{1e3 * value:.1f}"),
+    ("restart s", "restart_s", lambda value: f"{value:.2f}"),
+    ("p99 ms busy", "busy_p99_s", lambda value: f"{1e3 * value:.2f}"),
+    ("longest ms", "longest_upkeep_s", lambda value: f"{1e3 * value:.1f}"),
+)
+
+
+def write_csv(rows: Iterable[Row], path: Path) -> None:
+    """All figures; an engine leaves those empty that it does not have."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{row[key]:.6g}" if isinstance(row[key], float) else row[key] for key in row})
+
+
+def read_csv(path: Path) -> list[dict[str, float | str]]:
+    """What `write_csv` wrote."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {key: value if key == "engine" else float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """One table for each size."""
+    lines = []
+    for size in sorted({int(row["templates"]) for row in rows}):
+        lines += [
+            f"**{size:,} templates**\n",
+            f"| | {' | '.join(name for name, _, _ in _COLUMNS)} |",
+            f"| --- | {' | '.join('---:' for _ in _COLUMNS)} |",
+        ]
+        for row in rows:
+            if row["templates"] == size:
+                cells = [show(float(row[key])) if key in row else "" for _, key, show in _COLUMNS]
+                lines.append(f"| {row['engine']} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A sentence, what was measured, and whether that is enough; no value: not measured in this run."""
+
+    sentence: str
+    value: float | None
+    limit: float
+    at_least: bool
+
+    @property
+    def line(self) -> str:
+        """One line of the list."""
+        if self.value is None:
+            return f"- not measured: {self.sentence}"
+        met = self.value >= self.limit if self.at_least else self.value <= self.limit
+        return f"- {'met' if met else 'NOT MET'}: {self.sentence}: {self.value:.4g}"
+
+
+def wanted(rows: Sequence[Row]) -> list[Wanted]:
+    """What the compressed index must reach, as ratios of one run."""
+    table = {(row["engine"], int(row["templates"])): row for row in rows}
+
+    def figure(engine: str, size: int, key: str) -> float | None:
+        value = table.get((engine, size), {}).get(key)
+        return None if value is None else float(value)
+
+    def ratio(above: float | None, below: float | None) -> float | None:
+        return None if above is None or below is None else above / below
+
+    million, hundred = 1_000_000, 100_000
+    found = []
+    for size, other, least in ((million, "FAISS flat", 15), (hundred, "FAISS flat", 8), (hundred, "pgvector HNSW", 5)):
+        value = ratio(figure(other, size, "p50_s"), figure("compressed", size, "p50_s"))
+        found.append(Wanted(f"{size:,} templates, {least} × as fast as {other}", value, least, at_least=True))
+    for size in sorted({int(row["templates"]) for row in rows}):
+        value = ratio(figure("compressed", size, "busy_p99_s"), figure("compressed", size, "busy_p50_s"))
+        found.append(Wanted(f"{size:,} templates, p99 beside writers within 3 × p50", value, 3, at_least=False))
+        for engine in ("compressed", "compressed, half"):
+            for kind in ("mated", "non_mated"):
+                value = figure(engine, size, f"{kind}_agreement")
+                sentence = f"{size:,} templates, {engine}: {kind.replace('_', '-')} decisions as exact"
+                found.append(Wanted(sentence, value, 0.999, at_least=True))
+        for engine, most in (("compressed", 1.25), ("compressed, half", 0.75)):
+            value = ratio(figure(engine, size, "bytes"), FLOAT32)
+            found.append(Wanted(f"{size:,} templates, {engine}: memory of float32's", value, most, at_least=False))
+        for key, clock in (("longest_upkeep_s", "clock"), ("longest_upkeep_cpu_s", "time on the processor")):
+            longest, median = figure("compressed", size, key), figure("compressed", size, "p50_s")
+            stop = None if longest is None or median is None else 1e3 * (longest - median)
+            sentence = f"{size:,} templates, ms that a search was stopped at most, by {clock}"
+            found.append(Wanted(sentence, stop, 20, at_least=False))
+    restart, remove = figure("compressed", million, "restart_s"), figure("compressed", million, "remove_s")
+    found.append(Wanted("1,000,000 templates, seconds of a restart", restart, 10, at_least=False))
+    found.append(Wanted("1,000,000 templates, seconds of 1,000 removals", remove, 1, at_least=False))
+    return found
+
+
+def plot(rows: Sequence[Row], folder: Path) -> None:
+    """`index-search.png`: time by size; `index-memory.png`: bytes by time at the size that most engines have."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    engines = list(dict.fromkeys(str(row["engine"]) for row in rows))
+    colours = {engine: f"C{number % 10}" for number, engine in enumerate(engines)}
+    own = {"compressed", "compressed, half", "flat"}
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for engine in engines:
+        points = sorted((float(row["templates"]), 1e3 * float(row["p50_s"])) for row in rows if row["engine"] == engine)
+        sizes, times = zip(*points, strict=True)
+        style = "-o" if engine in own else "--s"
+        axes.plot(sizes, times, style, color=colours[engine], label=engine, markersize=5)
+    axes.set(xscale="log", yscale="log", xlabel="templates", ylabel="ms for one probe, median, one core")
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(folder / "index-search.png", dpi=110)
+    plt.close(figure)
+
+    measured = [float(row["templates"]) for row in rows]
+    common = max(set(measured), key=lambda size: (measured.count(size), size))
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for row in rows:
+        if row["templates"] == common:
+            place = 1e3 * float(row["p50_s"]), float(row["bytes"])
+            axes.scatter(*place, color=colours[str(row["engine"])], marker="o" if row["engine"] in own else "s")
+            axes.annotate(str(row["engine"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+    axes.axhline(FLOAT32, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="ms for one probe, median, one core", ylabel="bytes for each template")
+    axes.set_title(f"{common:,.0f} templates; dotted: the float32 embeddings alone", fontsize=9)
+    axes.grid(which="major", alpha=0.3)
+    figure.savefig(folder / "index-memory.png", dpi=110)
+    plt.close(figure)

