@@ -9,13 +9,17 @@ from app.commands.backup import backup_command, restore_command
 from app.commands.check import check_command
 from app.commands.duplicates import duplicates_command
 from app.commands.export_gallery import export_command
+from app.commands.forget import forget_command
 from app.commands.identify import identify_command
 from app.commands.import_people import import_command
 from app.commands.keys import keys_cli
+from app.commands.master_key import master_key
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit, complain
+from app.commands.receipt import receipt
 from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
+from app.commands.retention import retention
 from app.commands.serve import serve_command
 from model.errors import FacegalleryError
 
@@ -38,10 +42,13 @@ for name, command in (
     ("check", check_command),
     ("reembed", reembed_command),
     ("duplicates", duplicates_command),
+    ("forget", forget_command),
 ):
     cli.command(name)(command)
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(audit_cli, name="audit")
+for group in (master_key, receipt, retention):
+    cli.add_typer(group)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import blake2b
 from importlib.metadata import version
 
 import structlog
@@ -13,26 +14,35 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.access.opening import open_audit, open_gate
 from app.access.settings_watch import note_settings
-from app.api import enroll, faces, galleries, health, identify, problems, subjects, templates, verify
+from app.api import enroll, faces, forget, galleries, health, identify, problems, subjects, templates, verify
 from app.api.authentication import Authentication
 from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
 from app.api.schemas import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
 from app.gallery.engines import ENGINE_KINDS, EngineAddress, IndexEngine, open_index_engine
+from app.gallery.errors import StorageUnwritable
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource
+from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.migrations import check_schema
 from app.gallery.photos import PhotoReader
+from app.gallery.private_folder import PrivateFolder, private_base
+from app.gallery.receipts import SIGNING_KEY, ReceiptSigner
+from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
+from app.gallery.vault import Vault
 from app.settings import Settings, split_list
 from app.telemetry import set_up_logging
+from app.vault import vault_beside
 from model.image import ImageLimits
 from model.pipeline import WEIGHTS, load_networks
 
 _log = structlog.get_logger()
+_SNAPSHOTS = "snapshots"  # name of the vault's key that names their folder in memory
 
 
 def open_service(settings: Settings) -> GalleryService:
@@ -40,10 +50,12 @@ def open_service(settings: Settings) -> GalleryService:
 
     Raises:
         SchemaOutdated: the database's tables are not those of this version.
+        MasterKeyMissing, KeyUnavailable: no master key or vault, or the wrong one.
         DatabaseUnavailable, ModelFileError: as named.
     """
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     check_schema(engine)
+    vault = vault_beside(settings, engine)
     networks = load_networks(
         weights=settings.weights_dir or WEIGHTS,
         detector=settings.detector,
@@ -58,21 +70,43 @@ def open_service(settings: Settings) -> GalleryService:
         workers=settings.workers or os.cpu_count() or 1,
         queue_timeout=settings.queue_timeout,
     )
+    journal = open_audit(settings, engine)
+    forgetting = Forgetting(engine, vault, ReceiptSigner(vault.named_key(SIGNING_KEY).secret), journal=journal)
     return GalleryService(
-        GalleryStore(engine, open_audit(settings, engine)),
-        GalleryHistory(engine),
+        GalleryStore(engine, journal=journal, seals=SealedRows(vault)),
+        GalleryHistory(engine, SealedRows(vault)),
         reader,
-        IndexSource(
-            kind=settings.index,
-            half=settings.index_half,
-            folder=settings.snapshots_dir if settings.snapshot_interval else None,
-            snapshot_interval=settings.snapshot_interval,
-            erase_interval=settings.erase_interval,
-            engine=_open_engine_of(settings),
-        ),
+        _index_source(settings, vault),
+        forgetting=forgetting,
+        retention=Retention(engine, forgetting, interval=settings.sweep_interval),
         policy=settings.threshold_policy,
         rule=settings.matching_rule,
         keep_crops=settings.keep_crops,
+    )
+
+
+def _index_source(settings: Settings, vault: Vault) -> IndexSource:
+    """Where indexes come from; their snapshots lie sealed on the disk, and open in memory alone."""
+    engine = _open_engine_of(settings)
+    if engine is not None:
+        _log.warning("index.not_sealed", index=settings.index, meaning="the engine keeps embeddings as they are")
+    seal, folder = None, settings.snapshots_dir
+    if settings.snapshot_interval and engine is None:
+        try:
+            # Whoever has another vault, as after a fresh start in the same place, has another folder.
+            secret = vault.named_key(_SNAPSHOTS).secret
+            name = blake2b(str(folder.resolve()).encode(), key=secret, digest_size=16).hexdigest()
+            seal = SnapshotSeal(vault, PrivateFolder(private_base(settings.runtime_dir), name))
+        except StorageUnwritable as error:
+            _log.warning("snapshots.off", reason=str(error), meaning="a start builds every index from the database")
+    return IndexSource(
+        kind=settings.index,
+        half=settings.index_half,
+        folder=folder if seal is not None else None,
+        snapshot_interval=settings.snapshot_interval if seal is not None else 0,
+        erase_interval=settings.erase_interval,
+        engine=engine,
+        seal=seal,
     )
 
 
@@ -144,7 +178,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestContext, extractor=service.extractor)
     problems.install(app)
-    for module in (enroll, identify, verify, faces, galleries, subjects, templates, health):
+    for module in (enroll, identify, verify, faces, galleries, forget, subjects, templates, health):
         app.include_router(module.router)
     _describe_problems(app)
     return app

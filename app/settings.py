@@ -59,6 +59,25 @@ class Settings(BaseSettings):
         "believed",
     )
 
+    master_key: SecretStr | None = Field(
+        None,
+        description="master key that wraps the keys of subjects, 32 bytes as base64; several with a blank between "
+        "them: the first wraps, all open; empty: those of `master_key_file`",
+    )
+    master_key_file: Path | None = Field(
+        None,
+        description="file with a master key on each line; empty: `master.key` in `data_dir`, made on the first start",
+    )
+    vault_url: str = Field(
+        "", description="SQLAlchemy address of the vault of wrapped keys; empty: SQLite `vault.db` in `data_dir`"
+    )
+    runtime_dir: Path | None = Field(
+        None, description="folder in memory for opened snapshots, for the owner alone; empty: one in `/dev/shm`"
+    )
+    sweep_interval: float = Field(
+        3600.0, ge=0, description="seconds between two sweeps that erase subjects past their retention; 0: never"
+    )
+
     weights_dir: Path | None = Field(None, description="folder of networks; empty: those that come with the package")
     detector: str = Field("yunet", description="name of the detector, a folder in the weights")
     extractor: str = Field("sface", description="name of the extractor, a folder in the weights")
@@ -158,6 +177,16 @@ class Settings(BaseSettings):
     def snapshots_dir(self) -> Path:
         """Folder of the indexes' snapshots."""
         return self.index_dir or self.data_dir / "index"
+
+    @property
+    def sqlalchemy_vault_url(self) -> str:
+        """The vault's address: `vault_url`, or SQLite in `data_dir`."""
+        return self.vault_url or f"sqlite:///{(self.data_dir / 'vault.db').as_posix()}"
+
+    @property
+    def master_key_path(self) -> Path:
+        """The master key's file: `master_key_file`, or one in `data_dir`."""
+        return self.master_key_file or self.data_dir / "master.key"
 
     @property
     def quality_limits(self) -> QualityLimits:

@@ -24,6 +24,9 @@ FACES_TOTAL = Counter("facegallery_faces_total", "Faces found in photos.")
 DECISIONS_TOTAL = Counter("facegallery_decisions_total", "Probes identified and probes answered unknown.", ["decision"])
 TEMPLATES_ADDED_TOTAL = Counter("facegallery_templates_added_total", "Templates stored by this process.")
 PHOTOS_REFUSED_TOTAL = Counter("facegallery_photos_refused_total", "Photos refused at enrolment.", ["reason"])
+DAMAGED_TEMPLATES_TOTAL = Counter(
+    "facegallery_damaged_templates_total", "Stored templates that did not open, each time they were read.", ["reason"]
+)
 INDEXED_TEMPLATES = Gauge(
     "facegallery_indexed_templates", "Templates in the indexes of a process.", multiprocess_mode="livemax"
 )

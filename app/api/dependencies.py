@@ -5,10 +5,13 @@ from typing import Annotated, Any
 
 from fastapi import Depends, File, Form, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.datastructures import UploadFile as StarletteUploadFile
 
 from app.api.authorisation import CallerHere
+from app.api.privacy_schemas import ConsentBody
 from app.api.schemas import Box, FoundFace, Landmarks, Point, Quality
+from app.gallery.consent import Consent
 from app.gallery.errors import InvalidInput
 from app.gallery.metadata import check_metadata
 from app.gallery.photos import AlignedFace, Photo
@@ -97,6 +100,21 @@ def parse_metadata(text: str | None) -> dict[str, Any] | None:
         return check_metadata(json.loads(text, parse_constant=_refuse_constant))
     except (ValueError, RecursionError) as error:
         raise InvalidInput("metadata is a JSON object", part="metadata") from error
+
+
+def parse_consent(text: str | None) -> Consent | None:
+    """A consent from a form field: a JSON object as `ConsentBody` describes it.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if text is None or not text.strip():
+        return None
+    try:
+        return ConsentBody.model_validate_json(text).record
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'consent'}: {one['msg']}" for one in error.errors())
+        raise InvalidInput(f"consent is a JSON object with purpose and granted_at ({found})", part="consent") from error
 
 
 def _refuse_constant(name: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
+from pydantic import AwareDatetime
 
 from app.access.keys import Scope
 from app.api.authorisation import needs
@@ -12,12 +13,21 @@ from app.api.dependencies import (
     Service,
     ServiceSettings,
     form_error,
+    parse_consent,
     parse_metadata,
     read_photo,
 )
 from app.api.problems import error_responses
 from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
-from app.gallery.errors import ExtractorMismatch, GalleryNotFound, PhotosRefused, StorageUnwritable
+from app.gallery.consent import Terms
+from app.gallery.errors import (
+    ConsentRequired,
+    ExtractorMismatch,
+    GalleryNotFound,
+    KeyUnavailable,
+    PhotosRefused,
+    StorageUnwritable,
+)
 from app.gallery.errors import RefusedPhoto as Refused
 from app.gallery.photos import FaceChoice, Photo
 from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
@@ -36,6 +46,8 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
             PhotosRefused,
             GalleryNotFound,
             ExtractorMismatch,
+            ConsentRequired,
+            KeyUnavailable,
             StorageUnwritable,
             refused=(NoFace, SeveralFaces, LowQuality, UnsupportedImage, ImageTooLarge),
         ),
@@ -51,6 +63,16 @@ def enroll(
     metadata: Annotated[
         str | None, Form(description="JSON object to keep with the subject", examples=['{"badge": 17}'])
     ] = None,
+    consent: Annotated[
+        str | None,
+        Form(
+            description="JSON object with purpose, granted_at and where there are any reference, expires_at",
+            examples=['{"purpose": "access to the lab", "granted_at": "2026-01-01T09:00:00Z"}'],
+        ),
+    ] = None,
+    expires_at: Annotated[
+        AwareDatetime | None, Form(description="moment from which the person is erased, with its zone")
+    ] = None,
     face: Annotated[FaceChoice, Form(description="`largest` takes the largest of several faces")] = "single",
 ) -> EnrollAnswer:
     """Store a template of every usable photo; the gallery and the subject are made on first use.
@@ -65,13 +87,18 @@ def enroll(
     if len(images) > settings.max_images:
         raise form_error("images", f"at most {settings.max_images} photos in one request")
     details = parse_metadata(metadata)
+    terms = Terms()
+    if (given := parse_consent(consent)) is not None:
+        terms["consent"] = given
+    if expires_at is not None:
+        terms["expires_at"] = expires_at
     photos, unread = list[Photo](), list[Refused]()
     for position, upload in enumerate(images):
         try:
             photos.append(read_photo(upload, settings, position=position))
         except ImageTooLarge as error:
             unread.append(Refused(error.part or "", error.slug, str(error)))
-    report = service.enroll(gallery, subject, photos, unread=unread, metadata=details, face=face)
+    report = service.enroll(gallery, subject, photos, unread=unread, metadata=details, face=face, terms=terms)
     enrolment = report.enrolment
     if not enrolment.added and not enrolment.created:
         response.status_code = 200

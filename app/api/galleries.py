@@ -34,9 +34,12 @@ def list_galleries(caller: CallerHere, service: Service) -> Galleries:
     responses=error_responses(GalleryExists, StorageUnwritable),
 )
 def create_gallery(caller: CallerHere, service: Service, body: GalleryCreation) -> GalleryBody:
-    """Make an empty gallery, with its own threshold policy if one is given."""
+    """Make an empty gallery, with its own threshold policy and rules of consent and retention if they are given."""
     caller.require_gallery(body.name)
-    return _body(service, service.create_gallery(body.name, policy_from_body(body.policy)))
+    made = service.create_gallery(body.name, policy_from_body(body.policy))
+    if body.sets_privacy:
+        made = service.store.set_privacy(made.name, body.rules(made.privacy))
+    return _body(service, made)
 
 
 @router.get(
@@ -52,13 +55,19 @@ def show_gallery(service: Service, gallery: GalleryPath) -> GalleryBody:
 
 @router.patch(
     "/{gallery}",
-    summary="Change a gallery's policy",
+    summary="Change a gallery",
     dependencies=[needs(Scope.ADMIN)],
     responses=error_responses(GalleryNotFound, StorageUnwritable),
 )
 def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) -> GalleryBody:
-    """Give the gallery its own threshold policy; null returns to the service's."""
-    return _body(service, service.store.set_policy(normalise_gallery_name(gallery), policy_from_body(body.policy)))
+    """Give the gallery its own threshold policy (null returns to the service's), or rules of consent and retention."""
+    name = normalise_gallery_name(gallery)
+    changed = service.store.gallery(name)
+    if "policy" in body.model_fields_set:
+        changed = service.store.set_policy(name, policy_from_body(body.policy))
+    if body.sets_privacy:
+        changed = service.store.set_privacy(name, body.rules(changed.privacy))
+    return _body(service, changed)
 
 
 @router.delete(

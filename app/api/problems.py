@@ -93,6 +93,12 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
         ),
         (access.TooManyCalls, 429, "Too many calls", "Try again after the seconds in Retry-After."),
         (access.AuditBroken, 500, "Audit log damaged", "The operator must run `facegallery audit verify`."),
+        (gallery.MasterKeyMissing, 503, "Master key missing", "The operator must give the vault's master key."),
+        (gallery.KeyUnavailable, 503, "Key unavailable", "The operator must restore the vault from its backup."),
+        (gallery.TemplateTampered, 500, "Template tampered with", "Erase the template and enroll the photo again."),
+        (gallery.FileTampered, 500, "Sealed file damaged", "The operator must remove it; it is made again."),
+        (gallery.ConsentRequired, 422, "Consent required", "Send a `consent` that has not expired."),
+        (gallery.ReceiptInvalid, 422, "Receipt invalid", "Take the receipt as it was answered, and the right key."),
         (gallery.SchemaOutdated, 503, "Tables outdated", "The operator must run `facegallery migrate`."),
     )
 }

@@ -1,10 +1,11 @@
 """Shapes of what goes over HTTP."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, Strict, model_validator
 
+from app.api.privacy_schemas import ConsentBody, PrivacyBody
 from app.gallery.policy import ThresholdPolicy, policy_from_json, policy_to_json
 from app.gallery.records import Gallery, GallerySize, Subject, Template
 from app.gallery.service import NamedCandidate
@@ -231,6 +232,9 @@ class SubjectBody(BaseModel):
     templates: int
     created_at: datetime
     updated_at: datetime
+    consent: ConsentBody | None = None
+    expires_at: datetime | None = Field(None, description="moment from which the person is erased")
+    seen_at: datetime | None = Field(None, description="last identification, where the gallery has `unseen_days`")
 
     @classmethod
     def of(cls, subject: Subject) -> "SubjectBody":
@@ -241,6 +245,9 @@ class SubjectBody(BaseModel):
             templates=subject.templates,
             created_at=subject.created_at,
             updated_at=subject.updated_at,
+            consent=None if subject.consent is None else ConsentBody.of(subject.consent),
+            expires_at=subject.expires_at,
+            seen_at=subject.seen_at,
         )
 
 
@@ -265,7 +272,7 @@ class VerifyAnswer(BaseModel):
     match: bool
 
 
-class GalleryCreation(BaseModel):
+class GalleryCreation(PrivacyBody):
     """A gallery to be made."""
 
     model_config = ConfigDict(
@@ -276,12 +283,20 @@ class GalleryCreation(BaseModel):
     policy: PolicyBody | None = None
 
 
-class GalleryChange(BaseModel):
-    """A new threshold policy; null returns to the service's."""
+class GalleryChange(PrivacyBody):
+    """A new threshold policy (null returns to the service's), new rules of consent and retention, or both."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"policy": {"fpir": 0.001}}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"policy": {"fpir": 0.001}}], "minProperties": 1}
+    )
 
-    policy: PolicyBody | None
+    policy: PolicyBody | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("nothing to change; send `policy`, `require_consent`, `keep_days` or `unseen_days`")
+        return self
 
 
 class GalleryBody(BaseModel):
@@ -297,6 +312,9 @@ class GalleryBody(BaseModel):
     own_policy: bool = Field(description="false where the service's policy applies")
     threshold: float | None = Field(description="the distance that follows now; null where another extractor runs")
     created_at: datetime
+    require_consent: bool = Field(False, description="whether nobody is enrolled without a consent")
+    keep_days: int | None = Field(None, description="days from enrolment to erasure")
+    unseen_days: int | None = Field(None, description="days without an identification to erasure")
 
     @classmethod
     def of(cls, gallery: Gallery, size: GallerySize, policy: ThresholdPolicy, threshold: float | None) -> "GalleryBody":
@@ -312,6 +330,9 @@ class GalleryBody(BaseModel):
             own_policy=gallery.policy is not None,
             threshold=threshold,
             created_at=gallery.created_at,
+            require_consent=gallery.privacy.require_consent,
+            keep_days=gallery.privacy.keep_days,
+            unseen_days=gallery.privacy.unseen_days,
         )
 
 
@@ -336,7 +357,7 @@ class TemplatePage(BaseModel):
 
 
 class SubjectChange(BaseModel):
-    """A new key, new metadata, or both; or another subject to merge this one into."""
+    """A new key, metadata, consent or expiry; null takes one of the latter two away. Or `merge_into` alone."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}]})
 
@@ -345,6 +366,8 @@ class SubjectChange(BaseModel):
     merge_into: str | None = Field(
         None, description="key of the subject that gets this one's templates; this one is erased"
     )
+    consent: ConsentBody | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class Alive(BaseModel):

@@ -7,7 +7,15 @@ from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
 from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
-from app.gallery.errors import GalleryNotFound, InvalidInput, StorageUnwritable, SubjectExists, SubjectNotFound
+from app.gallery.consent import Terms
+from app.gallery.errors import (
+    ConsentRequired,
+    GalleryNotFound,
+    InvalidInput,
+    StorageUnwritable,
+    SubjectExists,
+    SubjectNotFound,
+)
 from app.gallery.metadata import check_metadata
 from app.gallery.names import normalise_gallery_name
 
@@ -39,16 +47,24 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
     "/{subject:path}",
     summary="Change a subject",
     dependencies=[needs(Scope.ENROLL)],
-    responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, StorageUnwritable),
+    responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, ConsentRequired, StorageUnwritable),
 )
 def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
-    """Give a person another key, other metadata, or both; or merge them into another subject, which is answered."""
+    """Give a person another key, metadata, consent or expiry (null takes one of the latter two away).
+
+    Or merge them into another subject, which is answered.
+    """
     if body.merge_into is not None:
-        if body.subject is not None or body.metadata is not None:
+        if body.model_fields_set - {"merge_into"}:
             raise InvalidInput("merge_into stands alone", part="merge_into")
         return SubjectBody.of(service.merge_subjects(gallery, subject, body.merge_into))
     metadata = None if body.metadata is None else check_metadata(body.metadata)
-    changed = service.rename_or_describe_subject(gallery, subject, new_key=body.subject, metadata=metadata)
+    terms = Terms()
+    if "consent" in body.model_fields_set:
+        terms["consent"] = None if body.consent is None else body.consent.record
+    if "expires_at" in body.model_fields_set:
+        terms["expires_at"] = body.expires_at
+    changed = service.update_subject(gallery, subject, new_key=body.subject, metadata=metadata, terms=terms)
     return SubjectBody.of(changed)
 
 
@@ -60,5 +76,8 @@ def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath,
     responses=error_responses(GalleryNotFound, SubjectNotFound, StorageUnwritable),
 )
 def delete_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -> None:
-    """Erase a person with all templates; no later search finds them."""
+    """Erase a person with all templates and their key; no later search finds them, and no backup opens them.
+
+    `POST …/forget` does the same and answers a signed receipt.
+    """
     service.delete_subject(gallery, subject)

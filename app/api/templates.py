@@ -10,7 +10,6 @@ from app.api.dependencies import Cursor, GalleryPath, Limit, Service
 from app.api.problems import error_responses
 from app.api.schemas import StoredTemplate, TemplatePage
 from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectNotFound, TemplateNotFound
-from app.gallery.names import normalise_gallery_name
 
 router = APIRouter(prefix="/galleries/{gallery}/templates", tags=["people"])
 
@@ -45,4 +44,4 @@ def list_templates(
 )
 def delete_template(service: Service, gallery: GalleryPath, template: Annotated[int, Path(ge=1, le=2**63 - 1)]) -> None:
     """Erase one template; the subject stays, also without any."""
-    service.store.delete_template(normalise_gallery_name(gallery), template)
+    service.delete_template(gallery, template)

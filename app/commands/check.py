@@ -11,6 +11,8 @@ from rich.table import Table
 from app.commands.options import Exit, JsonOption, complain, opened_service
 from app.gallery.consistency import Consistency, check_gallery, repair_gallery
 
+_NAMED = 20  # templates of a gallery
+
 
 def check_command(
     gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="One gallery; else all.")] = None,
@@ -19,7 +21,7 @@ def check_command(
 ) -> None:
     """Compare rows, index and snapshots; the service may go on meanwhile.
 
-    Exit codes: 0 all the same, or mended; 1 something differs.
+    Exit codes: 0 all the same, or mended; 1 something differs, or does not open.
     """
     rows: list[Consistency] = []
     with opened_service() as service:
@@ -28,17 +30,23 @@ def check_command(
                 continue
             row = check_gallery(found, service.history, service.indexes)
             rows.append(row)
-            if repair and not row.whole:
+            if repair and row.mendable:
                 repair_gallery(found, service.history, service.indexes)
     if as_json:
         print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
     else:
-        table = Table("gallery", "templates", "missing", "surplus", "moved", "changed", "snapshots")
+        table = Table("gallery", "templates", "missing", "surplus", "moved", "changed", "unreadable", "snapshots")
         for row in rows:
-            counts = (row.templates, row.missing, row.surplus, row.moved, row.changed)
+            counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
             table.add_row(row.gallery, *map(str, counts), "; ".join(row.damaged_snapshots) or "whole")
         Console().print(table)
-    whole = all(row.whole for row in rows)
-    if not whole:
+    for row in rows:
+        if row.unreadable:
+            named = ", ".join(map(str, row.unreadable[:_NAMED])) + (" …" if len(row.unreadable) > _NAMED else "")
+            complain(
+                f"{row.gallery}: templates that do not open: {named}; erase them, or restore the vault", style="red"
+            )
+    mendable, closed = any(row.mendable for row in rows), any(row.unreadable for row in rows)
+    if mendable:
         complain("mended: every process builds its index anew" if repair else "add --repair to mend it", style="yellow")
-    raise typer.Exit(Exit.DONE if whole or repair else Exit.REFUSED)
+    raise typer.Exit(Exit.REFUSED if closed or (mendable and not repair) else Exit.DONE)

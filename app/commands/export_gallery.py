@@ -1,13 +1,16 @@
 """`facegallery export`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from app.commands.options import GalleryOption, JsonOption, opened_database
+from app.access.audit_log import AuditLog
+from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.gallery.archive import write_archive
+from app.gallery.journal import Event, Journal
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.service import DEFAULT_GALLERY
 from app.gallery.transfer_store import TransferStore
@@ -23,15 +26,36 @@ def export_command(
     replace: Annotated[bool, typer.Option("--replace", help="Replace an archive that is there.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a gallery, as it is at one moment, as one archive that `import` reads back."""
+    """Write a gallery, as it is at one moment, as one archive that `import` reads back; it is not sealed.
+
+    Exit codes: 0 done, 1 failed, 3 done but something did not open and was left out.
+    """
     if file.exists() and not replace:
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     key = None if subject is None else normalise_name(subject, part="subject")
     name = normalise_gallery_name(gallery)
-    with opened_database() as engine, TransferStore(engine).snapshot(name, subject=key) as snapshot:
-        manifest = write_archive(file, snapshot, subject=key, crops=not without_crops)
+    with opened_store() as store:
+        store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))
+        transfers = TransferStore(store.engine, seals=store.seals)
+        with transfers.snapshot(name, subject=key) as snapshot:
+            entries = _entries_about(store.journal, name, key)
+            manifest = write_archive(file, snapshot, subject=key, crops=not without_crops, audit=entries)
+            unreadable = snapshot.unreadable
     counts = {"subjects": manifest.subjects, "templates": manifest.templates, "crops": manifest.crops}
     if as_json:
         print(json.dumps({"file": str(file), "gallery": manifest.gallery, "extractor": manifest.extractor, **counts}))
     else:
         print(f"{file}: {', '.join(f'{count} {what}' for what, count in counts.items())} of {manifest.extractor}")
+    if unreadable:
+        complain(f"{unreadable} templates, crops or old embeddings do not open and were left out", style="yellow")
+        raise typer.Exit(Exit.PARTLY)
+
+
+def _entries_about(journal: Journal, gallery: str, subject: str | None) -> Iterator[str]:
+    """The entries of the audit log that name a subject of a gallery, as JSON."""
+    if subject is None or not isinstance(journal, AuditLog):
+        return
+    for line in journal.entries():
+        entry = json.loads(line)["entry"]
+        if entry["gallery"] == gallery and subject in entry["subjects"]:
+            yield json.dumps(entry)

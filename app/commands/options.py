@@ -11,11 +11,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from sqlalchemy import Engine
 
+from app.access.opening import open_audit
 from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
 from app.gallery.migrations import check_schema
 from app.gallery.service import GalleryService
+from app.gallery.store import GalleryStore
 from app.settings import Settings
 from app.telemetry import set_up_logging
+from app.vault import vault_beside
 
 errors = Console(stderr=True)
 GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help="Name of the gallery.")]
@@ -59,6 +63,25 @@ def opened_database() -> Iterator[Engine]:
         yield engine
     finally:
         engine.dispose()
+
+
+@contextmanager
+def opened_store() -> Iterator[GalleryStore]:
+    """The store on the settings' database, with its vault and its audit log, for commands that need no network.
+
+    Raises:
+        SchemaOutdated: its tables are not those of this version.
+        MasterKeyMissing, KeyUnavailable: no master key or vault, or the wrong one.
+    """
+    with opened_database() as engine:
+        settings = Settings()
+        vault = vault_beside(settings, engine)
+        store = GalleryStore(engine, journal=open_audit(settings, engine), seals=SealedRows(vault))
+        try:
+            yield store
+        finally:
+            store.close()
+            vault.close()
 
 
 def complain(sentence: str, *, style: str) -> None:

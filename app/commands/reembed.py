@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_database
+from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.progress import shown_progress
 from app.gallery.names import normalise_gallery_name
 from app.gallery.policy import FixedDistance
@@ -43,10 +43,9 @@ def reembed_command(
     if [extractor is not None, back, discard].count(True) != 1:
         raise typer.BadParameter("choose one of --extractor, --back and --discard")
     name = normalise_gallery_name(gallery)
-    with opened_database() as engine:
-        store = GalleryStore(engine)
+    with opened_store() as store:
         if discard:
-            erased = ReembeddingStore(engine).discard(store.gallery(name))
+            erased = ReembeddingStore(store.engine).discard(store.gallery(name))
             print(json.dumps({"gallery": name, "erased": erased}) if as_json else f"{erased} old embeddings erased")
             return
         if back:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from app.gallery.archive_format import (
+    AUDIT,
     MANIFEST,
     MAX_LINE_BYTES,
     MAX_MANIFEST_BYTES,
@@ -19,6 +20,7 @@ from app.gallery.archive_format import (
     TEMPLATES,
     Manifest,
     Member,
+    audit_to_line,
     manifest_from_bytes,
     manifest_to_bytes,
     old_embedding_to_line,
@@ -43,28 +45,31 @@ Progress = Callable[[int], None]
 """Told how much has been done since it was told last."""
 
 
-def write_archive(file: Path, snapshot: GallerySnapshot, *, subject: str | None, crops: bool) -> Manifest:
+def write_archive(
+    file: Path, snapshot: GallerySnapshot, *, subject: str | None, crops: bool, audit: Iterable[str] = ()
+) -> Manifest:
     """Write what a snapshot shows; the file is there whole or not at all, and only its owner may read it.
 
     Args:
         file: where to write; a file that is there is replaced.
         snapshot: of a gallery or of one subject.
-        subject: key of the only subject: then old embeddings go with it, too.
+        subject: key of the only subject: then old embeddings and audit entries go with it, too.
         crops: with the crops that are kept.
+        audit: entries of the audit log that name the subject, as JSON.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
     with replaced_file(file) as draft, os.fdopen(os.open(draft, _NEW, 0o600), "w+b") as stream:
         with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as container:
-            manifest = _write_members(container, snapshot, subject=subject, crops=crops)
+            manifest = _write_members(container, snapshot, subject=subject, crops=crops, audit=audit)
         stream.flush()
         os.fsync(stream.fileno())
     return manifest
 
 
 def _write_members(
-    container: zipfile.ZipFile, snapshot: GallerySnapshot, *, subject: str | None, crops: bool
+    container: zipfile.ZipFile, snapshot: GallerySnapshot, *, subject: str | None, crops: bool, audit: Iterable[str]
 ) -> Manifest:
     counted, gallery = _CropCount(), snapshot.gallery
     lines = (template_to_line(key, counted(template)) for key, template in snapshot.templates(crops=crops))
@@ -75,6 +80,7 @@ def _write_members(
     if subject is not None:
         old = map(old_embedding_to_line, snapshot.old_embeddings())
         members[OLD_EMBEDDINGS] = _write(container, OLD_EMBEDDINGS, old)
+        members[AUDIT] = _write(container, AUDIT, map(audit_to_line, audit))
     manifest = Manifest(
         gallery=gallery.name,
         extractor=gallery.extractor,
@@ -85,6 +91,7 @@ def _write_members(
         subject=subject,
         crops=counted.crops,
         members=members,
+        privacy=gallery.privacy,
     )
     with container.open(_info(MANIFEST), "w") as target:
         target.write(manifest_to_bytes(manifest))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from app.gallery.consent import MAX_DAYS, NO_RULES, Consent, PrivacyRules
 from app.gallery.crops import MAX_CROP_BYTES
 from app.gallery.errors import ArchiveDamaged
 from app.gallery.metadata import check_metadata
@@ -21,11 +22,12 @@ from model.errors import FacegalleryError
 from model.quality import Quality
 
 FORMAT, VERSION = "facegallery-archive", 1
-MANIFEST, SUBJECTS, TEMPLATES, OLD_EMBEDDINGS = (
+MANIFEST, SUBJECTS, TEMPLATES, OLD_EMBEDDINGS, AUDIT = (
     "manifest.json",
     "subjects.jsonl",
     "templates.jsonl",
     "old_embeddings.jsonl",
+    "audit.jsonl",
 )
 MAX_MANIFEST_BYTES = 64 * 1024
 MAX_LINE_BYTES = 1024 * 1024
@@ -54,6 +56,7 @@ class Manifest:
         extractor: identity of the extractor that made the embeddings.
         dimension: length of an embedding.
         policy: the gallery's own threshold policy, or None.
+        privacy: the gallery's rules of consent and retention.
         revision: of the gallery when it was written.
         created_at: when the archive was written.
         subject: key of the only subject, or None where it holds the whole gallery.
@@ -70,6 +73,7 @@ class Manifest:
     subject: str | None
     crops: int
     members: dict[str, Member]
+    privacy: PrivacyRules = NO_RULES
 
     @property
     def subjects(self) -> int:
@@ -94,6 +98,7 @@ def manifest_to_bytes(manifest: Manifest) -> bytes:
         "extractor": manifest.extractor,
         "dimension": manifest.dimension,
         "policy": None if manifest.policy is None else policy_to_json(manifest.policy),
+        "privacy": manifest.privacy.to_json(),
         "counts": {"subjects": manifest.subjects, "templates": manifest.templates, "crops": manifest.crops},
         "members": {name: asdict(member) for name, member in manifest.members.items()},
     }
@@ -129,8 +134,9 @@ def manifest_from_bytes(data: bytes) -> Manifest:
                 name: Member(_count(one["bytes"]), _digest(one["sha256"]), _count(one["lines"]))
                 for name, one in document["members"].items()
             },
+            privacy=_rules(document.get("privacy")),
         )
-        if not {SUBJECTS, TEMPLATES} <= set(manifest.members) <= {SUBJECTS, TEMPLATES, OLD_EMBEDDINGS}:
+        if not {SUBJECTS, TEMPLATES} <= set(manifest.members) <= {SUBJECTS, TEMPLATES, OLD_EMBEDDINGS, AUDIT}:
             raise ValueError("other members")
         if not 0 < manifest.dimension <= MAX_DIMENSION:
             raise ValueError("an impossible dimension")
@@ -155,6 +161,9 @@ def subject_to_line(subject: PortableSubject) -> bytes:
             "metadata": subject.metadata,
             "created_at": subject.created_at.isoformat(),
             "updated_at": subject.updated_at.isoformat(),
+            "consent": subject.consent.to_json() if subject.consent else None,
+            "expires_at": subject.expires_at.isoformat() if subject.expires_at else None,
+            "seen_at": subject.seen_at.isoformat() if subject.seen_at else None,
         }
     )
 
@@ -170,7 +179,13 @@ def subject_from_line(line: bytes) -> PortableSubject:
     if normalise_name(key, part="subject") != key:
         raise ValueError("the key is not in Unicode's composed form")
     return PortableSubject(
-        key, check_metadata(values["metadata"]), _moment(values["created_at"]), _moment(values["updated_at"])
+        key,
+        check_metadata(values["metadata"]),
+        _moment(values["created_at"]),
+        _moment(values["updated_at"]),
+        consent=_consent(values.get("consent")),
+        expires_at=_moment_or_none(values.get("expires_at")),
+        seen_at=_moment_or_none(values.get("seen_at")),
     )
 
 
@@ -224,6 +239,11 @@ def old_embedding_to_line(old: OldEmbedding) -> bytes:
     )
 
 
+def audit_to_line(entry: str) -> bytes:
+    """An entry of the audit log, JSON already, as a line."""
+    return _line(json.loads(entry))
+
+
 def _line(values: dict[str, Any]) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
@@ -265,3 +285,28 @@ def _moment(value: Any) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a moment has no zone")
     return moment.astimezone(UTC)
+
+
+def _moment_or_none(value: Any) -> datetime | None:
+    return None if value is None else _moment(value)
+
+
+def _consent(value: Any) -> Consent | None:
+    if value is None:
+        return None
+    reference = value["reference"]
+    return Consent(
+        purpose=normalise_name(_text(value["purpose"]), part="consent"),
+        granted_at=_moment(value["granted_at"]),
+        reference=None if reference is None else normalise_name(_text(reference), part="consent"),
+        expires_at=_moment_or_none(value["expires_at"]),
+    )
+
+
+def _rules(value: Any) -> PrivacyRules:
+    if value is None:
+        return NO_RULES
+    required, days = value["require_consent"], (value["keep_days"], value["unseen_days"])
+    if not isinstance(required, bool) or any(one is not None and not 1 <= _count(one) <= MAX_DAYS for one in days):
+        raise ValueError("impossible rules of consent and retention")
+    return PrivacyRules(required, *days)

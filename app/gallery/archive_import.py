@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from app.gallery.archive import ArchiveReader, Progress
+from app.gallery.consent import NO_RULES
 from app.gallery.crops import decode_crop
 from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.portable import PortableSubject, Stored
@@ -30,8 +31,8 @@ def import_archive(
     """Store what an archive holds; again adds nothing, and after a break it goes on.
 
     The archive is read through and checked before anything is stored. Every transaction stores whole subjects. The
-    gallery is made where it is missing, with the archive's threshold policy. Where the embeddings are another
-    extractor's, they are made anew from the crops, if every template has one.
+    gallery is made where it is missing, with the archive's threshold policy and rules of consent and retention. Where
+    the embeddings are another extractor's, they are made anew from the crops, if every template has one.
 
     Args:
         archive: that was opened.
@@ -44,6 +45,7 @@ def import_archive(
     Raises:
         ArchiveDamaged: it is not as it was written; nothing was stored, except whole subjects before a wrong line.
         ExtractorMismatch: the gallery or the archive belongs to another extractor; nothing was stored.
+        ConsentRequired: the gallery requires a consent that somebody does not have; whole subjects before stay.
     """
     manifest, identity = archive.manifest, extractor.card.identity
     with suppress(GalleryNotFound):
@@ -59,7 +61,9 @@ def import_archive(
     archive.verify()
     with suppress(GalleryExists):
         store.create_gallery(gallery, extractor=identity, dimension=extractor.dimension, policy=manifest.policy)
-    transfers, stored = TransferStore(store.engine), Stored()
+        if manifest.privacy != NO_RULES:
+            store.set_privacy(gallery, manifest.privacy)
+    transfers, stored = TransferStore(store.engine, journal=store.journal, seals=store.seals), Stored()
     for subjects in _groups(archive.subjects()):
         if anew:
             subjects = _embedded_anew(subjects, extractor)

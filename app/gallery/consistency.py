@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
@@ -21,7 +22,8 @@ class Consistency:
     """What was compared, and how many templates differ.
 
     `missing` are in SQL and not in the index, `surplus` in the index and not in SQL; `moved` have another subject
-    there, `changed` another embedding. `damaged_snapshots` says of each why it is not trusted.
+    there, `changed` another embedding. `damaged_snapshots` says of each why it is not trusted. `unreadable` are the
+    ids of templates in SQL that do not open: no index that is built anew holds them.
     """
 
     gallery: str
@@ -31,11 +33,17 @@ class Consistency:
     moved: int
     changed: int
     damaged_snapshots: tuple[str, ...]
+    unreadable: tuple[int, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether nothing differs."""
-        return not (self.missing or self.surplus or self.moved or self.changed or self.damaged_snapshots)
+        return not (self.unreadable or self.mendable)
+
+    @property
+    def mendable(self) -> bool:
+        """Whether something differs that building the index anew would mend."""
+        return bool(self.missing or self.surplus or self.moved or self.changed or self.damaged_snapshots)
 
 
 def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource) -> Consistency:
@@ -47,22 +55,22 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.revision, gallery.id)))
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if damaged else snapshots)
     replica.catch_up(history.revision(gallery.id) or 0)
-    templates, suspects = 0, list[int]()
+    suspects, opened = list[int](), [np.empty(0, np.int64)]
     for block in history.template_blocks(gallery.id):
-        templates += len(block.ids)
+        opened.append(block.ids)
         view = replica.view
         vectors = view.index.vectors(block.ids)
         apart = np.linalg.norm(vectors - block.embeddings, axis=1)
         same = (apart < _HALF_PRECISION) & (view.owners.subjects_of(block.ids) == block.subject_ids)
         suspects += block.ids[~same].tolist()
-    return _judged(gallery, history, replica, templates, suspects, damaged)
+    return _judged(gallery, history, replica, np.concatenate(opened), suspects, damaged)
 
 
 def _judged(
     gallery: Gallery,
     history: GalleryHistory,
     replica: GalleryReplica,
-    templates: int,
+    opened: NDArray[np.int64],
     suspects: list[int],
     damaged: tuple[str, ...],
 ) -> Consistency:
@@ -84,8 +92,23 @@ def _judged(
     surplus = sum(one not in subjects for one in replica.view.owners.pairs()[0].tolist())
     surplus = max(surplus, len(replica.view.index) - len(subjects))
     return Consistency(
-        gallery.name, templates, int(missing.sum()), surplus, int(moved.sum()), int(changed.sum()), damaged
+        gallery.name,
+        len(opened),
+        int(missing.sum()),
+        surplus,
+        int(moved.sum()),
+        int(changed.sum()),
+        damaged,
+        _unreadable(gallery, history, subjects.keys() - set(opened.tolist())),
     )
+
+
+def _unreadable(gallery: Gallery, history: GalleryHistory, suspects: set[int]) -> tuple[int, ...]:
+    """Which templates do not open, of some that were not among those that did: others have come meanwhile."""
+    ids = np.array(sorted(suspects), np.int64)
+    closed = np.isnan(history.embeddings(ids, gallery.dimension)[:, 0])
+    there = {one for block in history.owner_blocks(gallery.id) for one in block.ids.tolist()}
+    return tuple(one for one in ids[closed].tolist() if one in there)
 
 
 def repair_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
+from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -23,8 +24,9 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         synchronous: SQLite's pragma: whether a commit waits for the disk.
         immediate: SQLite: whether every transaction begins as a writer.
 
-    SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced. A transaction begins deferred, or
-    immediate where the connection carries the execution option `immediate`, so that a writer never has to upgrade.
+    SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced, what is deleted is overwritten. A
+    transaction begins deferred, or immediate where the connection carries the execution option `immediate`, so that a
+    writer never has to upgrade.
     """
     url = make_url(address)
     if url.drivername in {"postgres", "postgresql"}:
@@ -46,7 +48,7 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:
         connection.isolation_level = None  # the driver would begin transactions on its own
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -55,6 +57,41 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def empty_log(engine: Engine) -> bool:
+    """Bring SQLite's write-ahead log into the file and cut it to nothing, so that erased rows stand in neither.
+
+    Answers False where another connection still reads from the log: a later call does it. PostgreSQL: does nothing.
+    """
+    return engine.dialect.name != "sqlite" or _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
+
+
+def rewrite_file(engine: Engine) -> None:
+    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too."""
+    if engine.dialect.name == "sqlite":
+        _run_alone(engine, "VACUUM")
+        empty_log(engine)
+
+
+def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
+    """Run a statement that SQLite takes outside of a transaction only; (1,) where it is busy."""
+    with database_errors():
+        connection = engine.raw_connection()
+    try:
+        driver = connection.driver_connection
+        assert isinstance(driver, SQLiteConnection)
+        (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        driver.execute("PRAGMA busy_timeout=200")  # nobody waits long for this
+        try:
+            found: tuple[int, ...] | None = driver.execute(statement).fetchone()
+        except SQLiteOperationalError:  # locked, full, or read-only: what matters is told by the next write
+            return (1,)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={patience}")
+        return found or (0,)
+    finally:
+        connection.close()
 
 
 @contextmanager

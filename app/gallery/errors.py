@@ -107,6 +107,42 @@ class MoveRefused(FacegalleryError):
     slug = "move-refused"
 
 
+class MasterKeyMissing(FacegalleryError):
+    """No master key was given, or not the one that the vault's keys are wrapped by."""
+
+    slug = "master-key-missing"
+
+
+class KeyUnavailable(FacegalleryError):
+    """The vault does not have a subject's key: what is sealed with it cannot be read or added to."""
+
+    slug = "key-unavailable"
+
+
+class TemplateTampered(FacegalleryError):
+    """A stored template is not what was sealed there."""
+
+    slug = "template-tampered"
+
+
+class FileTampered(FacegalleryError):
+    """A sealed file was changed, cut off, or belongs elsewhere."""
+
+    slug = "file-tampered"
+
+
+class ConsentRequired(FacegalleryError):
+    """The gallery takes no subject without a consent that is still good."""
+
+    slug = "consent-required"
+
+
+class ReceiptInvalid(FacegalleryError):
+    """A receipt was not signed by this key, or was changed since."""
+
+    slug = "receipt-invalid"
+
+
 @dataclass(frozen=True, slots=True)
 class RefusedPhoto:
     """A photo that could not be enrolled, and why."""

@@ -8,9 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, func, select
 
+from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRow
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
-from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes, template_block
-from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, TemplateRow, now
+from app.gallery.rows import (
+    EMBEDDING,
+    Sessions,
+    gallery_of,
+    gallery_row,
+    open_embeddings,
+    record_changes,
+    template_block,
+    template_rows,
+)
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, now
 
 _MANY = 10_000  # rows of one read when an index is built
 _ASKED = 500  # ids in one question, below the limits of either database
@@ -19,19 +29,23 @@ _ASKED = 500  # ids in one question, below the limits of either database
 class GalleryHistory:
     """The templates of galleries in blocks, and their changes by revision."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, seals: RowSeals | None = None) -> None:
         self._sessions = Sessions(engine)
+        self._seals = seals or PlainRows()
 
     def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
-        """All templates of a gallery in blocks, in the order of their ids."""
+        """All templates of a gallery in blocks, in the order of their ids; one that does not open is left out."""
+        dimension = self._dimension(gallery_id)
         after = 0
         while True:
             with self._sessions.reading() as session:
-                block = template_block(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
-            if not len(block.ids):
+                rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
+            if not rows:
                 return
-            yield block
-            after = int(block.ids[-1])
+            block = template_block(rows, self._seals, dimension=dimension)
+            if len(block.ids):
+                yield block
+            after = rows[-1].id
 
     def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
         """The subjects of all templates of a gallery in blocks, in the order of the templates' ids."""
@@ -51,14 +65,16 @@ class GalleryHistory:
             after = int(rows[-1, 0])
 
     def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
-        """The embeddings (N, D) of templates (N,) as they are stored; a row of NaN for one that is gone."""
+        """The embeddings (N, D) of templates (N,); a row of NaN for one that is gone or does not open."""
         found = np.full((len(template_ids), dimension), np.nan, np.float32)
         place = {template_id: row for row, template_id in enumerate(template_ids.tolist())}
         wanted = list(place)
         with self._sessions.reading() as session:
             for first in range(0, len(wanted), _ASKED):
                 asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
-                block = template_block(session, asked, after=0, limit=None)
+                block = template_block(
+                    template_rows(session, asked, after=0, limit=None), self._seals, dimension=dimension
+                )
                 for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
                     found[place[template_id]] = embedding
         return found
@@ -69,24 +85,40 @@ class GalleryHistory:
             return session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
 
     def changes(self, gallery_id: int, *, after: int, up_to: int) -> list[Change]:
-        """The changes of the revisions behind `after`, up to and with `up_to`, in order."""
+        """The changes of the revisions behind `after`, up to and with `up_to`, in order.
+
+        A template that does not open counts as gone.
+        """
         query = (
-            select(ChangeRow, TemplateRow.embedding)
+            select(ChangeRow, TemplateRow.subject_id, TemplateRow.crop_sha256, TemplateRow.embedding, SubjectRow.key_id)
             .outerjoin(TemplateRow, TemplateRow.id == ChangeRow.template_id)
+            .outerjoin(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
             .order_by(ChangeRow.revision, ChangeRow.template_id)
         )
         with self._sessions.reading() as session:
-            return [
-                Change(
-                    revision=row.revision,
-                    kind=cast(Any, row.kind),
-                    template_id=row.template_id,
-                    subject_id=row.subject_id,
-                    embedding=None if embedding is None else np.frombuffer(embedding, EMBEDDING),
-                )
-                for row, embedding in session.execute(query)
-            ]
+            found = session.execute(query).all()
+        if not found:
+            return []
+        sealed = {
+            row.template_id: SealedRow(key_id, RowIdentity("template", gallery_id, subject_id, crop_sha256), embedding)
+            for row, subject_id, crop_sha256, embedding, key_id in found
+            if embedding is not None
+        }
+        opened = open_embeddings(list(sealed.items()), self._seals, dimension=self._dimension(gallery_id))
+        embeddings = dict(zip(sealed, opened, strict=True))
+        return [
+            Change(
+                revision=row.revision,
+                kind=cast(Any, row.kind),
+                template_id=row.template_id,
+                subject_id=row.subject_id,
+                embedding=None
+                if (value := embeddings.get(row.template_id)) is None
+                else np.frombuffer(value, EMBEDDING),
+            )
+            for row, *_ in found
+        ]
 
     def request_rebuild(self, gallery: str) -> Gallery:
         """Have every process build its index of the gallery anew on its next call."""
@@ -122,6 +154,10 @@ class GalleryHistory:
                 return 0
             old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
             return cast(Any, session.execute(old)).rowcount or 0
+
+    def _dimension(self, gallery_id: int) -> int:
+        with self._sessions.reading() as session:
+            return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
 
 
 SILENCE = timedelta(hours=1)

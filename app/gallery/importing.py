@@ -75,7 +75,7 @@ class PeopleImport:
         keep_crops: bool = False,
     ) -> None:
         self._store = store
-        self._transfers = TransferStore(store.engine)
+        self._transfers = TransferStore(store.engine, journal=store.journal, seals=store.seals)
         self._reader = reader
         self._gallery = gallery
         self._workers = workers

@@ -7,8 +7,18 @@ from typing import cast
 
 from app.gallery.engines import EngineKind, IndexEngine
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
+from app.gallery.private_folder import PrivateFolder
 from app.gallery.records import Gallery
+from app.gallery.sealed_snapshots import SnapshotKeys
 from app.gallery.snapshots import Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSeal:
+    """Has snapshots sealed on the disk: the keys for that, and the folder in memory where they lie open."""
+
+    keys: SnapshotKeys
+    memory: PrivateFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +26,7 @@ class IndexSource:
     """Makes indexes of one kind, in this process or, with an `engine`, outside it.
 
     `folder` is that of the snapshots, None for none; `snapshot_interval` and `erase_interval` are the seconds between
-    snapshots, and those that an erased embedding may stay in one.
+    snapshots, and those that an erased embedding may stay in one. With a `seal` the folder holds sealed copies alone.
     """
 
     kind: IndexKind | EngineKind = "auto"
@@ -25,6 +35,7 @@ class IndexSource:
     snapshot_interval: float = 300.0
     erase_interval: float = 86_400.0
     engine: IndexEngine | None = None
+    seal: SnapshotSeal | None = None
 
     def make(self, gallery: Gallery) -> TemplateIndex:
         """An empty index for a gallery."""
@@ -38,7 +49,10 @@ class IndexSource:
         """The gallery's snapshots, None where none are kept."""
         if self.folder is None or self.engine is not None or self.kind == "exact":
             return None
-        return Snapshots(self.folder, gallery, partial(self._open, gallery.dimension))
+        opened = partial(self._open, gallery.dimension)
+        if self.seal is None:
+            return Snapshots(self.folder, gallery, opened)
+        return Snapshots(self.seal.memory.path, gallery, opened, (self.folder, self.seal.keys))
 
     def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
         return SegmentedIndex.load(folder, dimension, compress_from=self._compress_from, half=self.half)
@@ -51,11 +65,17 @@ class IndexSource:
         """Erase what is kept of a gallery beside SQL."""
         if self.engine is not None:
             self.engine.drop(gallery)
+        self.erase_snapshots(gallery)
+
+    def erase_snapshots(self, gallery: Gallery) -> None:
+        """Erase a gallery's snapshots with all that they remember."""
         snapshots = self.snapshots_of(gallery)
         if snapshots is not None:
             snapshots.erase()
 
     def close(self) -> None:
-        """Give the engine's connections back."""
+        """Give the engine's connections back, and let go of what lies open in memory."""
         if self.engine is not None:
             self.engine.close()
+        if self.seal is not None:
+            self.seal.memory.close()

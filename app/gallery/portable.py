@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.consent import Consent
 from model.quality import Quality
 
 
@@ -30,6 +31,9 @@ class PortableSubject:
     created_at: datetime
     updated_at: datetime
     templates: tuple[PortableTemplate, ...] = ()
+    consent: Consent | None = None
+    expires_at: datetime | None = None
+    seen_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

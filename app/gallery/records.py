@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.consent import NO_RULES, Consent, PrivacyRules
 from app.gallery.policy import ThresholdPolicy
 from model.quality import Quality
 
@@ -24,6 +25,7 @@ class Gallery:
     revision: int
     policy: ThresholdPolicy | None
     created_at: datetime
+    privacy: PrivacyRules = NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class Subject:
     templates: int
     created_at: datetime
     updated_at: datetime
+    consent: Consent | None = None
+    expires_at: datetime | None = None
+    seen_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def move_gallery(
         GalleryNotFound: as named.
         MoveRefused: there are embeddings of a third extractor, or somebody else moves the gallery.
     """
-    gallery, moves, target = store.gallery(name), ReembeddingStore(store.engine), extractor.card.identity
+    gallery, moves, target = store.gallery(name), ReembeddingStore(store.engine, store.seals), extractor.card.identity
     if gallery.extractor == target:
         return Move("there", gallery, 0, ())
     spares = moves.spares(gallery)
@@ -99,7 +99,7 @@ def move_back(store: GalleryStore, name: str, extractor: Extractor | None, *, wi
         GalleryNotFound: as named.
         MoveRefused: the gallery has left no extractor, or its embeddings were discarded.
     """
-    gallery, moves = store.gallery(name), ReembeddingStore(store.engine)
+    gallery, moves = store.gallery(name), ReembeddingStore(store.engine, store.seals)
     target = previous_extractor(store, name)
     if extractor is not None and extractor.card.identity == target:
         return move_gallery(store, name, extractor, without_missing=without_missing)
@@ -116,7 +116,7 @@ def previous_extractor(store: GalleryStore, name: str) -> str:
     Raises:
         MoveRefused: it left none, or its embeddings were discarded.
     """
-    spares = ReembeddingStore(store.engine).spares(store.gallery(name))
+    spares = ReembeddingStore(store.engine, store.seals).spares(store.gallery(name))
     if spares is None or not spares.previous:
         raise MoveRefused(f"gallery {name!r} has no embeddings of an earlier extractor to go back to")
     return spares.extractor

@@ -9,10 +9,21 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
+from app.gallery.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import MoveRefused
 from app.gallery.records import Gallery
-from app.gallery.rows import EMBEDDING, Sessions, gallery_of, gallery_row, record_changes
+from app.gallery.rows import (
+    EMBEDDING,
+    Sessions,
+    crop_identity,
+    gallery_of,
+    gallery_row,
+    record_changes,
+    template_identity,
+)
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
+
+_LOOKED_AT = 100  # rows of one read
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +37,7 @@ class IncompleteSubject:
 
 @dataclass(frozen=True, slots=True)
 class KeptCrop:
-    """A template's crop as a PNG file, and the digest that its pixels must have."""
+    """A template's crop as a PNG file, empty where it does not open, and the digest that its pixels must have."""
 
     template_id: int
     sha256: str
@@ -44,8 +55,9 @@ class Spares:
 class ReembeddingStore:
     """Embeddings of a second extractor beside a gallery's own, and the switch between the two."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, seals: RowSeals | None = None) -> None:
         self._sessions = Sessions(engine)
+        self._seals = seals or PlainRows()
 
     def spares(self, gallery: Gallery) -> Spares | None:
         """Of which other extractor the gallery has embeddings; there is one at most."""
@@ -96,14 +108,27 @@ class ReembeddingStore:
     def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
         """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
         query = (
-            select(TemplateRow.id, TemplateRow.crop_sha256, CropRow.image)
+            select(
+                TemplateRow.id,
+                TemplateRow.gallery_id,
+                TemplateRow.subject_id,
+                TemplateRow.crop_sha256,
+                SubjectRow.key_id,
+                CropRow.image,
+            )
             .join(CropRow, CropRow.template_id == TemplateRow.id)
+            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .where(_of(gallery.id), TemplateRow.id > after, ~_has_spare(extractor))
             .order_by(TemplateRow.id)
             .limit(limit)
         )
         with self._sessions.reading() as session:
-            return [KeptCrop(*row) for row in session.execute(query)]
+            rows = session.execute(query).all()
+        opened = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in rows])
+        return [
+            KeptCrop(row.id, row.crop_sha256, b"" if isinstance(image, Flaw) else image)
+            for row, image in zip(rows, opened, strict=True)
+        ]
 
     def add(self, gallery: Gallery, extractor: str, ids: Sequence[int], embeddings: NDArray[np.float32]) -> None:
         """Keep embeddings (N, D) of an extractor beside the gallery's; templates that are gone are passed over.
@@ -111,6 +136,7 @@ class ReembeddingStore:
         Raises:
             GalleryNotFound: it was erased meanwhile.
             MoveRefused: it belongs to another extractor by now, or has embeddings of a third.
+            KeyUnavailable: a subject's key is not in the vault.
         """
         with self._sessions.writing() as session:
             owner = self._locked(session, gallery)
@@ -119,20 +145,33 @@ class ReembeddingStore:
             )
             if session.scalar(others.limit(1)) is not None:
                 raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
-            open_ids = set(
-                session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(ids), ~_has_spare(extractor)))
-            )
-            session.add_all(
-                SpareEmbeddingRow(
-                    template_id=template_id,
-                    extractor=extractor,
-                    gallery_id=owner.id,
-                    previous=False,
-                    embedding=embedding.astype(EMBEDDING).tobytes(),
+            query = (
+                select(
+                    TemplateRow.id,
+                    TemplateRow.gallery_id,
+                    TemplateRow.subject_id,
+                    TemplateRow.crop_sha256,
+                    SubjectRow.key_id,
                 )
-                for template_id, embedding in zip(ids, embeddings, strict=True)
-                if template_id in open_ids
+                .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+                .where(TemplateRow.id.in_(ids), ~_has_spare(extractor))
             )
+            values = dict(zip(ids, embeddings, strict=True))
+            by_key: dict[str | None, list[tuple[int, RowIdentity]]] = {}
+            for row in session.execute(query):
+                by_key.setdefault(row.key_id, []).append((row.id, template_identity(row)))
+            for key_id, own in by_key.items():
+                plain = [(identity, values[one].astype(EMBEDDING).tobytes()) for one, identity in own]
+                for (template_id, _), sealed in zip(own, self._seals.seal(key_id, plain), strict=True):
+                    session.add(
+                        SpareEmbeddingRow(
+                            template_id=template_id,
+                            extractor=extractor,
+                            gallery_id=owner.id,
+                            previous=False,
+                            embedding=sealed,
+                        )
+                    )
 
     def switch(
         self, gallery: Gallery, extractor: str, *, dimension: int | None, unusable: Collection[int], with_crops: bool
@@ -213,14 +252,37 @@ class ReembeddingStore:
         )
         return not set(session.scalars(query)) <= set(unusable)
 
-    @staticmethod
-    def _dimension(session: Session, owner: GalleryRow, extractor: str) -> int:
-        for table in (SpareEmbeddingRow, SetAsideRow):
-            embedding = session.scalar(
-                select(table.embedding).where(table.gallery_id == owner.id, table.extractor == extractor).limit(1)
+    def _dimension(self, session: Session, owner: GalleryRow, extractor: str) -> int:
+        """Of the embeddings of an extractor that are there; one that opens tells."""
+        spare = (
+            select(
+                TemplateRow.gallery_id,
+                TemplateRow.subject_id,
+                TemplateRow.crop_sha256,
+                SubjectRow.key_id,
+                SpareEmbeddingRow.embedding,
             )
-            if embedding is not None:
-                return len(embedding) // EMBEDDING.itemsize
+            .join(TemplateRow, TemplateRow.id == SpareEmbeddingRow.template_id)
+            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .where(SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor == extractor)
+        )
+        aside = (
+            select(
+                SetAsideRow.gallery_id,
+                SetAsideRow.subject_id,
+                SetAsideRow.crop_sha256,
+                SubjectRow.key_id,
+                SetAsideRow.embedding,
+            )
+            .join(SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
+            .where(SetAsideRow.gallery_id == owner.id, SetAsideRow.extractor == extractor)
+        )
+        for query in (spare, aside):
+            rows = session.execute(query.limit(_LOOKED_AT)).all()
+            values = self._seals.open([SealedRow(row.key_id, template_identity(row), row.embedding) for row in rows])
+            for value in values:
+                if not isinstance(value, Flaw):
+                    return len(value) // EMBEDDING.itemsize
         raise MoveRefused(f"gallery {owner.name!r} has no embeddings of {extractor} to go back to")
 
     @staticmethod

@@ -143,14 +143,33 @@ class GalleryReplica:
             return None
         with self._tending:
             index = self._view.index
+            erase = erase or self.snapshots.outdated
             while erase and index.erase_pending and index.maintain(erase=True):
                 pass
             with self._lock:
                 view = self._view
                 owners = view.owners.copy()
             # What the index takes in between is newer than the revision, and replaying it again does no harm.
-            self.snapshots.write(index, owners, view.revision)
+            self.snapshots.write(index, owners, view.revision, erase=erase)
         return view.revision
+
+    def erase_snapshots(self) -> int:
+        """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
+
+        Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
+        """
+        present = self._present()
+        if self.snapshots is None or present is None:
+            return 0
+        self.catch_up(present)
+        with self._tending:  # one that is being written is waited for
+            there = len(self.snapshots.revisions)
+        if there:
+            try:
+                self.write_snapshot(erase=True)
+            except OSError as error:
+                _log.error("snapshot.failed", gallery=self.name, reason=str(error))
+        return there
 
     def adopt_snapshot(self) -> bool:
         """Switch to a newer snapshot that another process of this machine has written, and share its memory."""

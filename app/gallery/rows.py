@@ -1,19 +1,26 @@
 """What the stores share: transactions, rows by name, and a gallery's history."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Engine, select
+import structlog
+from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import Session
 
+from app.gallery.consent import Terms, rules_from_json
 from app.gallery.database import database_errors
+from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.policy import policy_from_json
 from app.gallery.records import Gallery, TemplateBlock
 from app.gallery.tables import ChangeRow, CropRow, GalleryRow, SubjectRow, TemplateRow
+from app.telemetry import DAMAGED_TEMPLATES_TOTAL
 
 EMBEDDING = np.dtype("<f4")
+_log = structlog.get_logger()
+StoredTemplate = Row[int, int, int, str, bytes, str | None]
 
 
 class Sessions:
@@ -47,11 +54,24 @@ def record_changes(session: Session, owner: GalleryRow, kind: str, templates: Se
     )
 
 
-def keep_crops(session: Session, crops: Mapping[int, bytes]) -> None:
-    """Store crops by template; a template that has one keeps it."""
-    if crops:
-        kept = set(session.scalars(select(CropRow.template_id).where(CropRow.template_id.in_(crops))))
-        session.add_all(CropRow(template_id=one, image=image) for one, image in crops.items() if one not in kept)
+def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[TemplateRow, str | None, bytes]]) -> None:
+    """Store crops of templates, sealed with the keys of their subjects; a template that has one keeps it.
+
+    Args:
+        session: of a transaction that writes.
+        seals: with which they are sealed.
+        crops: template, id of its subject's key, PNG file.
+    """
+    ids = [template.id for template, _, _ in crops]
+    kept = set(session.scalars(select(CropRow.template_id).where(CropRow.template_id.in_(ids)))) if ids else set()
+    by_key: dict[str | None, list[tuple[TemplateRow, bytes]]] = {}
+    for template, key_id, image in crops:
+        if template.id not in kept:
+            by_key.setdefault(key_id, []).append((template, image))
+    for key_id, own in by_key.items():
+        values = [(crop_identity(template), image) for template, image in own]
+        for (template, _), sealed in zip(own, seals.seal(key_id, values), strict=True):
+            session.add(CropRow(template_id=template.id, image=sealed))
 
 
 def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRow:
@@ -89,17 +109,86 @@ def gallery_of(row: GalleryRow) -> Gallery:
         revision=row.revision,
         policy=None if row.policy is None else policy_from_json(row.policy),
         created_at=row.created_at,
+        privacy=rules_from_json(row.privacy),
     )
 
 
-def template_block(session: Session, where: ColumnElement[bool], *, after: int, limit: int | None) -> TemplateBlock:
-    """Templates in the order of their ids, from the one behind `after`."""
-    columns = select(TemplateRow.id, TemplateRow.subject_id, TemplateRow.embedding)
-    rows = session.execute(columns.where(where, TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)).all()
+def apply_terms(row: SubjectRow, terms: Terms) -> None:
+    """Write what a subject is kept on into its row; what is not given stays."""
+    if "consent" in terms:
+        row.consent = None if terms["consent"] is None else terms["consent"].to_json()
+    if "expires_at" in terms:
+        row.expires_at = terms["expires_at"]
+
+
+def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
+    """Erase a subject with its templates; `owner` is locked. Answers how many templates that were.
+
+    A trigger writes down that the subject's key is to be destroyed (see `Forgetting`).
+    """
+    ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
+    session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
+    session.delete(row)
+    if ids:
+        record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
+    return len(ids)
+
+
+def template_rows(
+    session: Session, where: ColumnElement[bool], *, after: int, limit: int | None
+) -> Sequence[StoredTemplate]:
+    """Templates as stored, in the order of their ids, from the one behind `after`."""
+    columns = select(
+        TemplateRow.id,
+        TemplateRow.gallery_id,
+        TemplateRow.subject_id,
+        TemplateRow.crop_sha256,
+        TemplateRow.embedding,
+        SubjectRow.key_id,
+    ).join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+    return session.execute(columns.where(where, TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)).all()
+
+
+def template_block(rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension: int) -> TemplateBlock:
+    """The templates of rows, opened; one that does not open, or not to D numbers, is logged and left out."""
+    values = open_embeddings(
+        [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in rows],
+        seals,
+        dimension=dimension,
+    )
+    good = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
     return TemplateBlock(
-        ids=np.array([row.id for row in rows], np.int64),
-        subject_ids=np.array([row.subject_id for row in rows], np.int64),
-        embeddings=np.frombuffer(b"".join(row.embedding for row in rows), EMBEDDING).reshape(len(rows), -1)
-        if rows
-        else np.empty((0, 0), np.float32),
+        ids=np.array([row.id for row, _ in good], np.int64),
+        subject_ids=np.array([row.subject_id for row, _ in good], np.int64),
+        embeddings=np.frombuffer(b"".join(value for _, value in good), EMBEDDING).reshape(len(good), dimension),
     )
+
+
+def open_embeddings(rows: Sequence[tuple[int, SealedRow]], seals: RowSeals, *, dimension: int) -> list[bytes | None]:
+    """Embeddings of (template id, sealed row) as bytes of float32; None, with a line in the log, for a damaged one.
+
+    Args:
+        rows: as stored.
+        seals: that they were sealed with.
+        dimension: D that they must have; 0: any.
+    """
+    opened = list[bytes | None]()
+    for (template_id, row), value in zip(rows, seals.open([row for _, row in rows]), strict=True):
+        flaw = value if isinstance(value, Flaw) else None
+        if flaw is None and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
+            flaw = Flaw.TAMPERED
+        if flaw is not None:
+            DAMAGED_TEMPLATES_TOTAL.labels(flaw.name.lower()).inc()
+            _log.error(str(flaw), template=template_id, gallery_id=row.identity.gallery_id)
+        opened.append(value if isinstance(value, bytes) and flaw is None else None)
+    return opened
+
+
+def template_identity(row: Any) -> RowIdentity:
+    """Where a template's embedding belongs; of a `TemplateRow` or of a row with its columns."""
+    return RowIdentity("template", row.gallery_id, row.subject_id, row.crop_sha256)
+
+
+def crop_identity(row: Any) -> RowIdentity:
+    """Where a template's crop belongs; of a `TemplateRow` or of a row with its columns."""
+    return RowIdentity("crop", row.gallery_id, row.subject_id, row.crop_sha256)

@@ -11,9 +11,11 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.consent import Terms, check_consent, check_terms
 from app.gallery.crops import encode_crop
 from app.gallery.deadline import check_deadline
 from app.gallery.errors import (
+    ExtractorMismatch,
     GalleryNotFound,
     InvalidInput,
     PhotosRefused,
@@ -21,6 +23,7 @@ from app.gallery.errors import (
     SubjectNotFound,
     TimedOut,
 )
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.journal import Event
@@ -30,6 +33,7 @@ from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, threshold_for
 from app.gallery.records import Enrolment, Gallery, GallerySize, NewTemplate, Page, Subject, Template
 from app.gallery.replica import GalleryReplica
+from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore, check_extractor
 from app.gallery.upkeep import Upkeep
 from app.telemetry import (
@@ -105,12 +109,17 @@ class GalleryService:
         reader: PhotoReader,
         indexes: IndexSource,
         *,
+        forgetting: Forgetting,
+        retention: Retention,
         policy: ThresholdPolicy | None = None,
         rule: MatchingRule = DEFAULT_RULE,
         keep_crops: bool = False,
     ) -> None:
         self.store = store
         self.history = history
+        self.forgetting = forgetting
+        self.retention = retention
+        forgetting.connect(follow=self._follow, erase_traces=self.erase_traces)
         self.reader = reader
         self.indexes = indexes
         self._policy = policy or DEFAULT_POLICY
@@ -134,7 +143,7 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all."""
-        self._upkeep = Upkeep(self.replicas, self.history, self.indexes)
+        self._upkeep = Upkeep(self.replicas, self.history, self.indexes, chores=[self.retention.look])
         for gallery in self.store.galleries():
             try:
                 self._replica(gallery).catch_up(gallery.revision)
@@ -164,8 +173,13 @@ class GalleryService:
         """End the upkeep, with a last snapshot of what has changed, and give all connections back."""
         if self._upkeep is not None:
             self._upkeep.stop()
+        for replica in self.replicas():
+            if replica.snapshots is not None:
+                replica.snapshots.resign()
+        self.retention.write_seen()
         self.indexes.close()
         self.store.close()
+        self.forgetting.vault.close()
 
     # -- the way of a photo
 
@@ -178,6 +192,7 @@ class GalleryService:
         unread: Sequence[RefusedPhoto] = (),
         metadata: dict[str, Any] | None = None,
         face: FaceChoice = "single",
+        terms: Terms | None = None,
     ) -> EnrolmentReport:
         """Store a template of every usable photo; the gallery and the subject are made on first use.
 
@@ -185,12 +200,14 @@ class GalleryService:
 
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
+            ConsentRequired: the gallery requires a consent, and there is no good one; nothing was stored.
             GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
             InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
+        terms = check_terms(terms or {}, self.retention.clock())
         with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
-            check_extractor(self.store.gallery(gallery), self.extractor)
+            self._check_enrolment(self.store.gallery(gallery), subject, terms)
         usable: list[tuple[Photo, AlignedFace]] = []
         refused = list(unread)
         with self.reader.worker():
@@ -221,7 +238,13 @@ class GalleryService:
             photo_of.setdefault(template.crop_sha256, photo.name)
         with stage("store"):
             enrolment = self.store.enroll(
-                gallery, subject, templates, metadata=metadata, extractor=self.extractor, dimension=self.dimension
+                gallery,
+                subject,
+                templates,
+                metadata=metadata,
+                extractor=self.extractor,
+                dimension=self.dimension,
+                terms=terms,
             )
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
@@ -293,22 +316,26 @@ class GalleryService:
             check_extractor(self.store.gallery(found.name), self.extractor)
         limit = self._threshold(found, threshold, replica.subjects)
         with stage("name"):
-            named = self._name(ranked)
+            named = self._name(found, ranked)
         matches = []
         for candidates in named:
             best = decide(candidates, limit)
             shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
             matches.append(Match(best, tuple(shown)))
             DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
-        identities = [match.identity.subject.key for match in matches if match.identity]
-        counts = {"probes": len(matches), "identified": len(identities)}
-        self.store.journal.note(Event("identify", found.name, tuple(sorted(set(identities))), counts))
+        identified = [match.identity.subject for match in matches if match.identity]
+        counts = {"probes": len(matches), "identified": len(identified)}
+        self.store.journal.note(
+            Event("identify", found.name, tuple(sorted({subject.key for subject in identified})), counts)
+        )
+        self.retention.saw(found, identified)
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
 
-    def _name(self, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
-        """Give candidates their subjects; one whose subject was erased a moment ago is left out."""
+    def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
+        """Give candidates their subjects; one that was erased a moment ago or whose time is over is left out."""
         ids = {candidate.subject_id for candidates in ranked for candidate in candidates}
-        subjects = self.store.subjects_by_id(sorted(ids)) if ids else {}
+        found = self.store.subjects_by_id(sorted(ids)) if ids else {}
+        subjects = {key: subject for key, subject in found.items() if not self.retention.is_due(gallery, subject)}
         return [
             [
                 NamedCandidate(subjects[candidate.subject_id], candidate.template_id, candidate.distance)
@@ -351,6 +378,8 @@ class GalleryService:
             (probe,) = self.reader.embed([self.reader.one_face(image, face, part="image")])
         stored = self.store.subject_embeddings(claimed.id).embeddings
         check_extractor(self.store.gallery(found.name), self.extractor)  # it may have moved meanwhile
+        if self.retention.is_due(found, claimed):
+            raise SubjectNotFound(f"subject {claimed.key!r} is past its retention", part="subject")
         if not len(stored):
             raise SubjectNotFound(f"subject {claimed.key!r} has no template to compare with", part="subject")
         (distance,) = subject_distances(probe, stored, np.zeros(1, np.intp), self._rule)
@@ -390,14 +419,25 @@ class GalleryService:
         self.store.delete_gallery(gallery.name)
         with self._replicas_lock:
             self._replicas.pop(gallery.id, None)
+        self.indexes.erase_snapshots(gallery)  # one may have been written meanwhile
+        self.forgetting.finish(gallery)
 
-    def rename_or_describe_subject(
-        self, gallery: str, key: str, *, new_key: str | None, metadata: dict[str, Any] | None
+    def update_subject(
+        self,
+        gallery: str,
+        key: str,
+        *,
+        new_key: str | None,
+        metadata: dict[str, Any] | None,
+        terms: Terms | None = None,
     ) -> Subject:
-        """Give a subject another key, other metadata, or both."""
-        new_key = None if new_key is None else normalise_name(new_key, part="subject")
+        """Give a subject another key, other metadata, another consent or expiry."""
         return self.store.update_subject(
-            normalise_gallery_name(gallery), normalise_name(key, part="subject"), new_key=new_key, metadata=metadata
+            normalise_gallery_name(gallery),
+            normalise_name(key, part="subject"),
+            new_key=None if new_key is None else normalise_name(new_key, part="subject"),
+            metadata=metadata,
+            terms=check_terms(terms or {}, self.retention.clock()),
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
@@ -409,8 +449,44 @@ class GalleryService:
         )
 
     def delete_subject(self, gallery: str, key: str) -> int:
-        """Erase a subject; answers how many templates went with it."""
-        return self.store.delete_subject(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+        """Erase a subject with its key; answers how many templates went with it."""
+        return self.forgetting.erase(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def forget(self, gallery: str, key: str) -> dict[str, Any]:
+        """As `delete_subject`; answers a signed receipt (see `receipts`)."""
+        return self.forgetting.forget(normalise_gallery_name(gallery), normalise_name(key, part="subject"))
+
+    def erase_traces(self, gallery: Gallery, at_once: bool) -> int | None:
+        """Erase what this machine's snapshots of a gallery's index remember of what was erased.
+
+        Returns:
+            How many snapshots; None where it is left to the upkeep of the process that leads, within seconds.
+        """
+        if self.indexes.folder is None or self.indexes.engine is not None:
+            return 0
+        try:
+            present = self.store.gallery(gallery.name)
+            if present.id != gallery.id:
+                return 0
+            replica = self._replica(present)
+        except GalleryNotFound:
+            return 0  # and its snapshots with it
+        except ExtractorMismatch:
+            self.indexes.erase_snapshots(gallery)
+            return 0
+        if replica.snapshots is None:
+            return 0
+        # A command has no upkeep: either it leads, or a service does.
+        if (at_once or self._upkeep is None) and replica.snapshots.lead():
+            return replica.erase_snapshots()
+        replica.snapshots.wish_erasure()
+        return None
+
+    def delete_template(self, gallery: str, template_id: int) -> None:
+        """Erase one template; its subject stays."""
+        name = normalise_gallery_name(gallery)
+        self.store.delete_template(name, template_id)
+        self.forgetting.finish(self.store.gallery(name))
 
     def subject(self, gallery: str, key: str) -> Subject:
         """One subject."""
@@ -422,6 +498,28 @@ class GalleryService:
         return self.store.templates(normalise_gallery_name(gallery), subject=subject, after=after, limit=limit)
 
     # -- inside
+
+    def _check_enrolment(self, gallery: Gallery, subject: str, terms: Terms) -> None:
+        """Refuse what the store would refuse, and erase a subject of that key whose time is over."""
+        check_extractor(gallery, self.extractor)
+        known: Subject | None = None
+        with suppress(SubjectNotFound):
+            known = self.store.subject(gallery.name, subject)
+            if self.retention.is_due(gallery, known):
+                self.forgetting.erase(gallery.name, subject)
+                known = None
+        check_consent(gallery.privacy, terms, known.consent if known else None, self.retention.clock())
+
+    def _follow(self, gallery: Gallery) -> None:
+        """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one."""
+        with self._replicas_lock:
+            replica = self._replicas.get(gallery.id)
+        with suppress(GalleryNotFound, ExtractorMismatch):
+            present = self.store.gallery(gallery.name)
+            if replica is None and self.indexes.engine is not None:
+                replica = self._replica(present)
+            if replica is not None and (replica.applied_revision >= 0 or self.indexes.engine is not None):
+                replica.catch_up(present.revision)
 
     def _replica(self, gallery: Gallery) -> GalleryReplica:
         check_extractor(gallery, self.extractor)

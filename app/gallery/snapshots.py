@@ -18,11 +18,13 @@ import structlog
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
+from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
 
 _log = structlog.get_logger()
 _FORMAT = 1
 _ABOUT = "snapshot.json"
 _OWNERS = "owners.i64"
+_WISH = "erase"
 _REVISION = re.compile(r"\d{20}")
 
 Opened = tuple[SegmentedIndex, TemplateOwners, int]
@@ -44,14 +46,26 @@ class Snapshots:
     The newest is kept. One that is damaged, or is another gallery's, is set aside and named in the log.
 
     Args:
-        folder: of all snapshots of this machine.
+        folder: of all snapshots of this machine; where they are sealed, one in memory.
         gallery: whose they are.
         open_index: opens the index part of a snapshot; raises SnapshotDamaged.
+        sealed: folder and keys of the sealed copies, which outlast this machine's memory; None: there are none.
     """
 
-    def __init__(self, folder: Path, gallery: Gallery, open_index: Callable[[Path], SegmentedIndex]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        gallery: Gallery,
+        open_index: Callable[[Path], SegmentedIndex],
+        sealed: tuple[Path, SnapshotKeys] | None = None,
+    ) -> None:
         digest = hashlib.sha256(gallery.extractor.encode()).hexdigest()[:12]
-        self.folder = folder / f"gallery-{gallery.id}" / digest
+        place = Path(f"gallery-{gallery.id}", digest)
+        self.folder = folder / place
+        self._sealed = None
+        if sealed is not None:
+            name = f"{gallery.id}/{gallery.extractor}"
+            self._sealed = SealedSnapshots(sealed[0] / place, place=name, gallery=gallery.id, keys=sealed[1])
         self._of = SnapshotsOfGallery(gallery.id, gallery.extractor, gallery.dimension)
         self._name = gallery.name
         self._open_index = open_index
@@ -61,9 +75,10 @@ class Snapshots:
     @property
     def revisions(self) -> list[int]:
         """Revisions of the snapshots that are there, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if _REVISION.fullmatch(path.name))
+        found = set(self._sealed.revisions if self._sealed is not None else ())
+        if self.folder.is_dir():
+            found |= {int(path.name) for path in self.folder.iterdir() if _REVISION.fullmatch(path.name)}
+        return sorted(found)
 
     def lead(self) -> bool:
         """Whether this process is the one of its machine that writes; once it is, it stays so until it ends."""
@@ -84,12 +99,67 @@ class Snapshots:
             os.close(self._lead)
             self._lead = None
 
-    def write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int) -> Path:
+    # -- what was erased
+
+    def wish_erasure(self) -> None:
+        """Ask the process that leads to write the snapshot anew without what was erased."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _WISH).touch()
+
+    @property
+    def erasure_wished(self) -> bool:
+        """Whether somebody asked for that."""
+        return (self.folder / _WISH).exists()
+
+    def take_wish(self) -> None:
+        """See to it from now on: what is asked for later is asked for anew."""
+        (self.folder / _WISH).unlink(missing_ok=True)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether another machine erased something and destroyed the key of what this one has sealed."""
+        return self._sealed is not None and self._sealed.key_destroyed
+
+    # -- writing
+
+    def write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int, *, erase: bool = False) -> Path:
         """Write a snapshot and drop the older ones.
 
+        Args:
+            index: what is written, with its owners and the revision that both have.
+            owners: as the index.
+            revision: as the index.
+            erase: that nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
+                copies of them do not open any more, wherever they are.
+
         Raises:
-            OSError: the disk is full or not writable; the earlier snapshot is still there.
+            OSError, FacegalleryError: the disk is full or not writable, or the vault does not answer; without `erase`
+                the earlier snapshot is still there.
         """
+        try:
+            place = self._write(index, owners, revision)
+            if self._sealed is not None:
+                self._sealed.write(place, revision, anew=erase)
+        except BaseException:
+            if erase:
+                self.drop()
+            raise
+        if erase:
+            for path in self.folder.parent.iterdir():  # of extractors that the gallery has left
+                if path != self.folder:
+                    shutil.rmtree(path, ignore_errors=True)
+        return place
+
+    def drop(self) -> None:
+        """Remove all snapshots; who searches goes on."""
+        if self.folder.is_dir():
+            for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
+                if path != self.folder and path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+        if self._sealed is not None:
+            self._sealed.drop()
+
+    def _write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -131,16 +201,20 @@ class Snapshots:
             present: reads the gallery's revision. It is asked after a snapshot is seen, so that one which another
                 process has just written is not taken for one of a later past.
         """
+        if self._sealed is not None:
+            self._sealed.remove_open_ones()
         for found in reversed(self.revisions):
             place = self.folder / f"{found:020d}"
             revision = present()
             try:
                 if revision is None or found > revision:
                     raise SnapshotDamaged(f"it is of revision {found}, the gallery of {revision}")
+                if not self._is_open(place, found):
+                    continue
                 opened = self._open(place, found)
             except SnapshotDamaged as error:
-                if place.exists():  # a newer one may have taken its place meanwhile
-                    self._set_aside(place, str(error))
+                if place.exists() or max(self.revisions, default=-1) <= found:
+                    self._set_aside(place, str(error))  # else a newer one has taken its place meanwhile
                 continue
             self._known = found
             return opened
@@ -156,7 +230,10 @@ class Snapshots:
         found = []
         for revision in self.revisions:
             try:
-                self._open(self.folder / f"{revision:020d}", revision)
+                if self._sealed is not None:
+                    self._try_sealed(revision)
+                if self._is_open(self.folder / f"{revision:020d}", revision):
+                    self._open(self.folder / f"{revision:020d}", revision)
                 if revision > (present() or 0):
                     raise SnapshotDamaged("it is ahead of the gallery")
             except SnapshotDamaged as error:
@@ -171,6 +248,55 @@ class Snapshots:
     def erase(self) -> None:
         """Remove every trace from the disk."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
+        if self._sealed is not None:
+            self._sealed.erase()
+
+    def _is_open(self, place: Path, revision: int) -> bool:
+        """Whether the snapshot lies open, now that its sealed copy was opened if it did not.
+
+        One process of the machine opens it, the others wait. False where it cannot be opened though nothing is wrong
+        with it: there is no room, or its key was destroyed.
+        """
+        if self._sealed is None or place.exists():
+            return place.exists()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "opening").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if place.exists():
+                return True
+            start = time.perf_counter()
+            draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
+            draft.mkdir(mode=0o700)
+            try:
+                if not self._sealed.open(revision, draft):
+                    return False
+                draft.rename(place)
+            except FAILURES as error:
+                _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
+                return False
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        seconds = round(time.perf_counter() - start, 2)
+        _log.info("snapshot.unsealed", gallery=self._name, revision=revision, seconds=seconds)
+        return True
+
+    def _try_sealed(self, revision: int) -> None:
+        """Open a sealed copy to see whether it opens, and remove what came out.
+
+        Raises:
+            SnapshotDamaged: it does not.
+        """
+        if self._sealed is None or revision not in self._sealed.revisions:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(mode=0o700)
+        try:
+            self._sealed.open(revision, draft)
+        except FAILURES as error:
+            _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
     def _open(self, place: Path, revision: int) -> Opened:
         try:
@@ -207,6 +333,12 @@ class Snapshots:
         return index, TemplateOwners(ids, subjects), revision
 
     def _set_aside(self, place: Path, reason: str) -> None:
+        if self._sealed is not None:
+            shutil.rmtree(place, ignore_errors=True)  # memory is no place to keep it; the sealed copy stays to be seen
+            self._sealed.set_aside(int(place.name), reason)
+            return
+        if not place.exists():  # a newer one may have taken its place meanwhile
+            return
         aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
         place.rename(aside)
         _log.error("snapshot.set_aside", gallery=self._name, folder=str(aside), reason=reason)
@@ -214,7 +346,7 @@ class Snapshots:
     def _sweep(self, keep: Path | None = None) -> None:
         """Remove drafts of processes that died, and snapshots older than the one to keep."""
         for path in list(self.folder.iterdir()):
-            stale = path.name.startswith("writing-")
+            stale = path.name.startswith("writing-")  # one that is being opened is another process's
             older = keep is not None and _REVISION.fullmatch(path.name) and path.name < keep.name
             if older:
                 # Renamed first: a process that dies halfway leaves a draft, not half a snapshot.

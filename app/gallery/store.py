@@ -7,10 +7,12 @@ revisions become visible in order and without gaps.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, select, text, update
+from sqlalchemy import ColumnElement, Engine, delete, func, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.gallery.consent import PrivacyRules, Terms, check_consent, consent_from_json, rules_from_json
+from app.gallery.encryption import PlainRows, RowSeals
 from app.gallery.errors import (
     ExtractorMismatch,
     GalleryExists,
@@ -31,27 +33,33 @@ from app.gallery.records import (
     Template,
     TemplateBlock,
 )
+from app.gallery.resealing import hand_over
 from app.gallery.rows import (
     EMBEDDING,
     Sessions,
+    apply_terms,
+    erase_subject,
     gallery_of,
     gallery_row,
     keep_crops,
     record_changes,
     subject_row,
     template_block,
+    template_identity,
+    template_rows,
 )
-from app.gallery.tables import GalleryRow, SetAsideRow, SubjectRow, TemplateRow, now
+from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 from model.quality import Quality
 
 
 class GalleryStore:
     """Galleries, subjects, templates and their history in one database; safe to call from many threads."""
 
-    def __init__(self, engine: Engine, journal: Journal | None = None) -> None:
+    def __init__(self, engine: Engine, *, journal: Journal | None = None, seals: RowSeals | None = None) -> None:
         self.engine = engine
         self.journal = journal or NoJournal()
         self._sessions = Sessions(engine)
+        self.seals = seals or PlainRows()
 
     # -- galleries
 
@@ -89,6 +97,15 @@ class GalleryStore:
             row.policy = None if policy is None else policy_to_json(policy)
             session.flush()
             self.journal.write(session, Event("change-gallery", name, details={"policy": row.policy}))
+            return gallery_of(row)
+
+    def set_privacy(self, name: str, rules: PrivacyRules) -> Gallery:
+        """Give a gallery its rules of consent and retention."""
+        with self._sessions.writing() as session:
+            row = gallery_row(session, name, lock=True)
+            row.privacy = rules.to_json()
+            session.flush()
+            self.journal.write(session, Event("change-gallery", name, details=row.privacy))
             return gallery_of(row)
 
     def delete_gallery(self, name: str) -> None:
@@ -137,13 +154,16 @@ class GalleryStore:
         metadata: dict[str, Any] | None,
         extractor: str,
         dimension: int,
+        terms: Terms | None = None,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-        and was not kept yet. `metadata`, where given, replaces the old.
+        and was not kept yet. `metadata` and `terms`, where given, replace the old.
 
         Raises:
+            ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
+            KeyUnavailable: the subject's key is not in the vault.
             ExtractorMismatch: the gallery belongs to another extractor.
             GalleryNotFound: PostgreSQL alone: the gallery was there and another transaction erased it while this one
                 waited for its row; nothing was stored, and the next call makes it anew.
@@ -154,33 +174,44 @@ class GalleryStore:
             check_extractor(gallery_of(owner), extractor)
             row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
             created = row is None
+            check_consent(
+                rules_from_json(owner.privacy), terms or {}, consent_from_json(row.consent) if row else None, now()
+            )
             if row is None:
-                row = SubjectRow(gallery_id=owner.id, key=key, details={})
+                (key_id,) = self.seals.new_keys(1)
+                row = SubjectRow(gallery_id=owner.id, key=key, details={}, key_id=key_id)
                 session.add(row)
                 session.flush()
             if metadata is not None:
                 row.details = metadata
+            apply_terms(row, terms or {})
             stored = {
                 template.crop_sha256: template
                 for template in session.scalars(select(TemplateRow).filter_by(subject_id=row.id))
             }
-            added: dict[str, TemplateRow] = {}
-            known: dict[str, TemplateRow] = {}
+            known = {one.crop_sha256: stored[one.crop_sha256] for one in templates if one.crop_sha256 in stored}
+            new: dict[str, NewTemplate] = {}
             for template in templates:
-                if template.crop_sha256 in stored:
-                    known[template.crop_sha256] = stored[template.crop_sha256]
-                elif template.crop_sha256 not in added:
-                    added[template.crop_sha256] = _template_row(owner.id, row.id, template)
+                if template.crop_sha256 not in stored:
+                    new.setdefault(template.crop_sha256, template)
+            added = {digest: _template_row(owner.id, row.id, template) for digest, template in new.items()}
+            values = [
+                (template_identity(added[digest]), template.embedding.astype(EMBEDDING).tobytes())
+                for digest, template in new.items()
+            ]
+            for made, sealed in zip(added.values(), self.seals.seal(row.key_id, values) if values else (), strict=True):
+                made.embedding = sealed
             session.add_all(added.values())
             session.flush()
             crops = {template.crop_sha256: template.crop for template in templates if template.crop is not None}
-            keep_crops(session, {row.id: crops[crop] for crop, row in (added | known).items() if crop in crops})
-            if added or metadata is not None:
+            kept = [(made, row.key_id, crops[crop]) for crop, made in (added | known).items() if crop in crops]
+            keep_crops(session, self.seals, kept)
+            if added or metadata is not None or terms:
                 row.updated_at = now()
             if added:
                 record_changes(session, owner, "add", [(template.id, row.id) for template in added.values()])
             session.flush()
-            counts = {"added": len(added), "known": len(known), "created": created}
+            counts = {"added": len(added), "known": len(known), "created": created} | dict.fromkeys(terms or {}, True)
             self.journal.write(session, Event("enroll", gallery, (key,), counts))
             return Enrolment(
                 subject=_subject(session, owner, key),
@@ -190,12 +221,19 @@ class GalleryStore:
             )
 
     def update_subject(
-        self, gallery: str, key: str, *, new_key: str | None = None, metadata: dict[str, Any] | None = None
+        self,
+        gallery: str,
+        key: str,
+        *,
+        new_key: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        terms: Terms | None = None,
     ) -> Subject:
-        """Rename a subject, replace its metadata, or both.
+        """Rename a subject, replace its metadata, its consent, its expiry.
 
         Raises:
             GalleryNotFound, SubjectNotFound, SubjectExists: as named.
+            ConsentRequired: the gallery requires a consent, and the terms take it away.
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
@@ -206,9 +244,13 @@ class GalleryStore:
                 row.key = new_key
             if metadata is not None:
                 row.details = metadata
+            if terms:
+                check_consent(rules_from_json(owner.privacy), terms, consent_from_json(row.consent), now())
+                apply_terms(row, terms)
             row.updated_at = now()
             session.flush()
-            keys, changed = tuple(dict.fromkeys((key, row.key))), {"metadata": metadata is not None}
+            keys = tuple(dict.fromkeys((key, row.key)))
+            changed = {"metadata": metadata is not None} | dict.fromkeys(terms or {}, True)
             self.journal.write(session, Event("change-subject", gallery, keys, changed))
             return _subject(session, owner, row.key)
 
@@ -222,6 +264,8 @@ class GalleryStore:
         Raises:
             GalleryNotFound, SubjectNotFound: as named.
             InvalidInput: both are one.
+            TemplateTampered: something of the first does not open.
+            KeyUnavailable: the other's key is not in the vault.
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
@@ -235,15 +279,13 @@ class GalleryStore:
                 record_changes(session, owner, "remove", [(template.id, gone.id) for template in templates])
             if moved:
                 record_changes(session, owner, "add", [(template.id, kept.id) for template in moved])
-            for template in moved:
-                template.subject_id = kept.id
-            aside = update(SetAsideRow).where(SetAsideRow.subject_id == gone.id)
-            session.execute(aside.values(subject_id=kept.id), execution_options={"synchronize_session": False})
+            hand_over(session, self.seals, moved, source=gone, target=kept)
             session.flush()
             session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))
             session.delete(gone)
             kept.updated_at = now()
             session.flush()
+            self.journal.write(session, Event("merge-subjects", gallery, (key, into), {"templates": len(moved)}))
             return _subject(session, owner, into)
 
     def delete_subject(self, gallery: str, key: str) -> int:
@@ -251,14 +293,10 @@ class GalleryStore:
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
             row = subject_row(session, owner, key)
-            ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
-            session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
-            session.delete(row)
-            if ids:
-                record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
+            templates = erase_subject(session, owner, row)
             session.flush()
-            self.journal.write(session, Event("delete-subject", gallery, (key,), {"templates": len(ids)}))
-            return len(ids)
+            self.journal.write(session, Event("delete-subject", gallery, (key,), {"templates": templates}))
+            return templates
 
     # -- templates
 
@@ -296,9 +334,16 @@ class GalleryStore:
             self.journal.write(session, Event("delete-template", gallery, (key,), {"template": template_id}))
 
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
-        """All templates of one subject."""
+        """All templates of one subject; one that does not open is left out."""
         with self._sessions.reading() as session:
-            return template_block(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
+            rows = template_rows(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
+            dimension = session.scalar(select(GalleryRow.dimension).join(SubjectRow).where(SubjectRow.id == subject_id))
+        return template_block(rows, self.seals, dimension=dimension or 0)
+
+    def record(self, event: Event) -> None:
+        """Keep an event of its own in the journal, such as an export, at once."""
+        with self._sessions.writing() as session:
+            self.journal.write(session, event)
 
     def ping(self) -> None:
         """Ask the database for an answer.
@@ -360,6 +405,9 @@ def _subjects(session: Session, gallery_id: int | None, where: ColumnElement[boo
             templates=count,
             created_at=row.created_at,
             updated_at=row.updated_at,
+            consent=consent_from_json(row.consent),
+            expires_at=row.expires_at,
+            seen_at=row.seen_at,
         )
         for row, count in session.execute(query)
     ]
@@ -375,7 +423,6 @@ def _template_row(gallery_id: int, subject_id: int, template: NewTemplate) -> Te
     return TemplateRow(
         gallery_id=gallery_id,
         subject_id=subject_id,
-        embedding=template.embedding.astype(EMBEDDING).tobytes(),
         detection_score=quality.detection_score,
         face_size=quality.face_size,
         sharpness=quality.sharpness,

@@ -14,6 +14,7 @@ from sqlalchemy import (
     LargeBinary,
     String,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -55,6 +56,7 @@ class GalleryRow(Base):
     dimension: Mapped[int]
     revision: Mapped[int] = mapped_column(BigInteger, default=0)
     policy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    privacy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))  # see `PrivacyRules`
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
 
@@ -62,13 +64,21 @@ class SubjectRow(Base):
     """One enrolled person, known by a key that the caller chooses."""
 
     __tablename__ = "subject"
-    __table_args__ = (UniqueConstraint("gallery_id", "key"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("gallery_id", "key"),
+        Index("ix_subject_key_id", "key_id", unique=True),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
     key: Mapped[str] = mapped_column(String(200))
     # `metadata` is taken by the declarative base.
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON, default=dict)
+    key_id: Mapped[str | None] = mapped_column(String(32))  # of the key in the vault; None: not sealed
+    consent: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # kept where the gallery's rules ask for it
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
 
@@ -86,7 +96,7 @@ class TemplateRow(Base):
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
     gallery_id: Mapped[int] = mapped_column(ForeignKey("gallery.id", ondelete="CASCADE"))
     subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"))
-    embedding: Mapped[bytes] = mapped_column(LargeBinary)  # little-endian float32
+    embedding: Mapped[bytes] = mapped_column(LargeBinary)  # little-endian float32, sealed with the subject's key
     # The type is named because SQLAlchemy 2.0 and 2.1 would choose different ones.
     detection_score: Mapped[float] = mapped_column(Float)
     face_size: Mapped[float] = mapped_column(Float)
@@ -172,3 +182,15 @@ class FollowerRow(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     revision: Mapped[int] = mapped_column(BigInteger)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class KeyToDestroyRow(Base):
+    """Key of an erased subject; a trigger writes the row with the erasure. It stays, to be applied to a restored vault.
+
+    `destroyed` is set once the vault has destroyed the key.
+    """
+
+    __tablename__ = "key_to_destroy"
+
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    destroyed: Mapped[bool] = mapped_column(default=False, server_default=text("false"))

@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -13,6 +13,7 @@ from app.gallery.history import SILENCE, GalleryHistory
 from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.replica import GalleryReplica
+from app.gallery.snapshots import Snapshots
 from app.gallery.tables import now
 from app.telemetry import INDEXED_TEMPLATES
 from model.errors import FacegalleryError
@@ -20,11 +21,12 @@ from model.errors import FacegalleryError
 _log = structlog.get_logger()
 _PAUSE = 1.0  # seconds between two looks
 _REPORTS = 30.0  # seconds between two reports to other processes
+_REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
 
 
 class Upkeep:
-    """One thread of low priority that tends the indexes of a process.
+    """One thread of low priority that tends the indexes of a process, and does chores at every look.
 
     Of the processes that share a folder of snapshots one leads a gallery: it alone compresses, merges and writes
     snapshots. The others take up what it has written, and so share its memory.
@@ -36,17 +38,20 @@ class Upkeep:
         history: GalleryHistory,
         source: IndexSource,
         *,
+        chores: Sequence[Callable[[], None]] = (),
         pause: float = _PAUSE,
     ) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._replicas = replicas
         self._history = history
         self._source = source
+        self._chores = chores
         self._pause = pause
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
         self._snapshots: dict[int, tuple[int, float]] = {}  # revision and time of the last snapshot
         self._erasing_since: dict[int, float] = {}
+        self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for
         self._reported = 0.0
 
     def start(self) -> None:
@@ -67,9 +72,11 @@ class Upkeep:
         self._quietly(lambda: self._history.leave([self.name]))
 
     def tick(self) -> None:
-        """Look at every gallery once."""
+        """Look at every gallery once, and do the other chores."""
         for replica in self._replicas():
             self._quietly(self._tend, replica)
+        for chore in self._chores:
+            self._quietly(chore)
         INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
         if time.monotonic() - self._reported >= _REPORTS:
             self._reported = time.monotonic()
@@ -91,7 +98,22 @@ class Upkeep:
         while not self._ended.is_set() and replica.tend():
             pass
         if replica.snapshots is not None and self._source.snapshot_interval:
+            self._erase_if_wished(replica, replica.snapshots)
             self._write_if_due(replica)
+
+    def _erase_if_wished(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+        """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
+        start = time.monotonic()
+        if not snapshots.erasure_wished or start < self._erase_from.get(replica.gallery_id, start):
+            return
+        snapshots.take_wish()
+        try:
+            if replica.erase_snapshots():
+                self._snapshots[replica.gallery_id] = (self._found(replica), time.monotonic())
+        except BaseException:
+            snapshots.wish_erasure()
+            raise
+        self._erase_from[replica.gallery_id] = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _write_if_due(self, replica: GalleryReplica) -> None:
         clock = time.monotonic()
@@ -110,7 +132,7 @@ class Upkeep:
     def _write(self, replica: GalleryReplica, *, erase: bool) -> None:
         try:
             revision = replica.write_snapshot(erase=erase)
-        except OSError as error:
+        except (OSError, FacegalleryError) as error:
             # The service goes on without: a restart takes longer, and nothing is lost.
             _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
             revision = self._snapshots.get(replica.gallery_id, (-1, 0.0))[0]

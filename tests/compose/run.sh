@@ -99,7 +99,7 @@ for _ in $(seq 40); do
   sleep 1
 done
 expect 'is healthy' 'is healthy' "is $health"
-expect 'leaves no nameless volume' "$COMPOSE_PROJECT_NAME"_data "$(docker inspect --format \
+expect 'its vault is in a volume with a name' "$COMPOSE_PROJECT_NAME"_data "$(docker inspect --format \
   '{{range .Mounts}}{{if eq .Destination "/data"}}{{.Name}}{{end}}{{end}}' "$container")"
 
 image=$(docker image inspect --format '{{.Size}}' "$(docker inspect --format '{{.Image}}' "$container")")

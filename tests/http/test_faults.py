@@ -142,10 +142,10 @@ def running_as_it_is(settings: Settings) -> TestClient:
     return TestClient(create_app(settings), raise_server_exceptions=False)
 
 
-def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes) -> None:
+def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: bytes, tmp_path: Path) -> None:
     with (
         postgresql() as server,
-        running(Settings(database_url=server.address, database_timeout=3, _env_file=None)) as client,
+        running(Settings(database_url=server.address, data_dir=tmp_path, database_timeout=3, _env_file=None)) as client,
     ):
         assert send(client, "before", portrait).status_code == 201
         postgres(server.data, "stop", "-m", "immediate")

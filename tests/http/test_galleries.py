@@ -130,6 +130,10 @@ def test_openapi_lists_every_call_with_summary_and_errors(client: TestClient) ->
         "http",
         "schema-outdated",
         "model-file",
+        "master-key-missing",
+        "template-tampered",
+        "file-tampered",
+        "receipt-invalid",
     }
     assert [slug for slug in raised if f"/problems/{slug}" not in text] == []
     operations = [operation for path in document["paths"].values() for operation in path.values()]

@@ -23,6 +23,9 @@ def test_enrolled_people_are_named_in_other_photos(
         "templates": 1,
         "created_at": "",
         "updated_at": "",
+        "consent": None,
+        "expires_at": None,
+        "seen_at": None,
     }
     (face,) = identify(mirrored).json()["faces"]
     assert face["identity"]["subject"] == "eileen"

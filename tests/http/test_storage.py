@@ -77,7 +77,9 @@ def test_a_file_that_cannot_be_opened_says_what_it_needs(tmp_path: Path) -> None
         check_schema(engine)
 
 
-def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(own_postgresql: str, portrait: bytes) -> None:
+def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(
+    own_postgresql: str, portrait: bytes, tmp_path: Path
+) -> None:
     def read_only(value: str) -> None:
         with psycopg.connect(own_postgresql, autocommit=True) as connection:
             connection.execute("SET default_transaction_read_only = off")
@@ -87,7 +89,9 @@ def test_postgresql_that_is_read_only_refuses_writes_and_goes_on_reading(own_pos
                 " WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
             )
 
-    with running(Settings(database_url=own_postgresql, database_timeout=3, _env_file=None)) as client:
+    with running(
+        Settings(database_url=own_postgresql, data_dir=tmp_path, database_timeout=3, _env_file=None)
+    ) as client:
         assert enroll(client, "before", portrait).status_code == 201
         read_only("on")
         assert is_problem(enroll(client, "while read-only", portrait), 507, "storage-unwritable")

@@ -81,7 +81,7 @@ def test_a_deed_that_fails_leaves_no_entry_and_the_chain_goes_on(audit: AuditLog
 def test_a_deed_that_cannot_be_written_down_is_not_done(
     engine: Engine, audit: AuditLog, new_templates: Callable[[int], list[NewTemplate]]
 ) -> None:
-    store = GalleryStore(engine, audit)
+    store = GalleryStore(engine, journal=audit)
     store.enroll("g", "ada", new_templates(1), metadata=None, extractor="e", dimension=8)
     with engine.begin() as connection:
         connection.execute(update(AuditHeadRow).values(count=0, hash=NO_HASH))
@@ -95,7 +95,7 @@ def test_a_deed_that_cannot_be_written_down_is_not_done(
 def test_every_change_of_a_gallery_is_written_down(
     engine: Engine, audit: AuditLog, new_templates: Callable[[int], list[NewTemplate]]
 ) -> None:
-    store = GalleryStore(engine, audit)
+    store = GalleryStore(engine, journal=audit)
     store.create_gallery("g", extractor="e", dimension=8, policy=None)
     done = store.enroll("g", "ada", new_templates(2), metadata={"a": 1}, extractor="e", dimension=8)
     store.set_policy("g", None)

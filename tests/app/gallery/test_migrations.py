@@ -5,6 +5,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect
 
+import app.access.tables  # noqa: F401  maps its tables on the same base
 from app.gallery.errors import SchemaOutdated
 from app.gallery.migrations import check_schema, migrate
 from app.gallery.records import NewTemplate
@@ -44,6 +45,14 @@ def test_one_step_down_and_up_again(engine: Engine) -> None:
     with pytest.raises(SchemaOutdated):
         check_schema(engine)
     migrate(engine)
+    check_schema(engine)
+
+
+def test_a_version_is_gone_to_by_its_id_in_both_directions(engine: Engine) -> None:
+    migrate(engine, "0001")
+    with pytest.raises(SchemaOutdated, match="version 0001"):
+        check_schema(engine)
+    migrate(engine, "head")
     check_schema(engine)
 
 

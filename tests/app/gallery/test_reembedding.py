@@ -10,15 +10,19 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, func, select, update
 
 from app.gallery import reembedding
+from app.gallery.encryption import SealedRows
 from app.gallery.errors import ExtractorMismatch, MoveRefused
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.photos import Photo, PhotoReader
 from app.gallery.reembedding import Move, move_back, move_gallery
 from app.gallery.reembedding_store import ReembeddingStore
+from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
 from app.gallery.tables import CropRow
+from app.gallery.vault import Vault
 from model.image import ImageLimits
 from model.pipeline import Networks, load_networks
 from model.quality import QualityLimits
@@ -41,15 +45,23 @@ Services = Callable[..., GalleryService]
 
 
 @pytest.fixture
-def service_of(engine: Engine) -> Services:
+def service_of(engine: Engine, vault: Vault, forgetting: Forgetting) -> Services:
     """Makes a service with its own networks on the test's database."""
 
     def make(networks: Networks, *, keep_crops: bool = True) -> GalleryService:
         reader = PhotoReader(
             networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=4, queue_timeout=60
         )
-        history = GalleryHistory(engine)
-        return GalleryService(GalleryStore(engine), history, reader, IndexSource(), keep_crops=keep_crops)
+        seals = SealedRows(vault)
+        return GalleryService(
+            GalleryStore(engine, seals=seals),
+            GalleryHistory(engine, seals),
+            reader,
+            IndexSource(),
+            forgetting=forgetting,
+            retention=Retention(engine, forgetting),
+            keep_crops=keep_crops,
+        )
 
     return make
 
@@ -297,7 +309,7 @@ def test_a_third_extractor_waits_until_the_second_is_discarded(
     old.enroll("people", "anna", views[:1])
     gallery = old.store.gallery("people")
     ids = [one.id for one in old.store.templates("people", subject=None, after=0, limit=9).items]
-    ReembeddingStore(engine).add(gallery, "third@1", ids, np.eye(1, 64, dtype=np.float32))
+    ReembeddingStore(engine, old.store.seals).add(gallery, "third@1", ids, np.eye(1, 64, dtype=np.float32))
     with pytest.raises(MoveRefused, match=r"still has embeddings of third@1; erase them first"):
         move_gallery(old.store, "people", other_networks.extractor)
     ReembeddingStore(engine).discard(gallery)
@@ -310,7 +322,7 @@ def test_an_extractor_of_another_dimension(
     old = service_of(networks)
     old.enroll("people", "anna", views[:1])
     before, answered = old.store.gallery("people"), answer(old, views[1])
-    moves = ReembeddingStore(engine)
+    moves = ReembeddingStore(engine, old.store.seals)
     ids = [one.id for one in old.store.templates("people", subject=None, after=0, limit=9).items]
     moves.add(before, "wide@1", ids, np.eye(1, 512, dtype=np.float32))
     assert moves.switch(before, "wide@1", dimension=None, unusable=(), with_crops=True)

@@ -185,7 +185,7 @@ def test_a_deleted_gallery_leaves_nothing_behind(store: GalleryStore, engine: En
             name: connection.scalar(select(func.count()).select_from(table))
             for name, table in Base.metadata.tables.items()
         }
-    assert left == dict.fromkeys(Base.metadata.tables, 0)
+    assert left == dict.fromkeys(left, 0)
 
 
 def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates) -> None:

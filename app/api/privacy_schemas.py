@@ -1,0 +1,96 @@
+"""Shapes of consent, retention and receipts."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from app.gallery.consent import MAX_DAYS, Consent, PrivacyRules
+from app.gallery.names import normalise_name
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
+
+
+class ConsentBody(BaseModel):
+    """What a person has agreed to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    purpose: Text = Field(description="what for")
+    granted_at: AwareDatetime
+    reference: Text | None = Field(None, description="where the proof lies, as the number of a form")
+    expires_at: AwareDatetime | None = Field(None, description="the person is erased from this moment")
+
+    @field_validator("purpose", "reference")
+    @classmethod
+    def _is_text(cls, value: str | None) -> str | None:
+        return None if value is None else normalise_name(value, part="consent")
+
+    @property
+    def record(self) -> Consent:
+        """The consent as the gallery keeps it."""
+        return Consent(self.purpose, self.granted_at, self.reference, self.expires_at)
+
+    @classmethod
+    def of(cls, consent: Consent) -> "ConsentBody":
+        """The consent as an answer shows it."""
+        return cls(
+            purpose=consent.purpose,
+            granted_at=consent.granted_at,
+            reference=consent.reference,
+            expires_at=consent.expires_at,
+        )
+
+
+class PrivacyBody(BaseModel):
+    """A gallery's rules; what is left out stays as it is."""
+
+    require_consent: bool = Field(False, strict=True, description="take nobody without a consent")
+    keep_days: Days | None = Field(None, strict=True, description="erase people so many days after their enrolment")
+    unseen_days: Days | None = Field(None, strict=True, description="erase people not identified for so many days")
+
+    @property
+    def sets_privacy(self) -> bool:
+        """Whether it says anything of consent and retention."""
+        return not self.model_fields_set.isdisjoint(PrivacyBody.model_fields)
+
+    def rules(self, present: PrivacyRules) -> PrivacyRules:
+        """The rules that follow on the present ones."""
+
+        def choose(name: str) -> Any:
+            return getattr(self if name in self.model_fields_set else present, name)
+
+        return PrivacyRules(choose("require_consent"), choose("keep_days"), choose("unseen_days"))
+
+
+class Erased(BaseModel):
+    """How many of each were erased."""
+
+    subjects: int
+    templates: int
+    keys: int = Field(description="keys destroyed, or to be destroyed where `pending` says so")
+    snapshots: int
+
+
+class Receipt(BaseModel):
+    """A signed statement that a person was erased; the signature covers everything else (see the privacy page)."""
+
+    form: str
+    id: str = Field(description="random; two erasures have two")
+    gallery: str
+    gallery_id: int
+    revision: int = Field(description="the gallery's, with the erasure")
+    subject: str
+    erased_at: datetime
+    erased: Erased
+    pending: list[str] = Field(description="what a sweep has yet to do: key, database-log, snapshots")
+    public_key: str = Field(description="Ed25519, 32 bytes as base64")
+    signature: str = Field(description="Ed25519, 64 bytes as base64")
+
+
+class ReceiptKey(BaseModel):
+    """The key that receipts are checked with."""
+
+    algorithm: str = "Ed25519"
+    public_key: str = Field(description="32 bytes as base64")

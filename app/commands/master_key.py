@@ -1,0 +1,115 @@
+"""`facegallery master-key`: what wraps the keys of subjects."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from app.access.opening import open_audit
+from app.commands.options import JsonOption, complain, progress_bar
+from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
+from app.gallery.errors import MasterKeyMissing
+from app.gallery.journal import Event
+from app.gallery.master_keys import MasterKey
+from app.gallery.migrations import check_schema
+from app.gallery.resealing import has_sealed_subjects, seal_plain_rows
+from app.gallery.store import GalleryStore
+from app.gallery.vault import Vault
+from app.settings import Settings
+from app.telemetry import set_up_logging
+from app.vault import vault_of
+
+master_key = typer.Typer(name="master-key", help="Make, change and show the master key.", no_args_is_help=True)
+_BATCH = 500  # keys of one transaction, so that a serving process gets its turn
+
+
+@master_key.command("new")
+def new_command() -> None:
+    """Print a new random master key; nothing is stored."""
+    print(MasterKey.make().written)
+
+
+@master_key.command("status")
+def status_command(as_json: JsonOption = False) -> None:
+    """Show which master keys are at hand, and how many keys each has wrapped."""
+    vault = _vault()
+    wraps, at_hand, wrapped = vault.master, list(vault.masters.ids), vault.wrapped_by()
+    vault.close()
+    if as_json:
+        print(json.dumps({"wraps": wraps, "at_hand": at_hand, "wrapped": wrapped}))
+        return
+    print(f"wraps: {wraps}\nat hand: {', '.join(at_hand)}")
+    for master, count in wrapped.items():
+        print(f"{master}: {count} keys")
+
+
+@master_key.command("rotate")
+def rotate_command(
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Leave the old key in the file, to open older backups of the vault.")
+    ] = False,
+) -> None:
+    """Wrap every key anew with another master key, while services run; no template is touched.
+
+    The first key at hand is the new one. Where that wraps already and the keys come from a file, a new one is made in
+    front of it. What was interrupted goes on when it is run again.
+    """
+    vault = _vault()
+    masters = vault.masters
+    if masters.first.id == vault.master and set(vault.wrapped_by()) <= {masters.first.id}:
+        if masters.file is None:
+            raise MasterKeyMissing(
+                "put the new key in front of the old in FACEGALLERY_MASTER_KEY, a blank between them, restart the "
+                "services and run this again; `facegallery master-key new` makes one"
+            )
+        masters.replace([MasterKey.make(), *masters.keys])
+    old = [key.id for key in masters.keys[1:]]
+    vault.use_master(masters.first)
+    with progress_bar() as progress:
+        task = progress.add_task("wrapping", total=sum(vault.wrapped_by().values()))
+        wrapped_in_all = 0
+        while wrapped := vault.rewrap(_BATCH):
+            wrapped_in_all += wrapped
+            progress.advance(task, wrapped)
+    if masters.file is not None and not keep_old:
+        masters.replace([masters.first])
+    vault.close()
+    _record(Event("rotate-master-key", details={"master": masters.first.id, "keys": wrapped_in_all}))
+    print(f"master key {masters.first.id} wraps every key")
+    if old:
+        complain(f"backups of the vault from before open with {', '.join(old)} only", style="yellow")
+
+
+@master_key.command("seal")
+def seal_command() -> None:
+    """Seal rows that are not, after a backup from before encryption was restored."""
+    vault = _vault()
+    settings = Settings()
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    sealed = seal_plain_rows(engine, SealedRows(vault))
+    vault.note_sealed()
+    vault.close()
+    engine.dispose()
+    if sealed:
+        _record(Event("seal-rows", details={"subjects": sealed}))
+    print(f"{sealed} subjects sealed")
+
+
+def _vault() -> Vault:
+    settings = Settings()
+    set_up_logging(form=settings.log_format, level="warning")
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    check_schema(engine)
+    vault = vault_of(settings, expected=has_sealed_subjects(engine))
+    engine.dispose()
+    return vault
+
+
+def _record(event: Event) -> None:
+    """Keep an event in the audit log."""
+    settings = Settings()
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    store = GalleryStore(engine, journal=open_audit(settings, engine))
+    store.record(event)
+    store.close()

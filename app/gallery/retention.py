@@ -1,0 +1,165 @@
+"""How long subjects are kept: expiry, days since enrolment, days not seen; a sweep erases those that are due."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from sqlalchemy import Engine, select, update
+
+from app.gallery.consent import consent_from_json, expiry
+from app.gallery.errors import GalleryNotFound
+from app.gallery.forgetting import Forgetting
+from app.gallery.records import Gallery, Subject
+from app.gallery.rows import Sessions, gallery_of
+from app.gallery.tables import GalleryRow, SubjectRow, now
+from model.errors import FacegalleryError
+
+_MANY = 1000  # subjects read at once
+_ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
+_SEEN_EVERY = timedelta(days=1)
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a sweep erased: subjects past their time, by gallery, and subjects that a backup had brought back."""
+
+    expired: dict[str, int]
+    came_back: int
+
+
+class Retention:
+    """Erases subjects whose time is over; safe to call from many threads, and from many processes at a time.
+
+    Args:
+        engine: of the gallery's database.
+        forgetting: erases.
+        interval: seconds between two sweeps of `look`, the first at once; 0: never.
+        clock: tells the present moment.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        forgetting: Forgetting,
+        *,
+        interval: float = 0,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.clock = clock
+        self._interval = interval
+        self._next_sweep = time.monotonic() if interval else float("inf")
+        self._forgetting = forgetting
+        self._sessions = Sessions(engine)
+        self._seen: dict[int, datetime] = {}
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()  # a sweep waits for what is being written
+
+    def is_due(self, gallery: Gallery, subject: Subject) -> bool:
+        """Whether the subject's time is over: it is not named any more, even before a sweep erases it."""
+        end = expiry(
+            gallery.privacy,
+            created_at=subject.created_at,
+            seen_at=subject.seen_at,
+            expires_at=subject.expires_at,
+            consent=subject.consent,
+        )
+        return end is not None and end <= self.clock()
+
+    # -- who was seen
+
+    def saw(self, gallery: Gallery, subjects: Iterable[Subject]) -> None:
+        """Note that subjects were identified, where the gallery's rules ask for it, once a day at most.
+
+        It is written in the background: an identification waits for no writer.
+        """
+        if gallery.privacy.unseen_days is None:
+            return
+        moment = self.clock()
+        with self._lock:
+            for subject in subjects:
+                if subject.seen_at is None or moment - subject.seen_at >= _SEEN_EVERY:
+                    self._seen[subject.id] = moment
+
+    def write_seen(self) -> None:
+        """Write down who was seen; returns when that is done, whichever thread does it."""
+        with self._writing:
+            with self._lock:
+                seen, self._seen = self._seen, {}
+            if not seen:
+                return
+            try:
+                with self._sessions.writing() as session:
+                    for subject_id, moment in seen.items():
+                        session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
+            except FacegalleryError as error:
+                _log.warning("seen.not_written", reason=str(error))
+                with self._lock:
+                    self._seen = seen | self._seen
+
+    # -- the sweep
+
+    def sweep(self) -> Sweep:
+        """Erase every subject whose time is over, and what a restored backup brought back."""
+        self.write_seen()
+        self._forgetting.try_again()
+        came_back = self._forgetting.erase_what_came_back()
+        with self._sessions.reading() as session:
+            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
+        expired = {}
+        for gallery in galleries:
+            try:
+                erased = sum(
+                    self._forgetting.erase_those(gallery, ids, lambda row, gallery=gallery: self._due(gallery, row))  # type: ignore[misc]
+                    for ids in self._due_ids(gallery)
+                )
+            except GalleryNotFound:  # erased meanwhile
+                continue
+            if erased:
+                expired[gallery.name] = erased
+                _log.info("retention.erased", gallery=gallery.name, subjects=erased)
+                self._forgetting.finish(gallery)
+        return Sweep(expired, came_back)
+
+    def due(self) -> dict[str, int]:
+        """How many subjects a sweep would erase, by gallery."""
+        self.write_seen()
+        with self._sessions.reading() as session:
+            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
+        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery)) for gallery in galleries}
+        return {name: count for name, count in counts.items() if count}
+
+    def look(self) -> None:
+        """Write down who was seen, and sweep if it is time; called every second or so."""
+        self.write_seen()
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + self._interval
+            self.sweep()
+
+    def _due_ids(self, gallery: Gallery) -> Iterable[list[int]]:
+        """Subjects that are due, in lists that one transaction erases."""
+        after, ids = 0, list[int]()
+        while True:
+            query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, SubjectRow.id > after)
+            with self._sessions.reading() as session:
+                rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
+                ids += [row.id for row in rows if self._due(gallery, row)]
+            while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
+                yield ids[:_ERASED_AT_ONCE]
+                ids = ids[_ERASED_AT_ONCE:]
+            if not rows:
+                return
+            after = rows[-1].id
+
+    def _due(self, gallery: Gallery, row: SubjectRow) -> bool:
+        end = expiry(
+            gallery.privacy,
+            created_at=row.created_at,
+            seen_at=row.seen_at,
+            expires_at=row.expires_at,
+            consent=consent_from_json(row.consent),
+        )
+        return end is not None and end <= self.clock()

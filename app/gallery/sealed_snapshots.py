@@ -1,0 +1,229 @@
+"""Snapshots at rest: a sealed copy of every snapshot that is in use, which lies open in memory alone.
+
+A sealed snapshot is a folder with the id of its key and a sealed file for each of the snapshot's. What names itself by
+chance and never changes (a segment) is linked from one sealed snapshot to the next; so both have one key, until an
+erasure takes a new one and has the vault forget the old: then no copy of the older ones opens, wherever it lies.
+"""
+
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from app.gallery.errors import FileTampered
+from app.gallery.index import SnapshotDamaged
+from app.gallery.sealed_files import open_file, seal_file
+from model.errors import FacegalleryError
+
+_log = structlog.get_logger()
+_SEALED = re.compile(r"(\d{20})\.sealed")
+_KEY = "key"
+_NEVER_CHANGES = re.compile(r"segment-[0-9a-f]{16}\.(ids|vectors|codes)")
+_KEY_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class _Key(Protocol):
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def secret(self) -> bytes: ...
+
+
+class SnapshotKeys(Protocol):
+    """What sealed snapshots need of the vault."""
+
+    def new_key(self, purpose: str) -> _Key:
+        """A new key."""
+        ...
+
+    def open_keys(self, ids: Sequence[str]) -> Mapping[str, bytes | None]:
+        """Keys by id; one that is not there is left out."""
+        ...
+
+    def discard(self, purpose: str, *, keep: Sequence[str] = ()) -> int:
+        """Destroy the keys of a purpose but some, and forget that there were any."""
+        ...
+
+
+class SealedSnapshots:
+    """The sealed snapshots of one gallery and one extractor, in a folder that may lie on any disk.
+
+    Args:
+        folder: of this gallery and extractor, beside those of other extractors of the gallery.
+        place: what the snapshots are of; they open as nothing else.
+        gallery: id of the gallery.
+        keys: the vault.
+    """
+
+    def __init__(self, folder: Path, *, place: str, gallery: int, keys: SnapshotKeys) -> None:
+        self.folder = folder
+        self._place = place
+        self._purpose = f"snapshot {gallery}"
+        self._keys = keys
+
+    @property
+    def revisions(self) -> list[int]:
+        """Revisions of what is there, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _SEALED.fullmatch(path.name)))
+
+    def write(self, source: Path, revision: int, *, anew: bool) -> None:
+        """Seal a snapshot's folder, and drop the older ones.
+
+        Args:
+            source: the folder; it stays.
+            revision: of the snapshot.
+            anew: with a new key, the others' keys are destroyed; also where this fails.
+
+        Raises:
+            OSError, FacegalleryError: the disk is full, or the vault does not answer.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        draft.mkdir(mode=0o700)
+        place = self._path(revision)
+        kept: list[str] = []
+        try:
+            before = None if anew else self._newest()
+            key_id, secret = before[1:] if before is not None else self._new_key()
+            (draft / _KEY).write_text(key_id)
+            for path in sorted(source.rglob("*")):
+                target = draft / path.relative_to(source)
+                if path.is_dir():
+                    target.mkdir()
+                elif before is None or not _linked(before[0] / path.relative_to(source), target):
+                    seal_file(path, target, secret, self._associated(path.relative_to(source), revision))
+            for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
+                _flush(folder)
+            if place.exists():
+                place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
+            draft.rename(place)
+            _flush(self.folder)
+            kept = [key_id]
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+            if anew:
+                self.drop(but=place if kept else None, keys=kept)
+        self._sweep(place)
+
+    def open(self, revision: int, target: Path) -> bool:
+        """Open a sealed snapshot into an empty folder that is there; False where its key was destroyed.
+
+        Raises:
+            SnapshotDamaged: it was changed, or is of another place.
+            OSError, FacegalleryError: there is no room, or the vault does not answer.
+        """
+        source = self._path(revision)
+        try:
+            key_id = (source / _KEY).read_text()
+            if not _KEY_ID.fullmatch(key_id):
+                raise SnapshotDamaged("it does not name its key")
+            secret = self._keys.open_keys([key_id]).get(key_id)
+            if secret is None:
+                _log.info("snapshot.key_destroyed", folder=str(source))
+                shutil.rmtree(source, ignore_errors=True)
+                return False
+            for path in sorted(source.rglob("*")):
+                name = path.relative_to(source)
+                if path.is_dir():
+                    (target / name).mkdir()
+                elif name != Path(_KEY):
+                    open_file(path, target / name, secret, self._associated(name, revision))
+        except FileTampered as error:
+            raise SnapshotDamaged(str(error)) from error
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
+        return True
+
+    @property
+    def key_destroyed(self) -> bool:
+        """Whether somebody destroyed the newest one's key: something was erased that this machine still holds."""
+        return bool(self.revisions) and self._newest() is None
+
+    def set_aside(self, revision: int, reason: str) -> None:
+        """Trust that one no more."""
+        place = self._path(revision)
+        if place.exists():
+            aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
+            place.rename(aside)
+            _log.error("snapshot.set_aside", folder=str(aside), reason=reason)
+
+    def drop(self, *, but: Path | None = None, keys: Sequence[str] = ()) -> None:
+        """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
+        if self.folder.parent.is_dir():
+            for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
+                if path not in {but, self.folder}:
+                    shutil.rmtree(path, ignore_errors=True)
+        self._keys.discard(self._purpose, keep=keys)
+
+    def erase(self) -> None:
+        """Remove every trace."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
+        self._keys.discard(self._purpose)
+
+    def remove_open_ones(self) -> None:
+        """Remove snapshots that lie there open, from before encryption."""
+        if not self.folder.is_dir():
+            return
+        left = [path for path in self.folder.iterdir() if path.is_dir() and re.match(r"(damaged-)?\d{20}", path.name)]
+        for path in left:
+            if not _SEALED.search(path.name):
+                _log.warning("snapshot.open_one_removed", folder=str(path), advice="a backup may hold it")
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _newest(self) -> tuple[Path, str, bytes] | None:
+        """Folder, key id and key of the newest, if it can be gone on with."""
+        for revision in reversed(self.revisions):
+            try:
+                key_id = (self._path(revision) / _KEY).read_text()
+            except (OSError, UnicodeDecodeError):
+                return None
+            secret = self._keys.open_keys([key_id]).get(key_id)
+            return None if secret is None else (self._path(revision), key_id, secret)
+        return None
+
+    def _new_key(self) -> tuple[str, bytes]:
+        made = self._keys.new_key(self._purpose)
+        return made.id, made.secret
+
+    def _path(self, revision: int) -> Path:
+        return self.folder / f"{revision:020d}.sealed"
+
+    def _associated(self, name: Path, revision: int) -> bytes:
+        when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)
+        return f"facegallery/snapshot/1/{self._place}/{when}/{name.as_posix()}".encode()
+
+    def _sweep(self, keep: Path) -> None:
+        for path in self.folder.iterdir():
+            older = _SEALED.fullmatch(path.name) and path.name < keep.name
+            if path.name.startswith("writing-") or older:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _linked(source: Path, target: Path) -> bool:
+    if not _NEVER_CHANGES.fullmatch(source.name):
+        return False
+    try:
+        os.link(source, target)
+    except OSError:  # not there, or no links here: it is sealed again
+        return False
+    return True
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+FAILURES = (OSError, FacegalleryError)
+"""What keeps a snapshot from being sealed or opened though nothing is wrong with it."""

@@ -1,0 +1,47 @@
+"""The vault that the settings name."""
+
+from sqlalchemy import Engine
+
+from app.gallery.database import open_engine
+from app.gallery.errors import MasterKeyMissing
+from app.gallery.resealing import check_vault, has_sealed_subjects, seal_at_first_start
+from app.gallery.vault import Vault, open_vault
+from app.settings import Settings
+
+
+def vault_of(settings: Settings, *, expected: bool) -> Vault:
+    """The vault of the settings' database.
+
+    Args:
+        settings: where it is and where its master key is.
+        expected: whether the database has sealed rows, so that an empty vault must be the wrong one.
+
+    Raises:
+        MasterKeyMissing: no master key, the wrong one, or the wrong vault.
+        DatabaseUnavailable, StorageUnwritable: as named.
+    """
+    if settings.sqlalchemy_vault_url == settings.sqlalchemy_url:
+        raise MasterKeyMissing("the vault must not lie in the gallery's database, whose backups would hold the keys")
+    return open_vault(
+        open_engine(settings.sqlalchemy_vault_url, timeout=settings.database_timeout),
+        master_key=settings.master_key.get_secret_value() if settings.master_key else None,
+        master_key_file=settings.master_key_path,
+        expected=expected,
+    )
+
+
+def vault_beside(settings: Settings, engine: Engine) -> Vault:
+    """The vault of the settings' database, held against it; rows from before encryption are sealed.
+
+    Args:
+        settings: where the vault is and where its master key is.
+        engine: of the database.
+
+    Raises:
+        MasterKeyMissing, KeyUnavailable: no master key or vault, or the wrong one.
+        DatabaseUnavailable, StorageUnwritable: as named.
+    """
+    vault = vault_of(settings, expected=has_sealed_subjects(engine))
+    check_vault(engine, vault)
+    seal_at_first_start(engine, vault)
+    return vault

@@ -1,0 +1,54 @@
+"""A vault beside each kind of database."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
+from app.gallery.forgetting import Forgetting
+from app.gallery.history import GalleryHistory
+from app.gallery.receipts import ReceiptSigner
+from app.gallery.store import GalleryStore
+from app.gallery.vault import Vault, open_vault
+
+
+@pytest.fixture
+def open_again(tmp_path: Path) -> Iterator[Callable[[], Vault]]:
+    """Opens the same vault, as another process would."""
+    engines: list[Engine] = []
+
+    def opened(*, expected: bool = False) -> Vault:
+        engines.append(open_engine(f"sqlite:///{(tmp_path / 'vault.db').as_posix()}", timeout=30))
+        return open_vault(engines[-1], master_key=None, master_key_file=tmp_path / "master.key", expected=expected)
+
+    yield opened
+    for engine in engines:
+        engine.dispose()
+
+
+@pytest.fixture
+def vault(open_again: Callable[[], Vault]) -> Vault:
+    """An empty vault in SQLite."""
+    return open_again()
+
+
+@pytest.fixture
+def sealed_store(engine: Engine, vault: Vault) -> GalleryStore:
+    """Store of an empty database with the vault."""
+    vault.note_sealed()
+    return GalleryStore(engine, seals=SealedRows(vault))
+
+
+@pytest.fixture
+def sealed_history(engine: Engine, vault: Vault) -> GalleryHistory:
+    """History of the same database."""
+    return GalleryHistory(engine, SealedRows(vault))
+
+
+@pytest.fixture
+def forgetting(engine: Engine, vault: Vault) -> Forgetting:
+    """Erases from the same database."""
+    return Forgetting(engine, vault, ReceiptSigner(bytes(32)))

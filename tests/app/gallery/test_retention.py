@@ -1,0 +1,260 @@
+"""Retention with a clock that the test turns."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import Engine
+
+from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, expiry
+from app.gallery.errors import ConsentRequired, InvalidInput
+from app.gallery.forgetting import Forgetting
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
+from app.gallery.records import Enrolment, NewTemplate
+from app.gallery.retention import Retention, Sweep
+from app.gallery.store import GalleryStore
+from app.gallery.upkeep import Upkeep
+from app.gallery.vault import Vault
+
+Templates = Callable[[int], list[NewTemplate]]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.moment = datetime.now(UTC)
+
+    def __call__(self) -> datetime:
+        return self.moment
+
+    def turn(self, **time: float) -> None:
+        self.moment += timedelta(**time)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def retention(engine: Engine, forgetting: Forgetting, clock: Clock) -> Retention:
+    return Retention(engine, forgetting, clock=clock)
+
+
+def enroll(
+    store: GalleryStore, key: str, templates: list[NewTemplate], *, gallery: str = "people", terms: Terms | None = None
+) -> Enrolment:
+    return store.enroll(gallery, key, templates, metadata=None, extractor="net@1", dimension=8, terms=terms)
+
+
+def keys(store: GalleryStore, gallery: str = "people") -> list[str]:
+    return [one.key for one in store.subjects(gallery, after=0, limit=1000).items]
+
+
+def test_subjects_are_erased_from_their_own_expiry_on(
+    sealed_store: GalleryStore, retention: Retention, vault: Vault, clock: Clock, new_templates: Templates
+) -> None:
+    end = clock() + timedelta(days=2)
+    enroll(sealed_store, "anna", new_templates(2), terms={"expires_at": end})
+    enroll(sealed_store, "bob", new_templates(1))
+    assert sealed_store.subject("people", "anna").expires_at == end
+    clock.turn(days=1)
+    assert retention.sweep() == Sweep({}, 0)
+    clock.turn(days=1)
+    assert retention.due() == {"people": 1}
+    before = sealed_store.gallery("people").revision
+    assert retention.sweep() == Sweep({"people": 1}, 0)
+    assert keys(sealed_store) == ["bob"]
+    assert sealed_store.gallery("people").revision == before + 1
+    assert sum(vault.wrapped_by().values()) == 1
+    assert retention.sweep() == Sweep({}, 0)
+
+
+def test_the_end_of_a_consent_is_an_expiry(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    consent = Consent("the lab", clock() - timedelta(days=1), "form 7", clock() + timedelta(days=30))
+    enroll(sealed_store, "anna", new_templates(1), terms={"consent": consent})
+    assert sealed_store.subject("people", "anna").consent == consent
+    clock.turn(days=29)
+    renewed = Consent("the lab", clock(), "form 8", clock() + timedelta(days=30))
+    sealed_store.update_subject("people", "anna", terms={"consent": renewed})
+    clock.turn(days=29)
+    assert retention.sweep().expired == {}
+    clock.turn(days=1)
+    assert retention.sweep().expired == {"people": 1}
+
+
+def test_a_gallery_keeps_nobody_longer_than_its_days(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    enroll(sealed_store, "anna", new_templates(1), gallery="others")
+    sealed_store.set_privacy("people", PrivacyRules(keep_days=30))
+    clock.turn(days=29.9)
+    enroll(sealed_store, "anna", new_templates(1))  # a further photo is no new enrolment
+    assert retention.sweep().expired == {}
+    clock.turn(days=0.2)
+    assert retention.sweep().expired == {"people": 1}
+    assert keys(sealed_store, "others") == ["anna"]
+
+
+def test_subjects_not_seen_are_erased_and_those_seen_stay(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    for key in ("anna", "bob"):
+        enroll(sealed_store, key, new_templates(1))
+    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    clock.turn(days=6)
+    retention.saw(gallery, [sealed_store.subject("people", "anna")])
+    retention.write_seen()
+    assert sealed_store.subject("people", "anna").seen_at == clock()
+    clock.turn(days=6)
+    assert retention.sweep().expired == {"people": 1}
+    assert keys(sealed_store) == ["anna"]
+
+
+def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    retention.saw(sealed_store.gallery("people"), [sealed_store.subject("people", "anna")])
+    retention.write_seen()
+    assert sealed_store.subject("people", "anna").seen_at is None  # when somebody was where is nobody's business
+    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    first = clock()
+    for hours in (0, 12, 11.9):
+        clock.turn(hours=hours)
+        retention.saw(gallery, [sealed_store.subject("people", "anna")])
+        retention.write_seen()
+        assert sealed_store.subject("people", "anna").seen_at == first
+    clock.turn(hours=0.2)
+    retention.saw(gallery, [sealed_store.subject("people", "anna")])
+    retention.write_seen()
+    assert sealed_store.subject("people", "anna").seen_at == clock()
+
+
+def test_a_consent_that_is_renewed_while_the_sweep_runs_saves_the_subject(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, clock: Clock, new_templates: Templates
+) -> None:
+    made = enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    gallery = sealed_store.gallery("people")
+    sealed_store.update_subject("people", "anna", terms={"expires_at": clock() + timedelta(days=3)})
+    late = clock() + timedelta(days=2)
+    due = forgetting.erase_those(
+        gallery, [made.subject.id], lambda row: row.expires_at is not None and row.expires_at <= late
+    )
+    assert due == 0
+    assert keys(sealed_store) == ["anna"]
+
+
+def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, clock: Clock, new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("app.gallery.retention._MANY", 7)
+    monkeypatch.setattr("app.gallery.retention._ERASED_AT_ONCE", 3)
+    for number in range(30):
+        end: Terms = {"expires_at": clock() + timedelta(days=1)} if number % 3 else {}
+        enroll(sealed_store, f"person {number}", new_templates(1), terms=end)
+    clock.turn(days=2)
+    with ThreadPoolExecutor(2) as pool:
+        sweeps = list(pool.map(lambda _: Retention(engine, forgetting, clock=clock).sweep(), range(2)))
+    assert sum(sweep.expired.get("people", 0) for sweep in sweeps) == 20
+    assert keys(sealed_store) == [f"person {number}" for number in range(0, 30, 3)]
+
+
+def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    bob = enroll(sealed_store, "bob", new_templates(1)).subject
+    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    clock.turn(days=2)
+    retention = Retention(engine, forgetting, interval=3600, clock=clock)
+    upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[retention.look])
+    retention.saw(gallery, [bob])
+    upkeep.tick()
+    assert keys(sealed_store) == ["bob"]
+    assert sealed_store.subject("people", "bob").seen_at == clock()
+    enroll(sealed_store, "carl", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+    upkeep.tick()  # an hour has not passed
+    assert keys(sealed_store) == ["bob", "carl"]
+
+
+def test_a_sweep_that_fails_is_not_the_last(engine: Engine, forgetting: Forgetting) -> None:
+    sweeps = list[str]()
+
+    class Fails(Retention):
+        def sweep(self) -> Sweep:
+            sweeps.append("one")
+            raise RuntimeError("once")
+
+    retention = Fails(engine, forgetting, interval=1e-9)
+    upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[retention.look])
+    upkeep.tick()
+    upkeep.tick()
+    assert sweeps == ["one", "one"]
+
+
+# -- the rules themselves
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_the_earliest_end_counts() -> None:
+    def end(rules: PrivacyRules, **given: datetime) -> datetime | None:
+        consent = Consent("x", NOW, None, given.get("consent"))
+        return expiry(rules, created_at=NOW, seen_at=given.get("seen"), expires_at=given.get("own"), consent=consent)
+
+    day = timedelta(days=1)
+    assert end(NO_RULES) is None
+    assert end(PrivacyRules(keep_days=9, unseen_days=5), own=NOW + 7 * day) == NOW + 5 * day
+    assert end(PrivacyRules(keep_days=9, unseen_days=5), own=NOW + 7 * day, seen=NOW + 3 * day) == NOW + 7 * day
+    assert end(PrivacyRules(keep_days=9), consent=NOW + 2 * day, own=NOW + 7 * day) == NOW + 2 * day
+    assert end(PrivacyRules(unseen_days=5), seen=NOW - day) == NOW + 5 * day
+
+
+def test_consent_is_asked_for_where_the_rules_say_so() -> None:
+    good, old = Consent("x", NOW), Consent("x", NOW - timedelta(days=9), None, NOW)
+    check_consent(NO_RULES, {}, None, NOW)
+    rules = PrivacyRules(require_consent=True)
+    check_consent(rules, {"consent": good}, None, NOW)
+    check_consent(rules, {}, good, NOW)
+    for terms, stored in (({}, None), ({"consent": None}, good)):
+        with pytest.raises(ConsentRequired, match="takes nobody without a consent"):
+            check_consent(rules, terms, stored, NOW)  # type: ignore[arg-type]
+    with pytest.raises(ConsentRequired, match="has expired"):
+        check_consent(rules, {}, old, NOW)
+
+
+def test_terms_that_make_no_sense_are_refused() -> None:
+    day = timedelta(days=1)
+    assert check_terms({"expires_at": None, "consent": None}, NOW) == {"expires_at": None, "consent": None}
+    for terms, part in (
+        (Terms(expires_at=NOW), "expires_at"),
+        (Terms(consent=Consent("x", NOW - 2 * day, None, NOW)), "consent.expires_at"),
+        (Terms(consent=Consent("x", NOW + day / 2, None, NOW + day / 4)), "consent.expires_at"),
+        (Terms(consent=Consent("x", NOW + 2 * day)), "consent.granted_at"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            check_terms(terms, NOW)
+        assert caught.value.part == part
+
+
+def test_a_gallery_that_requires_consent_is_asked_within_the_transaction(
+    sealed_store: GalleryStore, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    sealed_store.set_privacy("people", PrivacyRules(require_consent=True))
+    with pytest.raises(ConsentRequired):
+        enroll(sealed_store, "bob", new_templates(1))
+    with pytest.raises(ConsentRequired):
+        enroll(sealed_store, "anna", new_templates(1))
+    assert keys(sealed_store) == ["anna"]
+    enroll(sealed_store, "anna", new_templates(1), terms={"consent": Consent("x", NOW)})
+    enroll(sealed_store, "anna", new_templates(1))
+    with pytest.raises(ConsentRequired):
+        sealed_store.update_subject("people", "anna", terms={"consent": None})

@@ -1,0 +1,303 @@
+"""Snapshots that lie sealed on the disk and open in memory alone."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, update
+from sqlalchemy.orm import Session
+
+from app.gallery.consistency import check_gallery
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource, SnapshotSeal
+from app.gallery.private_folder import PrivateFolder, private_base
+from app.gallery.records import NewTemplate
+from app.gallery.replica import GalleryReplica
+from app.gallery.snapshots import Snapshots
+from app.gallery.store import GalleryStore
+from app.gallery.tables import TemplateRow
+from app.gallery.upkeep import Upkeep
+from app.gallery.vault import Vault
+
+EXTRACTOR = "net@0123456789ab"
+Templates = Callable[[int], list[NewTemplate]]
+
+
+class Machine:
+    """A machine with a disk and a memory of its own, on the database and the vault of the test."""
+
+    def __init__(self, folder: Path, store: GalleryStore, vault: Vault) -> None:
+        self.disk, self.memory = folder / "index", folder / "memory"
+        folder.mkdir(exist_ok=True)
+        self.store, self.history = store, GalleryHistory(store.engine, store.seals)
+        self.private = PrivateFolder(private_base(self.memory), "mine")
+        self.source = IndexSource(folder=self.disk, snapshot_interval=0.001, seal=SnapshotSeal(vault, self.private))
+
+    def replica(self) -> GalleryReplica:
+        gallery = self.store.gallery("people")
+        made = GalleryReplica(
+            gallery, self.history, partial(self.source.make, gallery), self.source.snapshots_of(gallery)
+        )
+        made.catch_up(gallery.revision)
+        return made
+
+    def reboot(self) -> None:
+        self.private.close()
+
+    def sealed(self) -> list[str]:
+        return sorted(path.name for path in self.disk.rglob("*.sealed"))
+
+    def holds(self, folder: Path, template: NewTemplate) -> bool:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return any(template.embedding.tobytes() in path.read_bytes() for path in files)
+
+
+@pytest.fixture
+def store(sealed_store: GalleryStore) -> GalleryStore:
+    sealed_store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    return sealed_store
+
+
+@pytest.fixture
+def machine(tmp_path: Path, store: GalleryStore, vault: Vault) -> Iterator[Machine]:
+    made = Machine(tmp_path / "one", store, vault)
+    yield made
+    made.reboot()
+
+
+def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> int:
+    return store.enroll("people", key, templates, metadata=None, extractor=EXTRACTOR, dimension=8).subject.id
+
+
+def snapshots(replica: GalleryReplica) -> Snapshots:
+    assert replica.snapshots is not None
+    return replica.snapshots
+
+
+def found(replica: GalleryReplica, templates: list[NewTemplate]) -> list[int | None]:
+    ranked = replica.search(np.stack([one.embedding for one in templates]), top_k=1, rule="best")
+    return [near[0].subject_id if near and near[0].distance < 1e-3 else None for near in ranked]
+
+
+def test_after_a_reboot_the_sealed_snapshot_alone_answers(machine: Machine, new_templates: Templates) -> None:
+    templates = new_templates(3)
+    anna = enroll(machine.store, "anna", templates)
+    machine.replica().write_snapshot()
+    assert machine.holds(machine.memory, templates[0])
+    assert not machine.holds(machine.disk, templates[0])
+    machine.reboot()
+    assert not machine.holds(machine.memory, templates[0])
+    with Session(machine.store.engine) as session, session.begin():
+        session.execute(delete(TemplateRow))  # what is found comes from the snapshot
+    again = machine.replica()
+    assert found(again, templates) == [anna] * 3
+    assert snapshots(again).revisions == [1]
+
+
+def test_what_does_not_change_is_sealed_once(machine: Machine, new_templates: Templates) -> None:
+    enroll(machine.store, "anna", new_templates(3))
+    replica = machine.replica()
+    replica.write_snapshot()
+    before = {path.name: path.stat().st_ino for path in machine.disk.rglob("segment-*.vectors")}
+    enroll(machine.store, "bob", new_templates(1))
+    replica.catch_up(2)
+    replica.write_snapshot()
+    after = {path.name: path.stat().st_ino for path in machine.disk.rglob("segment-*.vectors")}
+    assert machine.sealed() == [f"{2:020d}.sealed"]
+    assert before.items() <= after.items()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def change_owners(sealed: Path, _other: Path) -> None:
+    flip(sealed / "owners.i64")
+
+
+def change_index(sealed: Path, _other: Path) -> None:
+    flip(max((sealed / "index").iterdir(), key=lambda path: path.stat().st_size))
+
+
+def lose_a_file(sealed: Path, _other: Path) -> None:
+    (sealed / "owners.i64").unlink()
+
+
+def exchange_files(sealed: Path, _other: Path) -> None:
+    shutil.copy(sealed / "snapshot.json", sealed / "owners.i64")
+
+
+def garble_key(sealed: Path, _other: Path) -> None:
+    (sealed / "key").write_bytes(b"\xff")
+
+
+def take_another_gallerys(sealed: Path, other: Path) -> None:
+    shutil.rmtree(sealed)
+    shutil.copytree(other, sealed)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [change_owners, change_index, lose_a_file, exchange_files, garble_key, take_another_gallerys],
+    ids=lambda one: one.__name__,
+)
+def test_a_damaged_or_foreign_one_is_told_set_aside_and_everything_rebuilt(
+    machine: Machine,
+    new_templates: Templates,
+    damage: Callable[[Path, Path], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(machine.store, "anna", templates)
+    machine.store.enroll("others", "o", new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=8)
+    machine.replica().write_snapshot()
+    others = machine.store.gallery("others")
+    other = GalleryReplica(
+        others, machine.history, partial(machine.source.make, others), machine.source.snapshots_of(others)
+    )
+    other.catch_up(1)
+    other.write_snapshot()
+    machine.reboot()
+    people = machine.store.gallery("people").id
+    (sealed,) = (machine.disk / f"gallery-{people}").rglob("*.sealed")
+    (foreign,) = (machine.disk / f"gallery-{others.id}").rglob("*.sealed")
+    damage(sealed, foreign)
+    checked = check_gallery(machine.store.gallery("people"), machine.history, machine.source)
+    assert [text[:23] for text in checked.damaged_snapshots] == ["snapshot of revision 1:"]
+    again = machine.replica()
+    assert found(again, templates) == [anna] * 3
+    assert snapshots(again).revisions == []
+    assert len(list(machine.disk.rglob("damaged-*"))) == 1
+    assert "snapshot.set_aside" in capsys.readouterr().out
+
+
+def test_open_snapshots_from_before_encryption_are_removed(
+    machine: Machine, tmp_path: Path, new_templates: Templates
+) -> None:
+    templates = new_templates(2)
+    anna = enroll(machine.store, "anna", templates)
+    plain = IndexSource(folder=machine.disk)
+    gallery = machine.store.gallery("people")
+    before = GalleryReplica(gallery, machine.history, partial(plain.make, gallery), plain.snapshots_of(gallery))
+    before.catch_up(1)
+    before.write_snapshot()
+    assert machine.holds(machine.disk, templates[0])
+    assert found(machine.replica(), templates) == [anna] * 2
+    assert not machine.holds(machine.disk, templates[0])
+
+
+# -- erasure
+
+
+def test_an_erased_embedding_leaves_memory_and_disk_and_older_copies_do_not_open(
+    machine: Machine, tmp_path: Path, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    shutil.copytree(machine.disk, tmp_path / "copy")
+    machine.store.delete_subject("people", "anna")
+    assert leader.erase_snapshots() == 1
+    assert not machine.holds(machine.memory, templates[0])
+    assert machine.holds(machine.memory, templates[1])
+    assert machine.sealed() == [f"{3:020d}.sealed"]
+    machine.reboot()
+    shutil.rmtree(machine.disk)
+    (tmp_path / "copy").rename(machine.disk)
+    assert found(machine.replica(), templates) == [None, bob, bob]
+    assert machine.sealed() == []  # its key is gone, so it is, too
+    assert list(machine.disk.rglob("damaged-*")) == []
+
+
+def test_the_leader_sees_to_it_that_another_process_has_erased(machine: Machine, new_templates: Templates) -> None:
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    leader, other = machine.replica(), machine.replica()
+    upkeep = Upkeep(lambda: [leader], machine.history, machine.source)
+    upkeep.tick()
+    assert not snapshots(other).lead()
+    machine.store.delete_subject("people", "anna")
+    snapshots(other).wish_erasure()
+    upkeep.tick()
+    assert not machine.holds(machine.memory, templates[0])
+    assert not snapshots(other).erasure_wished
+    assert other.adopt_snapshot()
+    assert found(other, templates) == [None, bob]
+    upkeep.stop()
+
+
+def test_another_machine_erases_with_its_next_snapshot(
+    machine: Machine, tmp_path: Path, store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    enroll(store, "anna", templates[:1])
+    enroll(store, "bob", templates[1:2])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    here.write_snapshot()
+    there.write_snapshot()
+    store.delete_subject("people", "anna")
+    here.erase_snapshots()
+    assert snapshots(there).outdated
+    enroll(store, "carl", templates[2:])
+    there.catch_up(4)
+    there.write_snapshot()
+    assert not second.holds(second.memory, templates[0])
+    assert not snapshots(there).outdated
+    second.reboot()
+    assert found(second.replica(), templates)[0] is None
+    assert second.sealed() == [f"{4:020d}.sealed"]
+    second.reboot()
+
+
+def test_where_nothing_can_be_written_no_trace_stays_either(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    machine.store.delete_subject("people", "anna")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("app.gallery.index.segmented.snapshot.write_state", full)
+    assert leader.erase_snapshots() == 1
+    assert snapshots(leader).revisions == []
+    assert machine.sealed() == []
+    assert not machine.holds(machine.memory, templates[0])
+    assert found(leader, templates) == [None, bob]
+    monkeypatch.undo()
+    leader.write_snapshot()
+    assert machine.sealed() == [f"{3:020d}.sealed"]
+
+
+def test_a_gallery_that_is_erased_leaves_nothing(machine: Machine, vault: Vault, new_templates: Templates) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    machine.replica().write_snapshot()
+    machine.source.forget(machine.store.gallery("people"))
+    assert [path for path in machine.disk.rglob("*") if path.is_file()] == []
+    assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
+
+
+# -- the check
+
+
+def test_templates_that_do_not_open_are_counted_and_named(machine: Machine, new_templates: Templates) -> None:
+    made = machine.store.enroll("people", "anna", new_templates(3), metadata=None, extractor=EXTRACTOR, dimension=8)
+    second = made.added[1].id
+    with Session(machine.store.engine) as session, session.begin():
+        session.execute(update(TemplateRow).where(TemplateRow.id == second).values(embedding=b"x" * 61))
+    checked = check_gallery(machine.store.gallery("people"), machine.history, machine.source)
+    assert (checked.templates, checked.unreadable, checked.whole, checked.mendable) == (2, (second,), False, False)

@@ -1,0 +1,315 @@
+"""Consent, retention, forgetting and damaged rows through the whole service."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from app.access.audit_log import AuditLog
+from app.gallery.errors import KeyUnavailable, MasterKeyMissing
+from app.gallery.master_keys import MasterKey
+from app.gallery.receipts import check_receipt
+from app.gallery.service import GalleryService
+from app.main import create_app
+from app.settings import Settings
+from tests.http.conftest import Enroll, running
+from tests.http.test_bad_input import is_problem
+
+Identify = Callable[..., httpx.Response]
+CONSENT = {"purpose": "the lab", "granted_at": "2026-01-01T09:00:00Z"}
+
+
+def service_of(client: TestClient) -> GalleryService:
+    service: GalleryService = client.app.state.service  # type: ignore[attr-defined]
+    return service
+
+
+def names(answer: httpx.Response) -> list[str | None]:
+    return [face["identity"] and face["identity"]["subject"] for face in answer.json()["faces"]]
+
+
+def send(client: TestClient, subject: str, photo: bytes, **fields: Any) -> httpx.Response:
+    answer: httpx.Response = client.post("/enroll", data={"subject": subject, **fields}, files={"images": photo})
+    return answer
+
+
+def settings_of(folder: Path, **values: Any) -> Settings:
+    return Settings(data_dir=folder, sweep_interval=0, _env_file=None, **values)
+
+
+# -- consent and retention
+
+
+def test_a_consent_is_kept_shown_changed_and_taken_away(
+    client: TestClient, gallery: str, enroll: Enroll, portrait: bytes
+) -> None:
+    full = CONSENT | {"reference": "form 7", "expires_at": "2999-01-01T00:00:00+01:00"}
+    shown = enroll("ada", portrait, consent=json.dumps(full), expires_at="2998-01-01T00:00:00Z").json()["subject"]
+    assert shown["consent"] == full | {"expires_at": "2998-12-31T23:00:00Z"}
+    assert shown["expires_at"] == "2998-01-01T00:00:00Z"
+    address = f"/galleries/{gallery}/subjects/ada"
+    assert client.get(address).json() == shown
+    changed = client.patch(address, json={"expires_at": None, "consent": CONSENT}).json()
+    assert (changed["expires_at"], changed["consent"]) == (None, CONSENT | {"reference": None, "expires_at": None})
+    assert client.patch(address, json={"metadata": {}}).json()["consent"] == changed["consent"]
+    assert client.patch(address, json={"consent": None}).json()["consent"] is None
+
+
+@pytest.mark.parametrize(
+    ("consent", "expires_at"),
+    [
+        ("x", None), ("[]", None), ('{"purpose": "x"}', None), (json.dumps(CONSENT | {"extra": 1}), None),
+        (json.dumps(CONSENT | {"purpose": ""}), None), (json.dumps(CONSENT | {"purpose": "a\u0000"}), None),
+        (json.dumps(CONSENT | {"granted_at": "2026-01-01T09:00:00"}), None),
+        (json.dumps(CONSENT | {"granted_at": "2999-01-01T09:00:00Z"}), None),
+        (json.dumps(CONSENT | {"expires_at": "2026-01-02T09:00:00Z"}), None),
+        (None, "2020-01-01T00:00:00Z"), (None, "2999-01-01T00:00:00"), (None, "soon"),
+    ],
+)  # fmt: skip
+def test_terms_that_make_no_sense_are_refused(
+    client: TestClient, gallery: str, enroll: Enroll, portrait: bytes, consent: str | None, expires_at: str | None
+) -> None:
+    fields = {name: value for name, value in (("consent", consent), ("expires_at", expires_at)) if value}
+    assert is_problem(enroll("ada", portrait, **fields), 422, "invalid-input")
+    assert client.get(f"/galleries/{gallery}").status_code == 404
+
+
+def test_a_gallery_that_requires_consent_takes_nobody_without(
+    client: TestClient, gallery: str, enroll: Enroll, portrait: bytes, mirrored: bytes
+) -> None:
+    made = client.post("/galleries", json={"name": gallery, "require_consent": True, "keep_days": 30}).json()
+    assert (made["require_consent"], made["keep_days"], made["unseen_days"]) == (True, 30, None)
+    assert is_problem(enroll("ada", portrait), 422, "consent-required")
+    assert client.get(f"/galleries/{gallery}").json()["subjects"] == 0
+    assert enroll("ada", portrait, consent=json.dumps(CONSENT)).status_code == 201
+    assert enroll("ada", mirrored).status_code == 201  # the consent that is there is good still
+    address = f"/galleries/{gallery}/subjects/ada"
+    assert is_problem(client.patch(address, json={"consent": None}), 422, "consent-required")
+    changed = client.patch(f"/galleries/{gallery}", json={"require_consent": False, "unseen_days": 7}).json()
+    assert (changed["require_consent"], changed["keep_days"], changed["unseen_days"]) == (False, 30, 7)
+    assert client.patch(f"/galleries/{gallery}", json={"keep_days": None}).json()["keep_days"] is None
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"keep_days": 0}, {"keep_days": "7"}, {"unseen_days": 1.5}, {"require_consent": 1}, {"keep": 1}]
+)
+def test_rules_that_make_no_sense_are_refused(client: TestClient, gallery: str, body: dict[str, Any]) -> None:
+    client.post("/galleries", json={"name": gallery})
+    assert is_problem(client.patch(f"/galleries/{gallery}", json=body), 422, "invalid-input")
+
+
+def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+        service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+        answer = client.post("/identify", data={"all_candidates": "true"}, files={"image": portrait})
+        assert answer.json()["faces"][0]["candidates"] == []
+        verified = client.post("/verify", data={"subject": "ada"}, files={"image": portrait})
+        assert is_problem(verified, 404, "subject-not-found")
+        again = send(client, "ada", mirrored).json()  # erased, then enrolled as a new person
+        assert (again["subject"]["templates"], again["subject"]["expires_at"]) == (1, None)
+        assert service.retention.sweep().expired == {}
+
+
+def test_an_identification_is_noted_where_a_rule_asks(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        client.post("/identify", files={"image": portrait})
+        service_of(client).retention.write_seen()
+        assert client.get("/galleries/default/subjects/ada").json()["seen_at"] is None
+        client.patch("/galleries/default", json={"unseen_days": 30})
+        client.post("/identify", files={"image": portrait})
+        service_of(client).retention.write_seen()
+        assert client.get("/galleries/default/subjects/ada").json()["seen_at"] is not None
+
+
+# -- forgetting
+
+
+def test_forgetting_answers_a_signed_receipt(
+    client: TestClient, gallery: str, enroll: Enroll, identify: Identify, portrait: bytes, mirrored: bytes
+) -> None:
+    enroll("team/ada", portrait, mirrored)
+    assert names(identify(portrait)) == ["team/ada"]
+    answer = client.post(f"/galleries/{gallery}/subjects/team/ada/forget")
+    assert answer.status_code == 200
+    key = client.get("/receipts/key").json()
+    assert key["algorithm"] == "Ed25519"
+    receipt = check_receipt(answer.json(), key["public_key"])
+    assert receipt["erased"] == {"subjects": 1, "templates": 2, "keys": 1, "snapshots": 0}
+    assert (receipt["gallery"], receipt["subject"]) == (gallery, "team/ada")
+    assert names(identify(portrait)) == [None]
+    assert is_problem(client.post(f"/galleries/{gallery}/subjects/team/ada/forget"), 404, "subject-not-found")
+
+
+def test_this_process_forgets_the_vector_at_once(
+    client: TestClient, gallery: str, enroll: Enroll, identify: Identify, portrait: bytes
+) -> None:
+    enroll("ada", portrait)
+    identify(portrait)
+    service = service_of(client)
+    before = service.replica(gallery).templates
+    client.delete(f"/galleries/{gallery}/subjects/ada")
+    (replica,) = (one for one in service.replicas() if one.name == gallery)
+    assert (before, replica.templates) == (1, 0)
+
+
+def test_after_forgetting_no_snapshot_holds_the_vector_in_memory_or_on_the_disk(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    memory = tmp_path / "memory"
+    settings = settings_of(tmp_path, runtime_dir=memory)
+    with running(settings) as client:
+        send(client, "ada", portrait)
+        send(client, "mirror", mirrored)
+        client.post("/identify", files={"image": portrait})
+        vectors = [service_of(client).store.subject_embeddings(one).embeddings.tobytes() for one in (1, 2)]
+    assert content_of(memory) == b""  # nothing lies open where no service runs
+    with running(settings) as client:
+        (replica,) = service_of(client).replicas()
+        assert replica.snapshots is not None
+        assert replica.snapshots.lead()
+        before = content_of(memory)
+        assert all(vector in before for vector in vectors)
+        receipt = client.post("/galleries/default/subjects/ada/forget").json()
+        assert (receipt["erased"]["snapshots"], receipt["pending"]) == (1, [])
+        after = content_of(memory)
+        assert [vector in after for vector in vectors] == [False, True]
+        assert not any(vector in content_of(tmp_path / "index") for vector in vectors)
+        assert names(client.post("/identify", files={"image": mirrored})) == ["mirror"]
+    with running(settings) as client:
+        assert names(client.post("/identify", files={"image": portrait})) == ["mirror"]  # who looks much like her
+
+
+def content_of(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_where_another_process_leads_the_receipt_says_what_is_to_come(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        client.post("/identify", files={"image": portrait})
+        gallery = service_of(client).store.gallery("default")
+        other = service_of(client).indexes.snapshots_of(gallery)
+        assert other is not None
+        assert other.lead()
+        assert client.post("/galleries/default/subjects/ada/forget").json()["pending"] == ["snapshots"]
+        assert other.erasure_wished
+        other.resign()
+
+
+def test_without_a_private_folder_in_memory_there_are_no_snapshots(
+    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    with running(settings_of(tmp_path, runtime_dir=tmp_path / "open")) as client:
+        send(client, "ada", portrait)
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+    assert "snapshots.off" in capsys.readouterr().err
+    assert not (tmp_path / "index").exists()
+
+
+def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        client.post("/galleries", json={"name": "default", "keep_days": 30})
+        send(client, "ada", portrait, consent=json.dumps(CONSENT))
+        client.patch("/galleries/default/subjects/ada", json={"consent": None})
+        client.post("/galleries/default/subjects/ada/forget")
+        send(client, "bob", portrait)
+        service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=31)
+        assert service.retention.sweep().expired == {"default": 1}
+        audit = service.store.journal
+        assert isinstance(audit, AuditLog)
+        found = [json.loads(line)["entry"] for line in audit.entries()]
+    known = [(entry["action"], entry["subjects"], entry["details"]) for entry in found if entry["gallery"]]
+    rules = {"require_consent": False, "keep_days": 30, "unseen_days": None}
+    added = {"added": 1, "known": 0, "created": True}
+    assert known == [
+        ("create-gallery", [], {"policy": None}),
+        ("change-gallery", [], rules),
+        ("enroll", ["ada"], added | {"consent": True}),
+        ("change-subject", ["ada"], {"metadata": False, "consent": True}),
+        ("forget", ["ada"], {"templates": 1}),
+        ("enroll", ["bob"], added),
+        ("expire", ["bob"], {"templates": 1}),
+    ]
+
+
+def test_a_backup_restored_after_forgetting_names_nobody(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        source, target = tmp_path / "facegallery.db", tmp_path / "backup"
+        with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
+            reader.backup(writer)
+        client.post("/galleries/default/subjects/ada/forget")
+    for path in tmp_path.glob("facegallery.db*"):
+        path.unlink()
+    shutil.copy(tmp_path / "backup", tmp_path / "facegallery.db")
+    with running(settings_of(tmp_path)) as client:
+        assert names(client.post("/identify", files={"image": portrait})) == [None]
+        assert service_of(client).retention.sweep().came_back == 1
+        assert is_problem(client.get("/galleries/default/subjects/ada"), 404, "subject-not-found")
+
+
+# -- the start
+
+
+def test_the_first_start_makes_key_and_vault_and_the_next_finds_everybody(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        vector = service_of(client).store.subject_embeddings(1).embeddings.tobytes()
+        files = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        assert vector not in files
+    with running(settings_of(tmp_path)) as client:
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+    assert {"facegallery.db", "vault.db", "master.key"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_wrong_or_missing_key_or_vault_stops_the_start(tmp_path: Path, portrait: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+    with pytest.raises(MasterKeyMissing, match="the vault's keys are wrapped by master key"):
+        create_app(settings_of(tmp_path, master_key=MasterKey.make().written))
+    (tmp_path / "master.key").rename(tmp_path / "elsewhere")
+    with pytest.raises(MasterKeyMissing, match="there is no master key"):
+        create_app(settings_of(tmp_path))
+    with running(settings_of(tmp_path, master_key_file=tmp_path / "elsewhere")) as client:
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+    for path in tmp_path.glob("vault.db*"):
+        path.unlink()
+    with pytest.raises(KeyUnavailable, match="the vault is empty; restore the vault"):
+        create_app(settings_of(tmp_path, master_key_file=tmp_path / "elsewhere"))
+    with pytest.raises(MasterKeyMissing, match="must not lie in the gallery's database"):
+        create_app(settings_of(tmp_path, vault_url=f"sqlite:///{(tmp_path / 'facegallery.db').as_posix()}"))
+
+
+def test_a_tampered_template_is_never_named_and_the_others_are(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        send(client, "mirror", mirrored)
+    with closing(sqlite3.connect(tmp_path / "facegallery.db")) as database:
+        one, two = database.execute("SELECT embedding FROM template ORDER BY id").fetchall()
+        database.execute("UPDATE template SET embedding = ? WHERE id = 1", two)
+        database.commit()
+    with running(settings_of(tmp_path)) as client:
+        data = {"all_candidates": "true"}
+        (face,) = client.post("/identify", data=data, files={"image": portrait}).json()["faces"]
+        assert [candidate["subject"] for candidate in face["candidates"]] == ["mirror"]
+        assert 'facegallery_damaged_templates_total{reason="tampered"}' in client.get("/metrics").text
+    assert one != two
