@@ -13,12 +13,19 @@ from app.settings import Settings
 
 def backup_command(
     file: Annotated[Path, typer.Argument(help="The copy to write.", dir_okay=False)],
+    vault: Annotated[
+        bool, typer.Option("--vault", help="Copy the vault of keys instead; keep both copies apart.")
+    ] = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a copy that is there.")] = False,
 ) -> None:
-    """Copy the SQLite database while services use it; for PostgreSQL there is pg_dump."""
+    """Copy the SQLite database, or its vault, while services use it; for PostgreSQL there is pg_dump."""
     if file.exists() and not replace:
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
-    print(f"{file}: {backup.back_up(Settings().sqlalchemy_url, file)} bytes")
+    settings = Settings()
+    address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
+    if vault:
+        address, tables = settings.sqlalchemy_vault_url, backup.VAULT_TABLES
+    print(f"{file}: {backup.back_up(address, file, tables=tables)} bytes")
 
 
 def restore_command(

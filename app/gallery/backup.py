@@ -13,8 +13,11 @@ from app.gallery.migrations import migrate
 from app.gallery.transfer_store import TransferStore
 from model.replaced_file import replaced_file
 
+GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
+VAULT_TABLES = frozenset({"data_key", "vault_state"})
 
-def back_up(address: str, file: Path) -> int:
+
+def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES) -> int:
     """Copy a database as it is at one moment, while others read and write it; answers the bytes.
 
     The copy is one file, checked before it takes its place; only its owner may read it.
@@ -22,6 +25,7 @@ def back_up(address: str, file: Path) -> int:
     Args:
         address: SQLAlchemy address of an SQLite database.
         file: the copy; one that is there is replaced.
+        tables: that the database must have.
 
     Raises:
         BackupUnusable: it is no SQLite database, or is damaged.
@@ -35,7 +39,7 @@ def back_up(address: str, file: Path) -> int:
             with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as copy:
                 source.backup(copy)
                 copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
-                _check(copy)
+                _check(copy, tables)
             return draft.stat().st_size
     except sqlite3.Error as error:
         raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
@@ -64,7 +68,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
         address_of_copy = f"{file.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(address_of_copy, uri=True)) as source, closing(sqlite3.connect(draft)) as copy:
             source.backup(copy)
-            _check(copy)
+            _check(copy, GALLERY_TABLES)
         engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
         try:
             migrate(engine)
@@ -83,12 +87,12 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
     return galleries
 
 
-def _check(copy: sqlite3.Connection) -> None:
+def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
     (found,) = copy.execute("PRAGMA quick_check").fetchone()
     tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if found != "ok":
         raise BackupUnusable(f"the copy is damaged: {found}")
-    if not {"alembic_version", "gallery", "template"} <= tables:
+    if not wanted <= tables:
         raise BackupUnusable("that is a database, but none of Facegallery's")
 
 

@@ -45,10 +45,12 @@ CALLS: Mapping[tuple[str, str], tuple[Scope | None, dict[str, Any]]] = {
     ("GET", "/galleries/{gallery}/subjects/{subject}"): (Scope.READ, {}),
     ("PATCH", "/galleries/{gallery}/subjects/{subject}"): (Scope.ENROLL, {"json": {"metadata": {}}}),
     ("DELETE", "/galleries/{gallery}/subjects/{subject}"): (Scope.DELETE, {}),
+    ("POST", "/galleries/{gallery}/subjects/{subject}/forget"): (Scope.DELETE, {}),
     ("GET", "/galleries/{gallery}/templates"): (Scope.READ, {}),
     ("DELETE", "/galleries/{gallery}/templates/{template}"): (Scope.DELETE, {}),
     ("GET", "/metrics"): (Scope.READ, {}),
     ("GET", "/problems/{slug}"): (None, {}),
+    ("GET", "/receipts/key"): (None, {}),
     ("GET", "/openapi.json"): (None, {}),
     ("GET", "/docs"): (None, {}),
     ("GET", "/nothing"): (None, {}),
@@ -139,7 +141,7 @@ def test_every_other_scope_together_is_not_enough(service: Service, call: tuple[
 
 @pytest.mark.parametrize("call", OF_A_GALLERY, ids=[" ".join(call) for call in OF_A_GALLERY])
 def test_a_key_for_another_gallery_learns_nothing_of_this_one(service: Service, call: tuple[str, str]) -> None:
-    assert len(OF_A_GALLERY) == 13
+    assert len(OF_A_GALLERY) == 14
     answer = service.call(call, service.key(galleries=["guests"]))
     assert is_problem(answer, 403, "forbidden")
     assert answer.json()["part"] == "gallery"

@@ -16,7 +16,7 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
-from app.gallery.backup import back_up, restore
+from app.gallery.backup import VAULT_TABLES, back_up, restore
 from app.gallery.database import open_engine
 from app.gallery.errors import BackupUnusable
 from app.gallery.history import GalleryHistory
@@ -26,6 +26,7 @@ from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from app.gallery.transfer_store import TransferStore
+from app.gallery.vault import Vault, open_vault
 
 Templates = Callable[[int], list[NewTemplate]]
 
@@ -169,6 +170,18 @@ def test_what_is_no_copy_leaves_the_database_alone(
             restore(tmp_path / name, sqlite_url, timeout=30)
     assert store.gallery("people") == before
     assert [path.name for path in tmp_path.glob("*restoring*")] == []
+
+
+def test_the_vault_is_copied_on_its_own(vault: Vault, store: GalleryStore, sqlite_url: str, tmp_path: Path) -> None:
+    key = vault.new_key("subject")
+    address = vault.engine.url.render_as_string()
+    assert back_up(address, tmp_path / "copy.db", tables=VAULT_TABLES) > 0
+    engine = open_engine(f"sqlite:///{(tmp_path / 'copy.db').as_posix()}", timeout=30)
+    copy = open_vault(engine, master_key=None, master_key_file=tmp_path / "master.key", expected=True)
+    assert copy.open_keys([key.id]) == {key.id: key.secret}
+    copy.close()
+    with pytest.raises(BackupUnusable):
+        back_up(sqlite_url, tmp_path / "wrong.db", tables=VAULT_TABLES)
 
 
 def test_a_copy_that_fails_leaves_the_one_that_is_there(tmp_path: Path) -> None:
