@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
-from pymilvus import DataType, MilvusClient
-from pymilvus.exceptions import MilvusException, ParamError
 
+from app.gallery.engines.milvus_client import DataType, MilvusClient, MilvusException, ParamError
 from app.gallery.engines.milvus_index import POSITIONS, STRONG, MilvusIndex
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import DatabaseUnavailable

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pymilvus import MilvusClient
 
+from app.gallery.engines.milvus_client import MilvusClient
 from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import checked
