@@ -58,6 +58,9 @@ def following(url: str, folder: Path, count: int) -> Iterator[list[Follower]]:
         for follower in followers:
             follower.process.kill()
             follower.process.wait()
+            for pipe in (follower.process.stdin, follower.process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
