@@ -119,7 +119,7 @@ class GalleryReplica:
             revision = self._present()
             if revision is None:
                 return
-            self._switch(self._from_sql(revision))
+            self._switch(self._from_sql(revision, fill=True))
 
     def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
@@ -205,10 +205,10 @@ class GalleryReplica:
                 _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
         return self._from_sql(revision)
 
-    def _from_sql(self, revision: int) -> View:
+    def _from_sql(self, revision: int, *, fill: bool = False) -> View:
         index = self._make_index()
         if not isinstance(index, SegmentedIndex) and hasattr(index, "position"):
-            return self._beside_shared(cast(SharedIndex, index), revision)
+            return self._beside_shared(cast(SharedIndex, index), revision, fill=fill)
         ids, subjects = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for block in self._history.template_blocks(self.gallery_id):
             index.add(block.ids, block.embeddings)
@@ -219,11 +219,11 @@ class GalleryReplica:
         _log.info("index.ready", gallery=self.name, templates=len(index), revision=revision)
         return view
 
-    def _beside_shared(self, index: SharedIndex, revision: int) -> View:
+    def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool) -> View:
         """Owners from SQL, beside an index that other processes may have filled already.
 
-        Filling anew overwrites and never clears, as others are searching: what SQL no longer has stays in the engine
-        without an owner, and names nobody.
+        `fill` sends all templates, though the engine may have them. Filling anew overwrites and never clears, as others
+        are searching: what SQL no longer has stays in the engine without an owner, and names nobody.
         """
         blocks = list(self._history.owner_blocks(self.gallery_id))
         none = np.empty(0, np.int64)
@@ -233,7 +233,7 @@ class GalleryReplica:
         )
         position = index.position()
         changes = None
-        if 0 <= position <= revision:
+        if 0 <= position <= revision and not fill:
             try:
                 changes = self._changes(position, revision)
             except _Gap:

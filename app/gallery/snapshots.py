@@ -345,9 +345,12 @@ class Snapshots:
 
     def _sweep(self, keep: Path | None = None) -> None:
         """Remove drafts of processes that died, and snapshots older than the one to keep."""
-        for path in self.folder.iterdir():
+        for path in list(self.folder.iterdir()):
             stale = path.name.startswith("writing-")  # one that is being opened is another process's
             older = keep is not None and _REVISION.fullmatch(path.name) and path.name < keep.name
+            if older:
+                # Renamed first: a process that dies halfway leaves a draft, not half a snapshot.
+                path = path.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             if stale or older:
                 shutil.rmtree(path, ignore_errors=True)
 

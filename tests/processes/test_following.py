@@ -57,10 +57,8 @@ def following(url: str, folder: Path, count: int) -> Iterator[list[Follower]]:
     finally:
         for follower in followers:
             follower.process.kill()
-            follower.process.wait()
-            for pipe in (follower.process.stdin, follower.process.stdout):
-                if pipe is not None:
-                    pipe.close()
+            with follower.process:  # closes its pipes
+                pass
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
