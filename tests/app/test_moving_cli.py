@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,11 @@ def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: P
         0,
         "restored 1 galleries; every index is built anew on its next use\n",
     )
+    closed = other("identify", people / "Eileen Collins" / "1.png")
+    assert (closed.returncode, "restore the vault from its backup" in closed.stderr) == (1, True)
+    assert facegallery("backup", "--vault", tmp_path / "vault.db").returncode == 0
+    (tmp_path / "vault.db").replace(tmp_path / "other" / "vault.db")
+    shutil.copy(tmp_path / "gallery" / "master.key", tmp_path / "other")
     (face,) = json.loads(other("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
     assert face["subject"] == "Eileen Collins"
     assert other("restore").returncode == 0
