@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -128,7 +129,7 @@ class SealedSnapshots:
             secret = self._keys.open_keys([key_id]).get(key_id)
             if secret is None:
                 _log.info("snapshot.key_destroyed", folder=str(source))
-                shutil.rmtree(source, ignore_errors=True)
+                _remove(source)
                 return False
             for path in sorted(source.rglob("*")):
                 name = path.relative_to(source)
@@ -159,8 +160,8 @@ class SealedSnapshots:
         """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
         if self.folder.parent.is_dir():
             for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
-                if path not in {but, self.folder}:
-                    shutil.rmtree(path, ignore_errors=True)
+                if path not in {but, self.folder} and path.is_dir():
+                    _remove(path)
         self._keys.discard(self._purpose, keep=keys)
 
     def erase(self) -> None:
@@ -201,10 +202,17 @@ class SealedSnapshots:
         return f"facegallery/snapshot/1/{self._place}/{when}/{name.as_posix()}".encode()
 
     def _sweep(self, keep: Path) -> None:
-        for path in self.folder.iterdir():
+        for path in list(self.folder.iterdir()):
             older = _SEALED.fullmatch(path.name) and path.name < keep.name
             if path.name.startswith("writing-") or older:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in one step: who dies halfway leaves a draft, not half a snapshot."""
+    with suppress(OSError):  # it is gone, or cannot be renamed: then piece by piece
+        folder = folder.rename(folder.with_name(f"writing-old-{uuid.uuid4().hex[:8]}"))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _linked(source: Path, target: Path) -> bool:
