@@ -7,7 +7,7 @@ FACEGALLERY_TEST_DATA ?= $(wildcard ../shared/data)
 export FACEGALLERY_TEST_DATA
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format migrations-check fuzz bench bench-index soak migrate clean
+.PHONY: help setup serve test lint format migrations-check fuzz bench bench-index soak sbom migrate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,11 +20,18 @@ test: setup lint migrations-check ## install everything and run every check
 
 setup: $(VENV)/.dev ## install everything: serving, training, development
 
-lint: setup ## format, lint, types, imports
+lint: setup ## format, lint, types, imports, security
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --recursive --severity-level medium app model
+	@# Told, not failed: an advisory comes without a change of ours, and needs a network that may not be there.
+	-@$(BIN)/pip-audit --progress-spinner off --timeout 5 --skip-editable 2>&1 | tail -n 20 || true
+
+sbom: setup ## list every installed package with version and licence (CycloneDX) in build/sbom.json
+	@mkdir -p build
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/sbom.json
 
 format: setup ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from app.gallery.errors import StorageUnwritable
 
-_MEMORY = Path("/dev/shm")
+# Folders in it are made for their owner alone, and looked at before use.
+_MEMORY = Path("/dev/shm")  # nosec B108
 _LOCK = ".lock"
 
 
