@@ -27,7 +27,7 @@ lint: setup ## format, lint, types, imports, security
 	$(BIN)/lint-imports
 	$(BIN)/bandit --quiet --recursive --severity-level medium app model
 	@# Told, not failed: an advisory comes without a change of ours, and needs a network that may not be there.
-	-@$(BIN)/pip-audit --progress-spinner off --timeout 5 --skip-editable 2>&1 | tail -n 20 || true
+	-@$(BIN)/pip-audit --progress-spinner off --timeout 5 --skip-editable 2>&1 | grep -v "could not be audited" | tail -n 20 || true
 
 sbom: setup ## list every installed package with version and licence (CycloneDX) in build/sbom.json
 	@mkdir -p build
