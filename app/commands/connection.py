@@ -6,11 +6,13 @@ that never ends, before any of the service's own limits is reached.
 
 import asyncio
 import json
+from functools import cache
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.problems import MEDIA_TYPE, TYPE_PREFIX
+from app.settings import Settings
 
 
 class HeadersTooLarge(Exception):
@@ -118,3 +120,17 @@ def guarded_protocol(*, header_timeout: float, max_header_bytes: int) -> type[Gu
     """The protocol for `uvicorn.run(http=…)`, which makes one object a connection."""
     limits: dict[str, Any] = {"header_timeout": header_timeout, "max_header_bytes": max_header_bytes}
     return type("LimitedProtocol", (GuardedProtocol,), limits)
+
+
+class ProtocolOfSettings(GuardedProtocol):
+    """The same with the limits of the environment's settings: one of several processes finds them for itself."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.header_timeout, self.max_header_bytes = _limits()
+
+
+@cache
+def _limits() -> tuple[float, int]:
+    settings = Settings()
+    return settings.header_timeout, settings.max_header_bytes

@@ -10,6 +10,7 @@ from app.commands.migrate import migrate_command
 from app.gallery.database import open_engine
 from app.gallery.migrations import check_schema
 from app.settings import Settings, split_list
+from app.telemetry import set_up_logging
 
 
 def serve_command(
@@ -27,7 +28,7 @@ def serve_command(
     import uvicorn
 
     from app.access.opening import asks_no_key
-    from app.commands.connection import guarded_protocol
+    from app.commands.connection import ProtocolOfSettings, guarded_protocol
     from app.main import create_app
 
     given = {"host": host, "port": port, "processes": processes}
@@ -38,11 +39,13 @@ def serve_command(
         migrate_command()
     count = settings.processes
     if count > 1:
+        set_up_logging(form=settings.log_format, level=settings.log_level)  # the parent's own lines
         # Each process reads the settings for itself.
         os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items() if value is not None}
         # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
+    guarded = guarded_protocol(header_timeout=settings.header_timeout, max_header_bytes=settings.max_header_bytes)
     proxies = split_list(settings.trusted_proxies)
     uvicorn.run(
         # One process is given the application, so that what stops its start is told in one line.
@@ -54,7 +57,7 @@ def serve_command(
         log_config=None,
         access_log=False,
         server_header=False,
-        http=guarded_protocol(header_timeout=settings.header_timeout, max_header_bytes=settings.max_header_bytes),
+        http=ProtocolOfSettings if count > 1 else guarded,
         ws="none",
         proxy_headers=bool(proxies),
         forwarded_allow_ips=proxies,

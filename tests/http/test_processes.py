@@ -1,0 +1,38 @@
+"""Several processes behind one port."""
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import httpx
+
+from tests.http.conftest import Server
+
+NAMED = re.compile(r'^facegallery_decisions_total\{decision="identified"\} ([0-9.]+)$', re.MULTILINE)
+
+
+def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Path, portrait: bytes) -> None:
+    server = serve(tmp_path, FACEGALLERY_PROCESSES="2")
+    address = str(server.client.base_url)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:  # the port is bound before anybody listens
+        with suppress(httpx.ConnectError):
+            httpx.get(f"{address}/healthz")
+            break
+        time.sleep(0.05)
+    for number in range(3):
+        answer = httpx.post(
+            f"{address}/enroll", data={"subject": f"person {number}"}, files={"images": portrait}, timeout=60
+        )
+        assert answer.status_code == 201
+        for _ in range(4):  # each on a connection of its own, which either process may take
+            found = httpx.post(f"{address}/identify", files={"image": portrait}, timeout=60).json()
+            assert found["faces"][0]["identity"] is not None
+            assert len(found["faces"][0]["candidates"]) == number + 1
+    assert httpx.get(f"{address}/readyz").json()["status"] == "ready"
+    (named,) = NAMED.findall(httpx.get(f"{address}/metrics").text)
+    assert float(named) == 12
+    assert server.stop() in {0, -15}
+    assert "Traceback" not in server.log
