@@ -42,7 +42,7 @@ def test_data() -> Path:
     folder = os.environ.get("FACEGALLERY_TEST_DATA", "")
     if not folder:
         pytest.skip("FACEGALLERY_TEST_DATA names no folder with lfw-sample/ and mnist/")
-    return Path(folder)
+    return Path(folder).resolve()
 
 
 @pytest.fixture(scope="session")
