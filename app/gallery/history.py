@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.orm import Session
 
 from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRow
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
@@ -35,7 +36,8 @@ class GalleryHistory:
 
     def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
         """All templates of a gallery in blocks, in the order of their ids; one that does not open is left out."""
-        dimension = self._dimension(gallery_id)
+        with self._sessions.reading() as session:
+            dimension = _dimension(session, gallery_id)
         after = 0
         while True:
             with self._sessions.reading() as session:
@@ -98,14 +100,15 @@ class GalleryHistory:
         )
         with self._sessions.reading() as session:
             found = session.execute(query).all()
-        if not found:
-            return []
+            if not found:
+                return []
+            dimension = _dimension(session, gallery_id)
         sealed = {
             row.template_id: SealedRow(key_id, RowIdentity("template", gallery_id, subject_id, crop_sha256), embedding)
             for row, subject_id, crop_sha256, embedding, key_id in found
             if embedding is not None
         }
-        opened = open_embeddings(list(sealed.items()), self._seals, dimension=self._dimension(gallery_id))
+        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension)
         embeddings = dict(zip(sealed, opened, strict=True))
         return [
             Change(
@@ -155,9 +158,9 @@ class GalleryHistory:
             old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
             return cast(Any, session.execute(old)).rowcount or 0
 
-    def _dimension(self, gallery_id: int) -> int:
-        with self._sessions.reading() as session:
-            return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
+
+def _dimension(session: Session, gallery_id: int) -> int:
+    return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
 
 
 SILENCE = timedelta(hours=1)

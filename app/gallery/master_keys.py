@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.gallery.errors import MasterKeyMissing, StorageUnwritable
+from model.replaced_file import flush_folder
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -194,10 +195,6 @@ def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> None:
                     return  # another process was quicker; its key is the one
         finally:
             draft.unlink(missing_ok=True)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(file.parent)
     except OSError as error:
         raise StorageUnwritable(f"the master key's file {file} cannot be written: {error.strerror}") from error

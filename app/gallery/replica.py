@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
 
 import numpy as np
 import structlog
@@ -95,12 +94,14 @@ class GalleryReplica:
         if self._view.revision == revision:
             return
         with self._lock:
-            if self._view.revision >= revision and not self._went_back():
-                return
             if self._view.revision < 0:
                 self._view = self._loaded(revision)
-            else:
+            elif self._view.revision < revision:
                 self._follow(revision)
+            elif self._went_back():
+                self._view = self._loaded(revision)
+            else:
+                return
         if self._rebuild_wanted and not self._tended:
             self.rebuild()
 
@@ -192,7 +193,6 @@ class GalleryReplica:
         if present is None or present >= self._view.revision:
             return False
         _log.warning("gallery.went_back", gallery=self.name, revision=present, applied=self._view.revision)
-        self._view = View(self._make_index(), TemplateOwners(), -1)
         return True
 
     def _loaded(self, revision: int) -> View:
@@ -207,8 +207,8 @@ class GalleryReplica:
 
     def _from_sql(self, revision: int, *, fill: bool = False) -> View:
         index = self._make_index()
-        if not isinstance(index, SegmentedIndex) and hasattr(index, "position"):
-            return self._beside_shared(cast(SharedIndex, index), revision, fill=fill)
+        if isinstance(index, SharedIndex):
+            return self._beside_shared(index, revision, fill=fill)
         ids, subjects = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for block in self._history.template_blocks(self.gallery_id):
             index.add(block.ids, block.embeddings)
@@ -242,7 +242,6 @@ class GalleryReplica:
             for block in self._history.template_blocks(self.gallery_id):
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self.name, templates=len(index))
-            index.set_position(revision)
             changes = []
         view = View(index, owners, revision)
         for kind, run in _runs(changes):
@@ -270,7 +269,7 @@ class GalleryReplica:
                 self._rebuild_wanted = True
             else:
                 _apply(view, kind, run)
-        if changes and not isinstance(view.index, SegmentedIndex) and hasattr(view.index, "set_position"):
+        if changes and isinstance(view.index, SharedIndex):
             view.index.set_position(revision)
         return View(view.index, view.owners, max(revision, view.revision))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.policy import policy_from_json
 from app.gallery.records import Gallery, TemplateBlock
-from app.gallery.tables import ChangeRow, CropRow, GalleryRow, SubjectRow, TemplateRow
+from app.gallery.tables import ChangeRow, CropRow, GalleryRow, SubjectRow, TemplateRow, now
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
+from model.quality import Quality
 
 EMBEDDING = np.dtype("<f4")
 _log = structlog.get_logger()
@@ -132,6 +134,22 @@ def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
     if ids:
         record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
     return len(ids)
+
+
+def template_row(
+    gallery_id: int, subject_id: int, quality: Quality, crop_sha256: str, *, created_at: datetime | None = None
+) -> TemplateRow:
+    """A row for a new template, whose embedding is sealed and set afterwards; made now, unless it says when."""
+    return TemplateRow(
+        gallery_id=gallery_id,
+        subject_id=subject_id,
+        detection_score=quality.detection_score,
+        face_size=quality.face_size,
+        sharpness=quality.sharpness,
+        pose={"yaw": quality.yaw, "pitch": quality.pitch, "roll": quality.roll},
+        crop_sha256=crop_sha256,
+        created_at=created_at or now(),
+    )
 
 
 def template_rows(

@@ -20,6 +20,7 @@ from app.gallery.errors import FileTampered
 from app.gallery.index import SnapshotDamaged
 from app.gallery.sealed_files import open_file, seal_file
 from model.errors import FacegalleryError
+from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
 _SEALED = re.compile(r"(\d{20})\.sealed")
@@ -102,11 +103,11 @@ class SealedSnapshots:
                 elif before is None or not _linked(before[0] / path.relative_to(source), target):
                     seal_file(path, target, secret, self._associated(path.relative_to(source), revision))
             for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
-                _flush(folder)
+                flush_folder(folder)
             if place.exists():
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
-            _flush(self.folder)
+            flush_folder(self.folder)
             kept = [key_id]
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -223,14 +224,6 @@ def _linked(source: Path, target: Path) -> bool:
     except OSError:  # not there, or no links here: it is sealed again
         return False
     return True
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 FAILURES = (OSError, FacegalleryError)

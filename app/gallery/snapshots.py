@@ -19,6 +19,7 @@ from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
+from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
 _FORMAT = 1
@@ -180,12 +181,12 @@ class Snapshots:
                 "owners_sha256": hashlib.sha256(pairs.tobytes()).hexdigest(),
             }
             _write(draft / _ABOUT, json.dumps(about, indent=1).encode())
-            _flush(draft)
+            flush_folder(draft)
             place = self.folder / f"{revision:020d}"
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
-            _flush(self.folder)
+            flush_folder(self.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -360,11 +361,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

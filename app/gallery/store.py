@@ -46,6 +46,7 @@ from app.gallery.rows import (
     subject_row,
     template_block,
     template_identity,
+    template_row,
     template_rows,
 )
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
@@ -194,7 +195,7 @@ class GalleryStore:
             for template in templates:
                 if template.crop_sha256 not in stored:
                     new.setdefault(template.crop_sha256, template)
-            added = {digest: _template_row(owner.id, row.id, template) for digest, template in new.items()}
+            added = {digest: template_row(owner.id, row.id, one.quality, digest) for digest, one in new.items()}
             values = [
                 (template_identity(added[digest]), template.embedding.astype(EMBEDDING).tobytes())
                 for digest, template in new.items()
@@ -416,19 +417,6 @@ def _subjects(session: Session, gallery_id: int | None, where: ColumnElement[boo
 def _subject(session: Session, owner: GalleryRow, key: str) -> Subject:
     row = subject_row(session, owner, key)
     return _subjects(session, owner.id, SubjectRow.id == row.id, limit=1)[0]
-
-
-def _template_row(gallery_id: int, subject_id: int, template: NewTemplate) -> TemplateRow:
-    quality = template.quality
-    return TemplateRow(
-        gallery_id=gallery_id,
-        subject_id=subject_id,
-        detection_score=quality.detection_score,
-        face_size=quality.face_size,
-        sharpness=quality.sharpness,
-        pose={"yaw": quality.yaw, "pitch": quality.pitch, "roll": quality.roll},
-        crop_sha256=template.crop_sha256,
-    )
 
 
 def _template(row: TemplateRow, subject: str) -> Template:

@@ -23,6 +23,7 @@ from app.gallery.rows import (
     record_changes,
     subject_row,
     template_identity,
+    template_row,
 )
 from app.gallery.store import check_extractor
 from app.gallery.tables import (
@@ -289,7 +290,10 @@ class TransferStore:
                 new = [one for one in subject.templates if one.crop_sha256 not in there]
                 once = list({one.crop_sha256: one for one in new}.values())
                 there |= {one.crop_sha256 for one in once}
-                templates = [_template_row(owner.id, row.id, one) for one in once]
+                templates = [
+                    template_row(owner.id, row.id, one.quality, one.crop_sha256, created_at=one.created_at)
+                    for one in once
+                ]
                 values = [
                     (template_identity(template), one.embedding.astype(EMBEDDING).tobytes())
                     for template, one in zip(templates, once, strict=True)
@@ -341,17 +345,3 @@ class TransferStore:
         for subject_id, crop in session.execute(query):
             found.setdefault(subject_id, set()).add(crop)
         return found
-
-
-def _template_row(gallery_id: int, subject_id: int, template: PortableTemplate) -> TemplateRow:
-    quality = template.quality
-    return TemplateRow(
-        gallery_id=gallery_id,
-        subject_id=subject_id,
-        detection_score=quality.detection_score,
-        face_size=quality.face_size,
-        sharpness=quality.sharpness,
-        pose={"yaw": quality.yaw, "pitch": quality.pitch, "roll": quality.roll},
-        crop_sha256=template.crop_sha256,
-        created_at=template.created_at,
-    )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,7 @@ class LocalIndex(TemplateIndex, Protocol):
         """Write a snapshot into an empty folder."""
 
 
+@runtime_checkable
 class SharedIndex(TemplateIndex, Protocol):
     """An index outside the process, which all processes that serve a gallery search and write.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from app.gallery.index.codebook import Codebook
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
 from app.gallery.index.rows import Codes, Rows
+from model.replaced_file import flush_folder
 
 TABLE = "index.json"
 """Name of the file that lists all others with their sizes and digests; it is written last."""
@@ -84,7 +85,7 @@ def write_state(
     if codebook is not None:
         table["codebook"] = asdict(_write(folder / "codebook", faiss.serialize_index(codebook.empty)))
     _write(folder / TABLE, np.frombuffer(json.dumps(table, indent=1).encode(), np.uint8))
-    _flush(folder)
+    flush_folder(folder)
 
 
 def map_rows(saved: SavedSegment, dimension: int) -> _Mapped:
@@ -154,7 +155,7 @@ def _link(folder: Path, saved: SavedSegment | None) -> SavedSegment | None:
                 raise
             except OSError:  # another disk, or one that knows no links
                 shutil.copyfile(saved.path(ending), linked.path(ending))
-                _flush(linked.path(ending))
+                flush_folder(linked.path(ending))
     except FileNotFoundError:
         for ending in saved.files:
             linked.path(ending).unlink(missing_ok=True)
@@ -185,14 +186,6 @@ def _write(path: Path, array: NDArray[Any]) -> SavedFile:
         file.flush()
         os.fsync(file.fileno())
     return SavedFile(len(data), digest.hexdigest())
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check(path: Path, file: SavedFile) -> None:
