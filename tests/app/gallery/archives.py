@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from app.gallery.archive import ArchiveReader, write_archive
-from app.gallery.archive_format import MANIFEST, SUBJECTS, TEMPLATES, Manifest
 from app.gallery.archive_import import import_archive
+from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES, Manifest
 from app.gallery.crops import encode_crop
 from app.gallery.policy import WantedRates
 from app.gallery.portable import Stored

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from app.gallery.archive import ArchiveReader, write_archive
-from app.gallery.archive_format import SUBJECTS, TEMPLATES
+from app.gallery.archive_manifest import SUBJECTS, TEMPLATES
 from app.gallery.crops import decode_crop
 from app.gallery.database import open_engine
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
