@@ -32,9 +32,9 @@ from app.gallery.archive_manifest import (
     manifest_to_bytes,
 )
 from app.gallery.errors import ArchiveDamaged
+from app.gallery.exporting import GallerySnapshot
 from app.gallery.portable import PortableSubject, PortableTemplate
 from app.gallery.tables import now
-from app.gallery.transfer_store import GallerySnapshot
 from model.errors import FacegalleryError
 from model.replaced_file import replaced_file
 
