@@ -18,7 +18,7 @@ from app.api import enroll, faces, forget, galleries, health, identify, problems
 from app.api.authentication import Authentication
 from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
-from app.api.schemas import Problem
+from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows

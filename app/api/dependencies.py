@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile as StarletteUploadFile
 
 from app.api.authorisation import CallerHere
-from app.api.privacy_schemas import ConsentBody
-from app.api.schemas import Box, FoundFace, Landmarks, Point, Quality
+from app.api.schemas.faces import Box, FoundFace, Landmarks, Point, Quality
+from app.api.schemas.privacy import ConsentBody
 from app.gallery.consent import Consent
 from app.gallery.errors import InvalidInput
 from app.gallery.metadata import check_metadata

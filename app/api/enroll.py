@@ -18,7 +18,9 @@ from app.api.dependencies import (
     read_photo,
 )
 from app.api.problems import error_responses
-from app.api.schemas import EnrollAnswer, EnrolledPhoto, RefusedPhoto, SubjectBody
+from app.api.schemas.enroll import EnrollAnswer, EnrolledPhoto
+from app.api.schemas.problems import RefusedPhoto
+from app.api.schemas.subjects import SubjectBody
 from app.gallery.consent import Terms
 from app.gallery.errors import (
     ConsentRequired,

@@ -6,7 +6,7 @@ from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import FORM_LIMITS, Image, MaxFaces, Service, ServiceSettings, found_face, read_photo
 from app.api.problems import error_responses
-from app.api.schemas import Detection, EmbeddedFace, Embedding
+from app.api.schemas.faces import Detection, EmbeddedFace, Embedding
 from model.errors import ImageTooLarge, UnsupportedImage
 
 router = APIRouter(

@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import GalleryPath, Service, SubjectPath
-from app.api.privacy_schemas import Receipt, ReceiptKey
 from app.api.problems import error_responses
+from app.api.schemas.privacy import Receipt, ReceiptKey
 from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectNotFound
 
 router = APIRouter(tags=["people"])

@@ -6,7 +6,8 @@ from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import GalleryPath, Service
 from app.api.problems import error_responses
-from app.api.schemas import Galleries, GalleryBody, GalleryChange, GalleryCreation, policy_from_body
+from app.api.schemas.galleries import Galleries, GalleryBody, GalleryChange, GalleryCreation
+from app.api.schemas.thresholds import policy_from_body
 from app.gallery.errors import GalleryExists, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
 from app.gallery.names import normalise_gallery_name
 from app.gallery.records import Gallery

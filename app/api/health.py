@@ -12,7 +12,8 @@ from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import Service
 from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, error_responses, not_ready_response, problem
-from app.api.schemas import Alive, ProblemTypeBody, Ready
+from app.api.schemas.health import Alive, Ready
+from app.api.schemas.problems import ProblemTypeBody
 from app.telemetry import exposition
 from model.errors import FacegalleryError
 

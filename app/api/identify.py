@@ -16,7 +16,8 @@ from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs, require_scores, shown_distance
 from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
 from app.api.problems import error_responses
-from app.api.schemas import CandidateBody, Decision, Distance, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
+from app.api.schemas.identify import CandidateBody, Decision, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
+from app.api.schemas.thresholds import Distance
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUnusable
 from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match, NamedCandidate
 from app.settings import Settings

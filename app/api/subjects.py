@@ -6,7 +6,7 @@ from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
-from app.api.schemas import SubjectBody, SubjectChange, SubjectPage
+from app.api.schemas.subjects import SubjectBody, SubjectChange, SubjectPage
 from app.gallery.consent import Terms
 from app.gallery.errors import (
     ConsentRequired,

@@ -8,7 +8,7 @@ from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service
 from app.api.problems import error_responses
-from app.api.schemas import StoredTemplate, TemplatePage
+from app.api.schemas.templates import StoredTemplate, TemplatePage
 from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectNotFound, TemplateNotFound
 
 router = APIRouter(prefix="/galleries/{gallery}/templates", tags=["people"])

@@ -16,7 +16,7 @@ from app.api.dependencies import (
     read_photo,
 )
 from app.api.problems import error_responses
-from app.api.schemas import VerifyAnswer
+from app.api.schemas.verify import VerifyAnswer
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, SubjectNotFound
 from app.gallery.photos import FaceChoice
 from app.gallery.service import DEFAULT_GALLERY

@@ -7,7 +7,7 @@ import typer
 
 from app.commands.options import opened_database
 from app.gallery import backup
-from app.gallery.transfer_store import TransferStore
+from app.gallery.epochs import begin_epoch
 from app.settings import Settings
 
 
@@ -42,5 +42,5 @@ def restore_command(
         galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
     else:
         with opened_database() as engine:
-            galleries = TransferStore(engine).begin_epoch()
+            galleries = begin_epoch(engine)
     print(f"restored {galleries} galleries; every index is built anew on its next use")

@@ -10,10 +10,10 @@ import typer
 from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.gallery.archive import write_archive
+from app.gallery.exporting import open_snapshot
 from app.gallery.journal import Event, Journal
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.service import DEFAULT_GALLERY
-from app.gallery.transfer_store import TransferStore
 
 
 def export_command(
@@ -36,8 +36,7 @@ def export_command(
     name = normalise_gallery_name(gallery)
     with opened_store() as store:
         store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))
-        transfers = TransferStore(store.engine, seals=store.seals)
-        with transfers.snapshot(name, subject=key) as snapshot:
+        with open_snapshot(store.engine, name, subject=key, seals=store.seals) as snapshot:
             entries = _entries_about(store.journal, name, key)
             manifest = write_archive(file, snapshot, subject=key, crops=not without_crops, audit=entries)
             unreadable = snapshot.unreadable

@@ -10,29 +10,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from app.gallery.archive_format import (
-    AUDIT,
-    MANIFEST,
+from app.gallery.archive_lines import (
     MAX_LINE_BYTES,
-    MAX_MANIFEST_BYTES,
-    OLD_EMBEDDINGS,
-    SUBJECTS,
-    TEMPLATES,
-    Manifest,
-    Member,
     audit_to_line,
-    manifest_from_bytes,
-    manifest_to_bytes,
     old_embedding_to_line,
     subject_from_line,
     subject_to_line,
     template_from_line,
     template_to_line,
 )
+from app.gallery.archive_manifest import (
+    AUDIT,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    OLD_EMBEDDINGS,
+    SUBJECTS,
+    TEMPLATES,
+    Manifest,
+    Member,
+    manifest_from_bytes,
+    manifest_to_bytes,
+)
 from app.gallery.errors import ArchiveDamaged
+from app.gallery.exporting import GallerySnapshot
 from app.gallery.portable import PortableSubject, PortableTemplate
 from app.gallery.tables import now
-from app.gallery.transfer_store import GallerySnapshot
 from model.errors import FacegalleryError
 from model.replaced_file import replaced_file
 

@@ -11,8 +11,8 @@ from app.gallery.consent import NO_RULES
 from app.gallery.crops import decode_crop
 from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.portable import PortableSubject, Stored
+from app.gallery.restoring import restore_people
 from app.gallery.store import GalleryStore, check_extractor
-from app.gallery.transfer_store import TransferStore
 from model.errors import UnsupportedImage
 from model.extractor import Extractor
 
@@ -63,13 +63,15 @@ def import_archive(
         store.create_gallery(gallery, extractor=identity, dimension=extractor.dimension, policy=manifest.policy)
         if manifest.privacy != NO_RULES:
             store.set_privacy(gallery, manifest.privacy)
-    transfers, stored = TransferStore(store.engine, journal=store.journal, seals=store.seals), Stored()
+    stored = Stored()
     for subjects in _groups(archive.subjects()):
         if anew:
             subjects = _embedded_anew(subjects, extractor)
         if not keep_crops:
             subjects = _without_crops(subjects)
-        stored += transfers.restore(gallery, subjects, extractor=identity)
+        stored += restore_people(
+            store.engine, gallery, subjects, extractor=identity, journal=store.journal, seals=store.seals
+        )
         progress(sum(len(subject.templates) for subject in subjects))
     return stored
 

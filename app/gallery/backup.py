@@ -8,9 +8,9 @@ from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
 from app.gallery.database import open_engine
+from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable
 from app.gallery.migrations import migrate
-from app.gallery.transfer_store import TransferStore
 from model.replaced_file import replaced_file
 
 GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
@@ -72,7 +72,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
         engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
         try:
             migrate(engine)
-            galleries = TransferStore(engine).begin_epoch()
+            galleries = begin_epoch(engine)
         finally:
             engine.dispose()
         with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:

@@ -11,11 +11,11 @@ from typing import Any
 
 from app.gallery.crops import encode_crop
 from app.gallery.errors import GalleryNotFound, RefusedPhoto, SubjectNotFound
+from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore, check_extractor
-from app.gallery.transfer_store import TransferStore
 from model.errors import FacegalleryError
 
 _BATCH = 64  # photos whose faces are embedded together, and the most of one transaction
@@ -75,7 +75,7 @@ class PeopleImport:
         keep_crops: bool = False,
     ) -> None:
         self._store = store
-        self._transfers = TransferStore(store.engine, journal=store.journal, seals=store.seals)
+        self._imported = ImportJournal(store.engine)
         self._reader = reader
         self._gallery = gallery
         self._workers = workers
@@ -130,7 +130,7 @@ class PeopleImport:
                 photo, refused=RefusedPhoto(photo.name, "file-unreadable", f"the file cannot be read: {reason}")
             )
         digest = hashlib.sha256(data).hexdigest()
-        if self._transfers.imported(self._gallery, photo.subject, digest, with_crop=self._keep_crops):
+        if self._imported.has(self._gallery, photo.subject, digest, with_crop=self._keep_crops):
             return _Read(photo, digest)
         try:
             face = self._reader.one_face(Photo(photo.name, data), self._face, part=photo.name)
@@ -174,7 +174,7 @@ class PeopleImport:
             photos += [
                 (ids[template.crop_sha256], photo) for template, (photo, _) in zip(templates, found, strict=True)
             ]
-        self._transfers.remember(self._gallery, photos)
+        self._imported.remember(self._gallery, photos)
         return added, known
 
     def _changed_metadata(self, subject: str, source: PeopleSource, *, create: bool) -> dict[str, Any] | None:

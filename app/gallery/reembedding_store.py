@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, insert, literal, select, update
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, select
+from sqlalchemy.orm import Session
 
 from app.gallery.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import MoveRefused
+from app.gallery.extractor_exchange import exchange_embeddings, has_spare
 from app.gallery.records import Gallery
 from app.gallery.rows import (
     EMBEDDING,
@@ -18,12 +19,10 @@ from app.gallery.rows import (
     crop_identity,
     gallery_of,
     gallery_row,
-    record_changes,
+    sealed_columns,
     template_identity,
 )
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
-
-_LOOKED_AT = 100  # rows of one read
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ class ReembeddingStore:
         with self._sessions.reading() as session:
             return (
                 session.scalar(
-                    select(func.count()).select_from(TemplateRow).where(_of(gallery.id), ~_has_spare(extractor))
+                    select(func.count()).select_from(TemplateRow).where(_of(gallery.id), ~has_spare(extractor))
                 )
                 or 0
             )
@@ -87,7 +86,7 @@ class ReembeddingStore:
             extractor: to which.
             with_crops: whether a crop helps, because the extractor is at hand.
         """
-        lost = ~_has_spare(extractor) & ~_has_crop() if with_crops else ~_has_spare(extractor)
+        lost = ~has_spare(extractor) & ~_has_crop() if with_crops else ~has_spare(extractor)
         missing = (
             select(TemplateRow.subject_id, func.count().label("missing"))
             .where(_of(gallery.id), lost)
@@ -108,17 +107,11 @@ class ReembeddingStore:
     def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
         """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
         query = (
-            select(
-                TemplateRow.id,
-                TemplateRow.gallery_id,
-                TemplateRow.subject_id,
-                TemplateRow.crop_sha256,
-                SubjectRow.key_id,
-                CropRow.image,
-            )
+            select(TemplateRow.id, *sealed_columns(TemplateRow), CropRow.image)
+            .select_from(TemplateRow)
             .join(CropRow, CropRow.template_id == TemplateRow.id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-            .where(_of(gallery.id), TemplateRow.id > after, ~_has_spare(extractor))
+            .where(_of(gallery.id), TemplateRow.id > after, ~has_spare(extractor))
             .order_by(TemplateRow.id)
             .limit(limit)
         )
@@ -146,15 +139,10 @@ class ReembeddingStore:
             if session.scalar(others.limit(1)) is not None:
                 raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
             query = (
-                select(
-                    TemplateRow.id,
-                    TemplateRow.gallery_id,
-                    TemplateRow.subject_id,
-                    TemplateRow.crop_sha256,
-                    SubjectRow.key_id,
-                )
+                select(TemplateRow.id, *sealed_columns(TemplateRow))
+                .select_from(TemplateRow)
                 .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-                .where(TemplateRow.id.in_(ids), ~_has_spare(extractor))
+                .where(TemplateRow.id.in_(ids), ~has_spare(extractor))
             )
             values = dict(zip(ids, embeddings, strict=True))
             by_key: dict[str | None, list[tuple[int, RowIdentity]]] = {}
@@ -178,8 +166,7 @@ class ReembeddingStore:
     ) -> bool:
         """Exchange a gallery's embeddings for those of another extractor, in one transaction.
 
-        The old ones stay beside the new. Templates that cannot follow are set aside, and those that were set aside
-        when the gallery left this extractor come back. Every process builds its index anew.
+        See `exchange_embeddings`; the old ones stay beside the new.
 
         Args:
             gallery: as it was when the move began.
@@ -198,32 +185,7 @@ class ReembeddingStore:
             owner = self._locked(session, gallery)
             if with_crops and self._waiting(session, owner, extractor, unusable):
                 return False
-            left, here = owner.extractor, _of(owner.id)
-            dimension = dimension or self._dimension(session, owner, extractor)
-            columns = _shared_columns()
-            names = [*columns, "extractor"]
-            gone = select(*(getattr(TemplateRow, name) for name in columns), literal(left))
-            session.execute(insert(SetAsideRow).from_select(names, gone.where(here, ~_has_spare(extractor))))
-            session.execute(delete(TemplateRow).where(here, ~_has_spare(extractor)))
-            kept = select(TemplateRow.id, literal(left), TemplateRow.gallery_id, literal(True), TemplateRow.embedding)
-            spare_names = ["template_id", "extractor", "gallery_id", "previous", "embedding"]
-            session.execute(insert(SpareEmbeddingRow).from_select(spare_names, kept.where(here)))
-            new = (
-                select(SpareEmbeddingRow.embedding)
-                .where(SpareEmbeddingRow.template_id == TemplateRow.id, SpareEmbeddingRow.extractor == extractor)
-                .correlate(TemplateRow)
-                .scalar_subquery()
-            )
-            unsynchronised: dict[str, Any] = {"synchronize_session": False}
-            session.execute(update(TemplateRow).where(here).values(embedding=new), execution_options=unsynchronised)
-            session.execute(
-                delete(SpareEmbeddingRow).where(
-                    SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor == extractor
-                )
-            )
-            self._bring_back(session, owner, extractor, columns)
-            owner.extractor, owner.dimension = extractor, dimension
-            record_changes(session, owner, "rebuild", [(0, 0)])
+            exchange_embeddings(session, self._seals, owner, extractor, dimension=dimension)
             return True
 
     def discard(self, gallery: Gallery) -> int:
@@ -247,71 +209,12 @@ class ReembeddingStore:
     @staticmethod
     def _waiting(session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int]) -> bool:
         """Whether a template could still be embedded: one with a crop that is not known to be damaged."""
-        query = (
-            select(TemplateRow.id).where(_of(owner.id), ~_has_spare(extractor), _has_crop()).limit(len(unusable) + 1)
-        )
+        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).limit(len(unusable) + 1)
         return not set(session.scalars(query)) <= set(unusable)
-
-    def _dimension(self, session: Session, owner: GalleryRow, extractor: str) -> int:
-        """Of the embeddings of an extractor that are there; one that opens tells."""
-        spare = (
-            select(
-                TemplateRow.gallery_id,
-                TemplateRow.subject_id,
-                TemplateRow.crop_sha256,
-                SubjectRow.key_id,
-                SpareEmbeddingRow.embedding,
-            )
-            .join(TemplateRow, TemplateRow.id == SpareEmbeddingRow.template_id)
-            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-            .where(SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor == extractor)
-        )
-        aside = (
-            select(
-                SetAsideRow.gallery_id,
-                SetAsideRow.subject_id,
-                SetAsideRow.crop_sha256,
-                SubjectRow.key_id,
-                SetAsideRow.embedding,
-            )
-            .join(SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
-            .where(SetAsideRow.gallery_id == owner.id, SetAsideRow.extractor == extractor)
-        )
-        for query in (spare, aside):
-            rows = session.execute(query.limit(_LOOKED_AT)).all()
-            values = self._seals.open([SealedRow(row.key_id, template_identity(row), row.embedding) for row in rows])
-            for value in values:
-                if not isinstance(value, Flaw):
-                    return len(value) // EMBEDDING.itemsize
-        raise MoveRefused(f"gallery {owner.name!r} has no embeddings of {extractor} to go back to")
-
-    @staticmethod
-    def _bring_back(session: Session, owner: GalleryRow, extractor: str, columns: Sequence[str]) -> None:
-        """Put back what was set aside when the gallery left the extractor, unless the photo was enrolled since."""
-        other = aliased(TemplateRow)
-        enrolled = exists().where(
-            other.subject_id == SetAsideRow.subject_id, other.crop_sha256 == SetAsideRow.crop_sha256
-        )
-        mine = (SetAsideRow.gallery_id == owner.id) & (SetAsideRow.extractor == extractor)
-        back = select(*(getattr(SetAsideRow, name) for name in columns)).where(mine, ~enrolled)
-        session.execute(insert(TemplateRow).from_select(list(columns), back))
-        session.execute(delete(SetAsideRow).where(mine))
-
-
-def _shared_columns() -> list[str]:
-    return [column.name for column in TemplateRow.__table__.columns]
 
 
 def _of(gallery_id: int) -> ColumnElement[bool]:
     return TemplateRow.gallery_id == gallery_id
-
-
-def _has_spare(extractor: str) -> ColumnElement[bool]:
-    return (
-        exists()
-        .where(SpareEmbeddingRow.template_id == TemplateRow.id, SpareEmbeddingRow.extractor == extractor)
-        .correlate(TemplateRow)
-    )
 
 
 def _has_crop() -> ColumnElement[bool]:

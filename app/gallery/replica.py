@@ -1,35 +1,21 @@
 """One process's view of a gallery: an index that follows the revisions in SQL."""
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
+from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
-from app.gallery.owners import TemplateOwners
-from app.gallery.records import Change, Gallery
+from app.gallery.records import Gallery
 from app.gallery.snapshots import Snapshots
+from app.gallery.view import View
+from app.gallery.view_source import Gap, ViewSource
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What a search needs, switched as one: it is true up to `revision`, and may be ahead of it."""
-
-    index: TemplateIndex
-    owners: TemplateOwners
-    revision: int
-
-
-class _Gap(Exception):
-    """Changes in between are gone: nothing but loading anew helps."""
 
 
 class GalleryReplica:
@@ -62,9 +48,9 @@ class GalleryReplica:
         self.snapshots = snapshots
         self._dimension = gallery.dimension
         self._history = history
-        self._make_index = make_index
+        self._source = ViewSource(gallery, history, make_index)
         self._tended = tended
-        self._view = View(make_index(), TemplateOwners(), -1)  # nothing is loaded yet
+        self._view = self._source.empty()
         self._rebuild_wanted = False
         self._lock = threading.Lock()  # of what follows and switches the view
         self._tending = threading.Lock()  # of what works on it at length
@@ -117,10 +103,10 @@ class GalleryReplica:
         """Build everything from SQL beside the present view, which goes on answering, and switch."""
         with self._tending:
             self._rebuild_wanted = False
-            revision = self._present()
+            revision = self._source.present()
             if revision is None:
                 return
-            self._switch(self._from_sql(revision, fill=True))
+            self._switch(self._source.built(revision, fill=True))
 
     def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
@@ -159,7 +145,7 @@ class GalleryReplica:
 
         Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
         """
-        present = self._present()
+        present = self._source.present()
         if self.snapshots is None or present is None:
             return 0
         self.catch_up(present)
@@ -177,114 +163,55 @@ class GalleryReplica:
         if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
             return False
         with self._tending:
-            opened = self.snapshots.open_newer(self._present)
+            opened = self.snapshots.open_newer(self._source.present)
             if opened is None:
                 return False
             return self._switch(View(*opened))
 
     # -- inside
 
-    def _present(self) -> int | None:
-        return self._history.revision(self.gallery_id)
-
     def _went_back(self) -> bool:
         """Whether SQL is behind this view: an older copy of the database was put in its place."""
-        present = self._present()
+        present = self._source.present()
         if present is None or present >= self._view.revision:
             return False
         _log.warning("gallery.went_back", gallery=self.name, revision=present, applied=self._view.revision)
         return True
 
     def _loaded(self, revision: int) -> View:
-        opened = self.snapshots.open_newest(self._present) if self.snapshots is not None else None
+        opened = self.snapshots.open_newest(self._source.present) if self.snapshots is not None else None
         if opened is not None:
             try:
                 view = View(*opened)
                 return self._replayed(view, max(revision, view.revision))
-            except _Gap:
+            except Gap:
                 _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
-        return self._from_sql(revision)
-
-    def _from_sql(self, revision: int, *, fill: bool = False) -> View:
-        index = self._make_index()
-        if isinstance(index, SharedIndex):
-            return self._beside_shared(index, revision, fill=fill)
-        ids, subjects = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for block in self._history.template_blocks(self.gallery_id):
-            index.add(block.ids, block.embeddings)
-            ids.append(block.ids)
-            subjects.append(block.subject_ids)
-            _log.info("index.building", gallery=self.name, templates=len(index))
-        view = View(index, TemplateOwners(np.concatenate(ids), np.concatenate(subjects)), revision)
-        _log.info("index.ready", gallery=self.name, templates=len(index), revision=revision)
-        return view
-
-    def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool) -> View:
-        """Owners from SQL, beside an index that other processes may have filled already.
-
-        `fill` sends all templates, though the engine may have them. Filling anew overwrites and never clears, as others
-        are searching: what SQL no longer has stays in the engine without an owner, and names nobody.
-        """
-        blocks = list(self._history.owner_blocks(self.gallery_id))
-        none = np.empty(0, np.int64)
-        owners = TemplateOwners(
-            np.concatenate([none, *(block.ids for block in blocks)]),
-            np.concatenate([none, *(block.subject_ids for block in blocks)]),
-        )
-        position = index.position()
-        changes = None
-        if 0 <= position <= revision and not fill:
-            try:
-                changes = self._changes(position, revision)
-            except _Gap:
-                changes = None
-        if changes is None or any(change.kind == "rebuild" for change in changes):
-            for block in self._history.template_blocks(self.gallery_id):
-                index.add(block.ids, block.embeddings)
-                _log.info("index.building", gallery=self.name, templates=len(index))
-            changes = []
-        view = View(index, owners, revision)
-        for kind, run in _runs(changes):
-            _apply(view, kind, run)
-        index.set_position(revision)
-        _log.info("index.ready", gallery=self.name, templates=len(index), revision=revision)
-        return view
+        return self._source.built(revision)
 
     def _follow(self, revision: int) -> None:
         try:
             self._view = self._replayed(self._view, revision)
-        except _Gap:
+        except Gap:
             _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
-            self._view = self._from_sql(revision)
+            self._view = self._source.built(revision)
 
     def _replayed(self, view: View, revision: int) -> View:
         """The view with the changes up to a revision; a wish for a rebuild among them is noted.
 
         Raises:
-            _Gap: changes in between were pruned.
+            Gap: changes in between were pruned.
         """
-        changes = self._changes(view.revision, revision)
-        for kind, run in _runs(changes):
-            if kind == "rebuild":
-                self._rebuild_wanted = True
-            else:
-                _apply(view, kind, run)
-        if changes and isinstance(view.index, SharedIndex):
-            view.index.set_position(revision)
-        return View(view.index, view.owners, max(revision, view.revision))
-
-    def _changes(self, after: int, revision: int) -> list[Change]:
-        changes = self._history.changes(self.gallery_id, after=after, up_to=revision)
-        if len({change.revision for change in changes}) < revision - after:
-            raise _Gap
-        return changes
+        followed, rebuild = self._source.replayed(view, revision)
+        if rebuild:
+            self._rebuild_wanted = True
+        return followed
 
     def _switch(self, view: View) -> bool:
         """Bring a view that was made beside the present one to the same revision, and put it in its place."""
         with self._lock:
             try:
                 self._view = self._replayed(view, max(view.revision, self._view.revision))
-            except _Gap:
+            except Gap:
                 return False
         return True
 
@@ -298,22 +225,3 @@ class GalleryReplica:
 
     def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._history.embeddings(template_ids, self._dimension)
-
-
-def _runs(changes: Sequence[Change]) -> list[tuple[str, list[Change]]]:
-    return [(kind, list(run)) for kind, run in groupby(changes, key=lambda change: change.kind)]
-
-
-def _apply(view: View, kind: str, changes: Sequence[Change]) -> None:
-    if kind == "remove":
-        template_ids = [change.template_id for change in changes]
-        view.index.remove(np.array(template_ids, np.int64))
-        view.owners.remove(template_ids)
-        return
-    # An added template that is gone by now has no embedding; its removal follows.
-    present = [(change, change.embedding) for change in changes if change.embedding is not None]
-    if kind == "add" and present:
-        # The owners first: a template that a search finds has one.
-        view.owners.add((change.template_id, change.subject_id) for change, _ in present)
-        ids = np.array([change.template_id for change, _ in present], np.int64)
-        view.index.add(ids, np.stack([embedding for _, embedding in present]))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Engine, Row, delete, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.consent import Terms, rules_from_json
 from app.gallery.database import database_errors
@@ -16,7 +17,15 @@ from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.policy import policy_from_json
 from app.gallery.records import Gallery, TemplateBlock
-from app.gallery.tables import ChangeRow, CropRow, GalleryRow, SubjectRow, TemplateRow, now
+from app.gallery.tables import (
+    ChangeRow,
+    CropRow,
+    GalleryRow,
+    SetAsideRow,
+    SubjectRow,
+    TemplateRow,
+    now,
+)
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
 from model.quality import Quality
 
@@ -150,6 +159,33 @@ def template_row(
         crop_sha256=crop_sha256,
         created_at=created_at or now(),
     )
+
+
+def seal_embeddings(
+    seals: RowSeals,
+    key_id: str | None,
+    templates: Sequence[TemplateRow],
+    embeddings: Sequence[NDArray[np.float32]],
+) -> None:
+    """Seal the embeddings (D,) of new templates of one subject with its key, and set them in their rows.
+
+    Raises:
+        KeyUnavailable: the key is not in the vault.
+    """
+    values = [
+        (template_identity(template), embedding.astype(EMBEDDING).tobytes())
+        for template, embedding in zip(templates, embeddings, strict=True)
+    ]
+    for template, sealed in zip(templates, seals.seal(key_id, values) if values else (), strict=True):
+        template.embedding = sealed
+
+
+def sealed_columns(table: type[TemplateRow] | type[SetAsideRow]) -> tuple[InstrumentedAttribute[Any], ...]:
+    """The columns by which an embedding opens: where it belongs, and its subject's key.
+
+    The query joins the table with that of subjects.
+    """
+    return (table.gallery_id, table.subject_id, table.crop_sha256, SubjectRow.key_id)
 
 
 def template_rows(

@@ -2,43 +2,27 @@
 
 import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import structlog
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
+from app.gallery.snapshot_files import Opened, SnapshotsOfGallery, read_files, write_files
+from app.gallery.snapshot_lead import SnapshotLead
 from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
-_FORMAT = 1
-_ABOUT = "snapshot.json"
-_OWNERS = "owners.i64"
 _WISH = "erase"
 _REVISION = re.compile(r"\d{20}")
-
-Opened = tuple[SegmentedIndex, TemplateOwners, int]
-"""Index, owners, and the revision that both have, or are ahead of."""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotsOfGallery:
-    """Which gallery a snapshot is of."""
-
-    gallery: int
-    extractor: str
-    dimension: int
 
 
 class Snapshots:
@@ -70,7 +54,7 @@ class Snapshots:
         self._of = SnapshotsOfGallery(gallery.id, gallery.extractor, gallery.dimension)
         self._name = gallery.name
         self._open_index = open_index
-        self._lead: int | None = None
+        self._lead = SnapshotLead(self.folder)
         self._known = -1  # revision of the newest that this process has written or opened
 
     @property
@@ -83,22 +67,11 @@ class Snapshots:
 
     def lead(self) -> bool:
         """Whether this process is the one of its machine that writes; once it is, it stays so until it ends."""
-        if self._lead is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.folder / "lead", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                os.close(lock)
-                return False
-            self._lead = lock
-        return True
+        return self._lead.take()
 
     def resign(self) -> None:
         """Let another process lead."""
-        if self._lead is not None:
-            os.close(self._lead)
-            self._lead = None
+        self._lead.resign()
 
     # -- what was erased
 
@@ -166,22 +139,7 @@ class Snapshots:
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         try:
-            part = draft / "index"
-            part.mkdir()
-            index.save(part)
-            pairs = np.stack(owners.pairs()).astype("<i8")
-            _write(draft / _OWNERS, pairs.tobytes())
-            about = {
-                "format": _FORMAT,
-                "gallery": self._of.gallery,
-                "extractor": self._of.extractor,
-                "dimension": self._of.dimension,
-                "revision": revision,
-                "templates": pairs.shape[1],
-                "owners_sha256": hashlib.sha256(pairs.tobytes()).hexdigest(),
-            }
-            _write(draft / _ABOUT, json.dumps(about, indent=1).encode())
-            flush_folder(draft)
+            templates = write_files(draft, self._of, index, owners, revision)
             place = self.folder / f"{revision:020d}"
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
@@ -192,7 +150,7 @@ class Snapshots:
             raise
         self._known = revision
         self._sweep(keep=place)
-        _log.info("snapshot.written", gallery=self._name, revision=revision, templates=pairs.shape[1])
+        _log.info("snapshot.written", gallery=self._name, revision=revision, templates=templates)
         return place
 
     def open_newest(self, present: Callable[[], int | None]) -> Opened | None:
@@ -300,38 +258,11 @@ class Snapshots:
             shutil.rmtree(draft, ignore_errors=True)
 
     def _open(self, place: Path, revision: int) -> Opened:
-        try:
-            about = json.loads((place / _ABOUT).read_text(encoding="utf-8"))
-            wanted = {
-                "format": _FORMAT,
-                "gallery": self._of.gallery,
-                "extractor": self._of.extractor,
-                "dimension": self._of.dimension,
-                "revision": revision,
-            }
-            for name, value in wanted.items():
-                if about.get(name) != value:
-                    raise SnapshotDamaged(f"its {name} is {about.get(name)!r}, not {value!r}")
-            content = (place / _OWNERS).read_bytes()
-            if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
-                raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
-            ids, subjects = np.frombuffer(content, "<i8").reshape(2, -1).astype(np.int64)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, SnapshotDamaged):
-                raise
-            raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
         start = time.perf_counter()
-        index = self._open_index(place / "index")
-        if not np.array_equal(index.ids(), ids):
-            # Not damage: an index may be ahead of its owners by what came while it was written. Owners win.
-            extra = np.setdiff1d(index.ids(), ids, assume_unique=True)
-            index.remove(extra)
-            missing = np.setdiff1d(ids, index.ids(), assume_unique=True)
-            keep = ~np.isin(ids, missing)
-            ids, subjects = ids[keep], subjects[keep]
-        seconds = round(time.perf_counter() - start, 2)
-        _log.info("snapshot.opened", gallery=self._name, revision=revision, templates=len(ids), seconds=seconds)
-        return index, TemplateOwners(ids, subjects), revision
+        opened = read_files(place, self._of, revision, self._open_index)
+        seconds, templates = round(time.perf_counter() - start, 2), len(opened[1])
+        _log.info("snapshot.opened", gallery=self._name, revision=revision, templates=templates, seconds=seconds)
+        return opened
 
     def _set_aside(self, place: Path, reason: str) -> None:
         if self._sealed is not None:
@@ -354,10 +285,3 @@ class Snapshots:
                 path = path.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             if stale or older:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

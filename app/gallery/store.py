@@ -35,7 +35,6 @@ from app.gallery.records import (
 )
 from app.gallery.resealing import hand_over
 from app.gallery.rows import (
-    EMBEDDING,
     Sessions,
     apply_terms,
     erase_subject,
@@ -43,9 +42,9 @@ from app.gallery.rows import (
     gallery_row,
     keep_crops,
     record_changes,
+    seal_embeddings,
     subject_row,
     template_block,
-    template_identity,
     template_row,
     template_rows,
 )
@@ -196,12 +195,7 @@ class GalleryStore:
                 if template.crop_sha256 not in stored:
                     new.setdefault(template.crop_sha256, template)
             added = {digest: template_row(owner.id, row.id, one.quality, digest) for digest, one in new.items()}
-            values = [
-                (template_identity(added[digest]), template.embedding.astype(EMBEDDING).tobytes())
-                for digest, template in new.items()
-            ]
-            for made, sealed in zip(added.values(), self.seals.seal(row.key_id, values) if values else (), strict=True):
-                made.embedding = sealed
+            seal_embeddings(self.seals, row.key_id, list(added.values()), [one.embedding for one in new.values()])
             session.add_all(added.values())
             session.flush()
             crops = {template.crop_sha256: template.crop for template in templates if template.crop is not None}

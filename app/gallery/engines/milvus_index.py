@@ -149,6 +149,13 @@ class MilvusIndex:
             if revision > position and (position >= 0 or generation == self._generation):
                 self._store(revision, generation)
 
+    def lower_position(self, revision: int) -> None:
+        """As `SharedIndex.lower_position`."""
+        with self._position_lock, self._errors():
+            position, generation = self._stored()
+            if position > revision:
+                self._store(revision, generation)
+
     def clear(self) -> None:
         """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
         with self._position_lock, self._errors():

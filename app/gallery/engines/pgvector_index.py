@@ -137,6 +137,13 @@ class PgvectorIndex:
             self._size_seen = int(stored[0])
             self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
 
+    def lower_position(self, revision: int) -> None:
+        """As `SharedIndex.lower_position`."""
+        with self._writing() as connection:
+            connection.execute(
+                "UPDATE storage SET position = %s WHERE name = %s AND position > %s", (revision, self.name, revision)
+            )
+
     def clear(self) -> None:
         """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
         self.builder.forget(self.name)

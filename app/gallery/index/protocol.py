@@ -77,6 +77,12 @@ class SharedIndex(TemplateIndex, Protocol):
     def set_position(self, revision: int) -> None:
         """Remember the revision; a lower one than the present is passed over."""
 
+    def lower_position(self, revision: int) -> None:
+        """Remember a lower revision, now that it was filled from a database that was set back; else nothing happens.
+
+        A position that is too low does no harm: changes are replayed that it has already.
+        """
+
     def clear(self) -> None:
         """Forget all templates and the position."""
 

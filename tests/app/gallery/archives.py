@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from app.gallery.archive import ArchiveReader, write_archive
-from app.gallery.archive_format import MANIFEST, SUBJECTS, TEMPLATES, Manifest
 from app.gallery.archive_import import import_archive
+from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES, Manifest
 from app.gallery.crops import encode_crop
+from app.gallery.exporting import open_snapshot
 from app.gallery.policy import WantedRates
 from app.gallery.portable import Stored
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore
-from app.gallery.transfer_store import TransferStore
 from model.pipeline import Networks
 from model.quality import Quality
 
@@ -54,7 +54,7 @@ def fill(store: GalleryStore, templates: Templates, extractor: str) -> None:
 
 
 def export(store: GalleryStore, file: Path, subject: str | None = None, *, crops: bool = True) -> Manifest:
-    with TransferStore(store.engine).snapshot("people", subject=subject) as snapshot:
+    with open_snapshot(store.engine, "people", subject=subject) as snapshot:
         return write_archive(file, snapshot, subject=subject, crops=crops)
 
 

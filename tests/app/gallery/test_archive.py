@@ -12,10 +12,11 @@ import pytest
 from sqlalchemy import Engine
 
 from app.gallery.archive import ArchiveReader, write_archive
-from app.gallery.archive_format import SUBJECTS, TEMPLATES
+from app.gallery.archive_manifest import SUBJECTS, TEMPLATES
 from app.gallery.crops import decode_crop
 from app.gallery.database import open_engine
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
+from app.gallery.exporting import open_snapshot
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
 from app.gallery.migrations import migrate
@@ -23,7 +24,6 @@ from app.gallery.policy import WantedRates
 from app.gallery.portable import Stored
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
-from app.gallery.transfer_store import TransferStore
 from model.pipeline import Networks
 from tests.app.gallery.archives import Templates, export, fill, lines, read_back, templates_with_crops
 
@@ -134,7 +134,7 @@ def test_one_person_alone(filled: GalleryStore, other: GalleryStore, networks: N
 def test_the_file_shows_one_moment_and_nobody_else_may_read_it(
     filled: GalleryStore, extractor: str, templates: Templates, tmp_path: Path
 ) -> None:
-    with TransferStore(filled.engine).snapshot("people") as snapshot:
+    with open_snapshot(filled.engine, "people") as snapshot:
         filled.enroll("people", "late", templates(1), metadata=None, extractor=extractor, dimension=128)
         filled.delete_subject("people", "anna")
         write_archive(tmp_path / "a.zip", snapshot, subject=None, crops=True)
@@ -145,7 +145,7 @@ def test_the_file_shows_one_moment_and_nobody_else_may_read_it(
 
 def test_where_writing_fails_the_old_file_stays(filled: GalleryStore, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("old")
-    with TransferStore(filled.engine).snapshot("people") as snapshot:
+    with open_snapshot(filled.engine, "people") as snapshot:
 
         class Full:
             gallery = snapshot.gallery

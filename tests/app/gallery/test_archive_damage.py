@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from app.gallery.archive import ArchiveReader
-from app.gallery.archive_format import MANIFEST, SUBJECTS, TEMPLATES
+from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES
 from app.gallery.database import open_engine
 from app.gallery.errors import ArchiveDamaged
 from app.gallery.migrations import migrate

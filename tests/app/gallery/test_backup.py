@@ -18,6 +18,7 @@ from sqlalchemy import make_url
 
 from app.gallery.backup import VAULT_TABLES, back_up, restore
 from app.gallery.database import open_engine
+from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
@@ -25,7 +26,6 @@ from app.gallery.migrations import check_schema, migrate
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
-from app.gallery.transfer_store import TransferStore
 from app.gallery.vault import Vault, open_vault
 
 Templates = Callable[[int], list[NewTemplate]]
@@ -224,7 +224,7 @@ def test_pg_dump_and_pg_restore(postgresql_server: str, new_templates: Templates
     follower = replica_of(store)
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", "bob"]
     run("pg_restore", "--clean", "--if-exists", "--single-transaction", f"--dbname={address}", str(tmp_path / "copy"))
-    TransferStore(store.engine).begin_epoch()
+    begin_epoch(store.engine)
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
     enroll(store, "carl", [third])
     assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]

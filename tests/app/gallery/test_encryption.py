@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from app.gallery.encryption import Flaw, RowIdentity, SealedRows, open_value, seal_value
 from app.gallery.errors import KeyUnavailable, TemplateTampered
+from app.gallery.exporting import open_snapshot
 from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS
 from app.gallery.matching import DEFAULT_RULE
@@ -26,7 +27,6 @@ from app.gallery.resealing import (
     seal_plain_rows,
 )
 from app.gallery.store import GalleryStore
-from app.gallery.transfer_store import TransferStore
 from app.gallery.vault import Vault
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
 
@@ -304,7 +304,7 @@ def test_templates_that_change_their_subject_are_sealed_with_its_key(
     assert {one.image for one in moves.crops_to_embed(gallery, "third@1", after=0, limit=9)} == {
         one.crop for one in crops
     }
-    with TransferStore(engine, seals=sealed_store.seals).snapshot("people", subject="anna") as snapshot:
+    with open_snapshot(engine, "people", subject="anna", seals=sealed_store.seals) as snapshot:
         assert [one.embedding.tolist() for one in snapshot.old_embeddings()] == spare.tolist()
         assert snapshot.unreadable == 0
     with engine.connect() as connection:  # the key of the subject that went is to be destroyed

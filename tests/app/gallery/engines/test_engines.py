@@ -47,6 +47,18 @@ def test_an_index_remembers_how_far_it_is_true(open_shared: OpenEngine) -> None:
     assert (again.position(), len(again)) == (6, 1)
 
 
+def test_a_position_is_lowered_on_purpose_alone(open_shared: OpenEngine) -> None:
+    gallery = new_gallery()
+    index, other = open_shared().index(gallery), open_shared().index(gallery)
+    for lowered, remembered in ((0, -1), (9, 7), (7, 7), (3, 3)):
+        index.lower_position(lowered)
+        if remembered == 7:
+            index.set_position(7)
+        assert other.position() == remembered
+    other.set_position(4)
+    assert index.position() == 4
+
+
 def test_a_cleared_index_is_as_a_new_one(open_shared: OpenEngine) -> None:
     gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
     index = open_shared().index(gallery)

@@ -1,6 +1,9 @@
 """Processes that follow one database and share one engine."""
 
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from app.gallery.engines import IndexEngine
 from app.gallery.engines.protocol import EngineIndex
 from app.gallery.history import GalleryHistory
-from app.gallery.records import NewTemplate
+from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll, identities, search
@@ -35,6 +38,27 @@ def index_of(store: GalleryStore, shared: IndexEngine) -> EngineIndex:
 
 def replica_of(store: GalleryStore, shared: IndexEngine) -> GalleryReplica:
     return GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), lambda: index_of(store, shared))
+
+
+class CountedHistory(GalleryHistory):
+    """Counts how often all templates are read."""
+
+    fills = 0
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        self.fills += 1
+        return super().template_blocks(gallery_id)
+
+
+def started(store: GalleryStore, shared: IndexEngine) -> tuple[GalleryReplica, CountedHistory]:
+    """A process that starts now."""
+    history = CountedHistory(store.engine)
+    return GalleryReplica(store.gallery("people"), history, lambda: index_of(store, shared)), history
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)
 
 
 def test_what_one_process_writes_the_other_finds(
@@ -78,3 +102,40 @@ def test_a_rebuild_brings_back_what_the_engine_lost(
     assert identities(replica, store, templates) == [None, anna]
     GalleryHistory(store.engine).request_rebuild("people")
     assert identities(replica, store, templates) == [anna, anna]
+
+
+def test_an_engine_that_is_ahead_of_a_database_that_was_set_back_is_filled_once(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path
+) -> None:
+    database, night = Path(str(store.engine.url.database)), tmp_path / "night.db"
+    templates = new_templates(4)
+    anna = enroll(store, "anna", templates[:1])
+    copy_database(database, night)
+    for number, template in enumerate(templates[1:3]):
+        enroll(store, f"undone {number}", [template])
+    before, _ = started(store, open_shared())
+    assert None not in identities(before, store, templates[:3])
+    copy_database(night, database)
+    for fills in (1, 0):
+        replica, history = started(store, open_shared())
+        assert identities(replica, store, templates[:3]) == [anna, None, None]
+        assert history.fills == fills
+    bob = enroll(store, "bob", templates[3:])
+    late, history = started(store, open_shared())
+    for one in (before, replica, late):
+        assert identities(one, store, templates) == [anna, None, None, bob]
+    assert history.fills == 0
+
+
+def test_an_engine_that_is_ahead_of_what_a_process_knew_is_not_filled_again(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    other, templates = replica_of(store, open_shared()), new_templates(2)
+    anna = enroll(store, "anna", templates[:1])
+    replica, history = started(store, open_shared())
+    known = store.gallery("people").revision
+    bob = enroll(store, "bob", templates[1:])
+    assert identities(other, store, templates) == [anna, bob]
+    replica.catch_up(known)
+    assert identities(replica, store, templates) == [anna, bob]
+    assert (replica.applied_revision, history.fills) == (2, 0)

@@ -1,0 +1,1 @@
+"""Shapes of what goes over HTTP; a module for each resource, named as its routes are."""

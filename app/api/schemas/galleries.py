@@ -1,0 +1,81 @@
+"""Galleries, made, changed and shown."""
+
+from datetime import datetime
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.api.schemas.privacy import PrivacyBody
+from app.api.schemas.thresholds import PolicyBody
+from app.gallery.policy import ThresholdPolicy, policy_to_json
+from app.gallery.records import Gallery, GallerySize
+
+
+class GalleryCreation(PrivacyBody):
+    """A gallery to be made."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"name": "staff", "policy": {"fpir": 0.01}}]}
+    )
+
+    name: str
+    policy: PolicyBody | None = None
+
+
+class GalleryChange(PrivacyBody):
+    """A new threshold policy (null returns to the service's), new rules of consent and retention, or both."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"policy": {"fpir": 0.001}}], "minProperties": 1}
+    )
+
+    policy: PolicyBody | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("nothing to change; send `policy`, `require_consent`, `keep_days` or `unseen_days`")
+        return self
+
+
+class GalleryBody(BaseModel):
+    """A gallery."""
+
+    name: str
+    extractor: str
+    dimension: int
+    revision: int
+    subjects: int
+    templates: int
+    policy: float | dict[str, float] = Field(description="the policy in force")
+    own_policy: bool = Field(description="false where the service's policy applies")
+    threshold: float | None = Field(description="the distance that follows now; null where another extractor runs")
+    created_at: datetime
+    require_consent: bool = Field(False, description="whether nobody is enrolled without a consent")
+    keep_days: int | None = Field(None, description="days from enrolment to erasure")
+    unseen_days: int | None = Field(None, description="days without an identification to erasure")
+
+    @classmethod
+    def of(cls, gallery: Gallery, size: GallerySize, policy: ThresholdPolicy, threshold: float | None) -> "GalleryBody":
+        """The gallery as an answer shows it."""
+        return cls(
+            name=gallery.name,
+            extractor=gallery.extractor,
+            dimension=gallery.dimension,
+            revision=gallery.revision,
+            subjects=size.subjects,
+            templates=size.templates,
+            policy=policy_to_json(policy),
+            own_policy=gallery.policy is not None,
+            threshold=threshold,
+            created_at=gallery.created_at,
+            require_consent=gallery.privacy.require_consent,
+            keep_days=gallery.privacy.keep_days,
+            unseen_days=gallery.privacy.unseen_days,
+        )
+
+
+class Galleries(BaseModel):
+    """All galleries, by name."""
+
+    galleries: list[GalleryBody]

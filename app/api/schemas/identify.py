@@ -1,0 +1,68 @@
+"""Probes, and who they are."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.schemas.faces import FoundFace
+from app.api.schemas.thresholds import Distance
+from app.gallery.service import NamedCandidate
+
+
+class CandidateBody(BaseModel):
+    """A subject and how far it is from the probe."""
+
+    subject: str
+    distance: float = Field(
+        description="of all its templates by the service's matching rule; of two decimals without the scope `scores`"
+    )
+    template: int = Field(description="the nearest template")
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, candidate: NamedCandidate, *, distance: float) -> "CandidateBody":
+        """The candidate as an answer shows it, with the distance as its caller may see it."""
+        return cls(
+            subject=candidate.subject.key,
+            distance=distance,
+            template=candidate.template_id,
+            metadata=candidate.subject.metadata,
+        )
+
+
+class Decision(BaseModel):
+    """Who a probe is: `identity` is null where it is unknown."""
+
+    identity: CandidateBody | None
+    candidates: list[CandidateBody] = Field(
+        description="one a subject, nearest first; within the threshold only, unless all_candidates was set"
+    )
+
+
+class IdentifiedFace(FoundFace, Decision):
+    """A face of the photo and who it is."""
+
+
+class IdentifyAnswer(BaseModel):
+    """The decision on every face; for a sent embedding `probe` instead of `faces`."""
+
+    gallery: str
+    extractor: str
+    subjects: int = Field(description="size of the gallery that was searched")
+    threshold: float = Field(description="largest distance that was accepted")
+    faces: list[IdentifiedFace] = []
+    probe: Decision | None = None
+
+
+class EmbeddingProbe(BaseModel):
+    """A probe that the caller embedded with the same extractor."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"embedding": [0.0883883476] * 128, "gallery": "default"}]}
+    )
+
+    embedding: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]
+    gallery: str = "default"
+    threshold: Distance | None = None
+    top_k: int = Field(5, ge=1, le=100)
+    all_candidates: bool = False

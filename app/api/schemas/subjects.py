@@ -1,0 +1,57 @@
+"""Enrolled people."""
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.api.schemas.privacy import ConsentBody
+from app.gallery.records import Subject
+
+
+class SubjectBody(BaseModel):
+    """An enrolled person."""
+
+    subject: str
+    metadata: dict[str, Any]
+    templates: int
+    created_at: datetime
+    updated_at: datetime
+    consent: ConsentBody | None = None
+    expires_at: datetime | None = Field(None, description="moment from which the person is erased")
+    seen_at: datetime | None = Field(None, description="last identification, where the gallery has `unseen_days`")
+
+    @classmethod
+    def of(cls, subject: Subject) -> "SubjectBody":
+        """The subject as an answer shows it."""
+        return cls(
+            subject=subject.key,
+            metadata=subject.metadata,
+            templates=subject.templates,
+            created_at=subject.created_at,
+            updated_at=subject.updated_at,
+            consent=None if subject.consent is None else ConsentBody.of(subject.consent),
+            expires_at=subject.expires_at,
+            seen_at=subject.seen_at,
+        )
+
+
+class SubjectPage(BaseModel):
+    """A page of subjects; ask again with `cursor` = `next_cursor` until it is null."""
+
+    subjects: list[SubjectBody]
+    next_cursor: str | None
+
+
+class SubjectChange(BaseModel):
+    """A new key, metadata, consent or expiry; null takes one of the latter two away. Or `merge_into` alone."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}]})
+
+    subject: str | None = None
+    metadata: dict[str, Any] | None = None
+    merge_into: str | None = Field(
+        None, description="key of the subject that gets this one's templates; this one is erased"
+    )
+    consent: ConsentBody | None = None
+    expires_at: AwareDatetime | None = None

@@ -1,0 +1,33 @@
+"""Distances and threshold policies."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from app.gallery.policy import ThresholdPolicy, policy_from_json
+
+Distance = Annotated[
+    float, Field(ge=0, le=2, allow_inf_nan=False, description="Euclidean distance of embeddings; smaller is more alike")
+]
+
+
+Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class Rates(BaseModel):
+    """A policy that follows the size of the gallery."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+
+    fpir: Rate | None = Field(None, description="wanted share of strangers that are named, at any size of gallery")
+    fmr: Rate | None = Field(None, description="false match rate of one comparison that is never exceeded")
+
+
+PolicyBody = Annotated[Distance, Strict()] | Rates  # strict: else true would be the distance 1
+
+
+def policy_from_body(body: PolicyBody | None) -> ThresholdPolicy | None:
+    """The policy that a body describes."""
+    if body is None:
+        return None
+    return policy_from_json(body.model_dump(exclude_none=True) if isinstance(body, Rates) else body)
