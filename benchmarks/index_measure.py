@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 import tempfile
 import threading
@@ -31,6 +32,9 @@ _TIMED, _TIMED_SECONDS = 1000, 8.0
 _COMPARED_SECONDS = 30.0
 _BUSY_SECONDS = 10.0
 _CHANGED = 1000
+_ROUNDS = 3
+STOP = 0.02
+"""Seconds from which a search counts as stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ def measure(name: str, gallery: Gallery) -> dict[str, float]:
         figures |= _agreement(engine, gallery)
         if isinstance(engine, Ours):
             figures |= _busy(engine, templates, probes, fresh)
-        added = np.arange(len(templates) + 10**6, len(templates) + 10**6 + _CHANGED)
+        added = np.arange(len(templates) + 10**8, len(templates) + 10**8 + _CHANGED)
         start = time.perf_counter()
         engine.add(added, fresh[-_CHANGED:])
         figures["add_s"] = time.perf_counter() - start
@@ -132,27 +136,22 @@ def _anonymous_memory() -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Seconds of searches, (S,), by the clock on the wall and by this process's time on the processor.
-
-    The second counts what the process's other threads did meanwhile, but not what other programs took.
-    """
+    """Seconds of searches, (S,)."""
 
     wall: NDArray[np.float64]
-    processor: NDArray[np.float64]
 
     def quantile(self, share: float) -> float:
-        """By the clock on the wall."""
+        """The time within which such a share of the searches was done."""
         return float(np.quantile(self.wall, share))
 
 
 def _timed(search: Callable[[Vectors], object], probes: Vectors, going: Callable[[int, float], bool]) -> _Times:
     """Search one probe after the other as long as it is going on by number and time."""
-    marks, start = [(time.perf_counter(), time.process_time())], time.perf_counter()
-    while going(len(marks) - 1, time.perf_counter() - start):
+    marks = [time.perf_counter()]
+    while going(len(marks) - 1, marks[-1] - marks[0]):
         search(probes[(len(marks) - 1) % len(probes)][None])
-        marks.append((time.perf_counter(), time.process_time()))
-    wall, processor = np.diff(np.array(marks), axis=0).T
-    return _Times(wall, processor)
+        marks.append(time.perf_counter())
+    return _Times(np.diff(np.array(marks)))
 
 
 def _search_times(engine: Engine, probes: Vectors) -> dict[str, float]:
@@ -185,29 +184,55 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
 
 
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
-    """Search times alone, beside writers, and beside everything that an index does in the background."""
+    """Search times alone, beside writers, and beside everything that an index does in the background.
+
+    The last in several rounds: a stop that the index makes comes again in each. A control does nothing but read as many
+    rows as a search, for as long as a round takes: what stops it is the machine.
+    """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
 
     def search(probe: Vectors) -> object:
         return index.search(probe, COUNT)
 
     alone = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS / 2)
-    with _writing(index, fresh, first=len(templates)):
+    first = len(templates)
+    with _writing(index, fresh, first=first):
         busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
-    with tempfile.TemporaryDirectory() as folder, _writing(index, fresh, first=len(templates) + 10**5):
-        upkeep = threading.Thread(target=_upkeep, args=(index, fresh, len(templates) + 5 * 10**5, Path(folder)))
-        upkeep.start()
-        beside = _timed(search, probes, lambda *_: upkeep.is_alive())
-        upkeep.join()
+    rounds, controls = list[_Times](), list[_Times]()
+    for _ in range(_ROUNDS):
+        first += 10**6
+        with tempfile.TemporaryDirectory() as folder, _writing(index, fresh, first=first):
+            removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
+            upkeep = threading.Thread(target=_upkeep, args=(index, fresh, first + 5 * 10**5, removed, Path(folder)))
+            upkeep.start()
+            rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
+            upkeep.join()
+        seconds = rounds[-1].wall.sum()
+        controls.append(_timed(_reader(templates), probes, lambda _, passed, most=seconds: passed < most))  # type: ignore[misc]
+        index.add(removed, templates[removed])
+        while index.maintain():
+            pass
+    longest = [float(one.wall.max()) for one in rounds]
     return {
         "busy_p50_s": busy.quantile(0.5),
         "busy_p99_s": busy.quantile(0.99),
         "longest_alone_s": alone.wall.max(),
         "longest_busy_s": busy.wall.max(),
-        "longest_upkeep_s": beside.wall.max(),
-        "longest_upkeep_cpu_s": beside.processor.max(),
-        "upkeep_searches": float(len(beside.wall)),
+        "longest_upkeep_s": float(np.median(longest)),
+        "worst_upkeep_s": max(longest),
+        "longest_control_s": float(np.median([one.wall.max() for one in controls])),
+        "worst_control_s": max(float(one.wall.max()) for one in controls),
+        "upkeep_searches": float(sum(len(one.wall) for one in rounds)),
+        "upkeep_stops": float(sum((one.wall > STOP).sum() for one in rounds)),
+        "control_stops": float(sum((one.wall > STOP).sum() for one in controls)),
     }
+
+
+def _reader(templates: Vectors) -> Callable[[Vectors], object]:
+    """Reads as many rows as a search ranks, at random places, and has no index."""
+    places = np.random.default_rng(0).integers(len(templates), size=(500, 3 * COUNT))
+    turns = itertools.count()
+    return lambda _: templates.take(places[next(turns) % len(places)], axis=0)
 
 
 @contextmanager
@@ -233,19 +258,17 @@ def _writing(index: SegmentedIndex, fresh: Vectors, *, first: int) -> Iterator[N
         writer.join()
 
 
-def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, folder: Path) -> None:
+def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, removed: Ids, folder: Path) -> None:
     """New templates to be sealed, a fourth of all removed and compacted, a snapshot and the switch to its files."""
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-    ids = index.ids()
     for start in range(0, 5000, 500):
         index.add(np.arange(first + start, first + start + 500), fresh[start : start + 500])
         time.sleep(0.001)
     while index.maintain():
         pass
-    gone = np.random.default_rng(0).choice(ids, len(ids) // 4, replace=False)
-    for start in range(0, len(gone), 1000):
-        index.remove(gone[start : start + 1000])
+    for start in range(0, len(removed), 1000):
+        index.remove(removed[start : start + 1000])
         time.sleep(0.001)
     while index.maintain():
         pass

@@ -11,6 +11,7 @@ from model.commands.evaluate import evaluate_command
 from model.commands.export import export_command
 from model.commands.import_zoo import import_command
 from model.commands.prepare import prepare_command
+from model.commands.shares import shares_command
 from model.commands.train import train_command
 from model.errors import FacegalleryError
 from model.photo_folder import DatasetError
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("prepare")(prepare_command)
 app.command("train")(train_command)
+app.command("shares")(shares_command)
 app.command("evaluate")(evaluate_command)
 app.command("digits")(digits_command)
 app.command("export")(export_command)

@@ -142,7 +142,7 @@ def prepare(
         [photo.sha256 for photo in photos],
     )
     photos = [replace(photo, flag=flag) for photo, flag in zip(photos, flags, strict=True)]
-    _write_manifest(output, photos, embeddings)
+    write_manifest(output, photos, embeddings)
     return PreparedFolder(output, tuple(photos), embeddings, identity["extractor"])
 
 
@@ -240,7 +240,8 @@ def _read_person(path: Path, stamp: str) -> tuple[list[PreparedPhoto], NDArray[n
         return None
 
 
-def _write_manifest(output: Path, photos: Sequence[PreparedPhoto], embeddings: NDArray[np.float32]) -> None:
+def write_manifest(output: Path, photos: Sequence[PreparedPhoto], embeddings: NDArray[np.float32]) -> None:
+    """Write the rows and their embeddings (N, D), in the place of what was there."""
     with replaced_file(output / EMBEDDINGS) as draft, draft.open("wb") as file:
         np.save(file, embeddings)
     with replaced_file(output / MANIFEST) as draft, draft.open("w", encoding="utf-8", newline="") as text:

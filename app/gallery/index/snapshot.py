@@ -181,8 +181,9 @@ def _write(path: Path, array: NDArray[Any]) -> SavedFile:
     digest, data = hashlib.sha256(), array.reshape(-1).view(np.uint8).data
     with path.open("xb") as file:
         for start in range(0, len(data), _CHUNK):
-            digest.update(data[start : start + _CHUNK])
-            file.write(data[start : start + _CHUNK])
+            piece = bytes(data[start : start + _CHUNK])  # a copy: a removal may write over the rows meanwhile
+            digest.update(piece)
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     return SavedFile(len(data), digest.hexdigest())

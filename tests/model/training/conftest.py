@@ -1,12 +1,14 @@
 """A prepared folder small enough to train on in a second: people are colours, photos are noisy patches of them."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 from torch import Tensor, nn
 
 from model.training.config import TrainingConfig
-from model.training.preparation import PreparedFolder, PreparedPhoto
+from model.training.preparation import PREPARATION, PreparedFolder, PreparedPhoto, read_prepared, write_manifest
 
 DIMENSION = 8
 
@@ -47,7 +49,9 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> PreparedFolder:
             Image.fromarray(pixels).save(folder / crop)
             photos.append(PreparedPhoto(person, f"{person}/{photo}.jpg", f"{number}{photo}", width=50.0, crop=crop))
             embeddings.append((direction / np.linalg.norm(direction)).astype(np.float32))
-    return PreparedFolder(folder, tuple(photos), np.array(embeddings), "base@0")
+    write_manifest(folder, photos, np.array(embeddings))
+    (folder / PREPARATION).write_text(json.dumps({"extractor": "base@0"}), encoding="utf-8")
+    return read_prepared(folder)
 
 
 def training_config(**changes: dict[str, object]) -> TrainingConfig:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from model import cli
 from model.card import read_card
 from model.errors import ModelFileError
 from model.extractor import Extractor
@@ -18,8 +19,9 @@ from tests.model.training.conftest import training_config
 
 
 def checkpoint(colours: PreparedFolder, folder: Path, network: torch.nn.Module, base: str = "") -> Path:
+    config = training_config(data={"folders": [str(colours.folder)]}, network={"base": base})
     split = split_identities([colours], validation_people=4, test_people=0, seed=0)
-    Training(network, split, training_config(network={"base": base}), folder).save()
+    Training(network, split, config, folder).save()
     return folder / CHECKPOINT
 
 
@@ -92,3 +94,30 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelFileError, match="is not a checkpoint"):
         export_network(tmp_path / CHECKPOINT, tmp_path / "mine", base=None, data="", licence="")
+
+
+def test_shares_measures_each_average_on_the_people_kept_out(
+    colours: PreparedFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = read_network(WEIGHTS / "sface" / "sface.onnx")
+    tuned = read_network(WEIGHTS / "sface" / "sface.onnx")
+    torch.nn.init.normal_(next(tuned.get_submodule("fc").parameters()))
+    checkpoint(colours, tmp_path / "same", base, base="sface")
+    checkpoint(colours, tmp_path / "spoilt", tuned, base="sface")
+
+    rows = {}
+    for run in ("same", "spoilt"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(["shares", str(tmp_path / run), "--share", "0", "--share", "1", "--photos", "6"])
+        rows[run] = [line.split(" | ")[1:] for line in capsys.readouterr().out.splitlines()[2:]]
+
+    same, spoilt = rows["same"], rows["spoilt"]
+    assert same[0] == same[1] == spoilt[0]
+    assert spoilt[1] != spoilt[0]
+
+
+def test_a_run_from_scratch_has_no_shares(colours: PreparedFolder, tmp_path: Path) -> None:
+    checkpoint(colours, tmp_path, ResidualFace())
+
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["shares", str(tmp_path)])

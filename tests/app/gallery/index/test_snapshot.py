@@ -1,3 +1,4 @@
+import hashlib
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -243,3 +244,30 @@ def test_what_changes_while_a_snapshot_is_written_is_in_it_or_not_but_never_half
     for segment in index._contents.parts.segments:
         assert np.all(segment.rows.vectors[~segment.rows.alive] == 4)
     assert index.erase_pending
+
+
+def test_rows_erased_between_their_digest_and_their_writing_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, gone, sha256 = some_index(), iter(range(1, 9000, 50)), hashlib.sha256
+
+    class Digest:
+        """SHA-256 beside which somebody removes a template."""
+
+        def __init__(self) -> None:
+            self._real = sha256()
+
+        def update(self, data: Any) -> None:
+            self._real.update(data)
+            index.remove(np.array([next(gone)]))
+
+        def hexdigest(self) -> str:
+            return self._real.hexdigest()
+
+    monkeypatch.setattr(hashlib, "sha256", Digest)
+    folder = saved(index, tmp_path / "first")
+    monkeypatch.undo()
+
+    removed = list(range(1, next(gone), 50))
+    assert len(removed) > 3
+    assert not np.isin(removed[:3], load(folder).ids()).any()

@@ -1,0 +1,145 @@
+"""How long it takes to move a large gallery: out, in, checked, looked through for duplicates, to another extractor.
+
+    python benchmarks/moving.py [--templates 100000] [--photos DIR]
+
+Everything but the last part runs as an operator runs it, as `facegallery` commands on a sealed SQLite gallery in a
+temporary folder, the start of the command included. Embeddings are drawn as `index_data.py` says, three templates for
+each person; with `--photos`, a folder with a folder of photos for each person is imported as well. The last part is the
+exchange of embeddings at the end of `facegallery reembed`: until it is over nobody else writes to SQLite.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from index_data import Population
+
+from app.commands.options import opened_store
+from app.gallery.portable import PortableSubject, PortableTemplate
+from app.gallery.reembedding_store import ReembeddingStore
+from app.gallery.store import GalleryStore
+from app.gallery.tables import now
+from app.gallery.transfer_store import TransferStore
+from model.card import read_card
+from model.pipeline import WEIGHTS
+from model.quality import Quality
+
+_EACH, _BATCH, _DIMENSION = 3, 1000, 128
+_QUALITY = Quality(detection_score=0.9, face_size=80, sharpness=100, yaw=0, pitch=0, roll=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A database with its vault and keys in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """As environment variables."""
+        self.folder.mkdir(exist_ok=True)
+        return {
+            "FACEGALLERY_DATABASE_URL": f"sqlite:///{self.folder}/gallery.db",
+            "FACEGALLERY_DATA_DIR": str(self.folder),
+        }
+
+    def command(self, *arguments: str) -> None:
+        """Run `facegallery` and fail if it does."""
+        line = [sys.executable, "-c", "from app.cli import main; main()", *arguments]
+        subprocess.run(line, env={**os.environ, **self.settings}, check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    """Measure and print one line after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--templates", type=int, default=100_000)
+    parser.add_argument("--photos", type=Path, help="a folder of people, to be imported")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
+        here, there = Place(Path(folder) / "here"), Place(Path(folder) / "there")
+        os.environ.update(here.settings)
+        here.command("migrate")
+        with opened_store() as store:
+            _timed("store them by transactions of 1,000 people", lambda: _fill(store, arguments.templates))
+        archive, copy = Path(folder) / "gallery.zip", Path(folder) / "copy.db"
+        _timed("export", lambda: here.command("export", str(archive)))
+        print(f"archive: {archive.stat().st_size / 2**20:.0f} MiB")
+        there.command("migrate")
+        _timed("import of the archive", lambda: there.command("import", str(archive)))
+        _timed("import of the archive again, which adds nothing", lambda: there.command("import", str(archive)))
+        _timed("duplicates", lambda: here.command("duplicates"))
+        _timed("check", lambda: here.command("check"))
+        _timed("check again, from a snapshot", lambda: here.command("check"))
+        _timed("backup", lambda: here.command("backup", str(copy)))
+        if arguments.photos is not None:
+            count = sum(1 for path in arguments.photos.rglob("*") if path.is_file())
+            taken = _timed(
+                f"import of {count} photos", lambda: there.command("import", str(arguments.photos), "-g", "new")
+            )
+            print(f"{count / taken:.1f} photos a second")
+        with opened_store() as store:
+            _exchange(store)
+
+
+def _timed(name: str, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    taken = time.perf_counter() - start
+    print(f"{name}: {taken:.2f} s", flush=True)
+    return taken
+
+
+def _fill(store: GalleryStore, templates: int) -> None:
+    population, transfers = Population.fitted(), TransferStore(store.engine, seals=store.seals)
+    extractor = read_card(WEIGHTS / "sface").identity
+    store.create_gallery("default", extractor=extractor, dimension=_DIMENSION, policy=None)
+    moment = now()
+    for first in range(0, templates // _EACH, _BATCH):
+        people = population.draw(min(_BATCH, templates // _EACH - first), _EACH, seed=first)
+        subjects = [
+            PortableSubject(f"person {first + number}", {}, moment, moment, _templates(embeddings))
+            for number, embeddings in enumerate(people)
+        ]
+        transfers.restore("default", subjects, extractor=extractor)
+
+
+def _templates(embeddings: np.ndarray) -> tuple[PortableTemplate, ...]:
+    return tuple(PortableTemplate(one, _QUALITY, os.urandom(32).hex(), now()) for one in embeddings)
+
+
+def _exchange(store: GalleryStore) -> None:
+    """Embeddings of another extractor for all templates, and the exchange there and back."""
+    gallery, moves, random = (
+        store.gallery("default"),
+        ReembeddingStore(store.engine, store.seals),
+        np.random.default_rng(0),
+    )
+    last, total = 0, moves.count_missing(gallery, "other@1")
+
+    def beside() -> None:
+        nonlocal last
+        while last < total:
+            ids = range(last + 1, min(last + 128, total) + 1)
+            vectors = random.normal(size=(len(ids), _DIMENSION)).astype(np.float32)
+            moves.add(gallery, "other@1", ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+            last = ids[-1]
+
+    _timed("reembed: store the new embeddings beside the old", beside)
+    for name, to in (("there", "other@1"), ("back", gallery.extractor)):
+        now_at = store.gallery("default")
+        _timed(
+            f"reembed: the exchange, {name}",
+            lambda to=to, now_at=now_at: moves.switch(now_at, to, dimension=_DIMENSION, unusable=(), with_crops=False),  # type: ignore[misc]
+        )
+        assert store.gallery("default").extractor == to
+
+
+if __name__ == "__main__":
+    main()

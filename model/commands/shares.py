@@ -1,0 +1,90 @@
+"""`facemodel shares`: how good averages of a run's weights with its base's are, to choose the share to export."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+import typer
+
+from model.commands.options import WeightsOption, network_folder, progress_bar
+from model.errors import FacegalleryError
+from model.pipeline import WEIGHTS
+
+if TYPE_CHECKING:
+    from model.training.steering import Steering
+
+
+def shares_command(
+    run: Annotated[Path, typer.Argument(help="Output folder of `facemodel train`, with a base.")],
+    share: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Share of the tuned weights; may be repeated. [dim]default: 0, 0.25 … 1[/dim]"),
+    ] = None,
+    people: Annotated[
+        Literal["validation", "test"], typer.Option(help="Who: those kept out to steer by, or for the end.")
+    ] = "validation",
+    photos: Annotated[int, typer.Option(min=4, help="Of each person at most.")] = 20,
+    weights: WeightsOption = WEIGHTS,
+) -> None:
+    """Measure averages of the weights that a run ended with and of its base's.
+
+    On the people whom the run kept out: all of them, and those of each folder alone. FNIR at FPIR 1 %, TAR at FMR 1e-4,
+    equal error rate, in %, on clean probes and on degraded ones. The folders are those of the run's config.
+    """
+    try:
+        from model.training.exporting import read_checkpoint, trained_network
+        from model.training.loop import CHECKPOINT
+    except ModuleNotFoundError as error:
+        raise FacegalleryError(f"this needs {error.name}: install facegallery[train]") from error
+    from model.extractor import Extractor
+    from model.importing import SFACE
+    from model.network_file import write_network
+    from model.runtime import open_network
+    from model.training.config import TrainingConfig
+    from model.training.degradation import degrade_mixed
+    from model.training.preparation import read_prepared
+    from model.training.steering import read_crops, some_photos, steer
+    from model.training.training_set import split_identities
+
+    state = read_checkpoint(run / CHECKPOINT)
+    config = TrainingConfig.model_validate(state["config"])
+    if not config.network.base:
+        raise FacegalleryError(f"{run} started from scratch: there is no base to average with")
+    base = network_folder(weights, config.network.base)
+    data = config.data
+    split = split_identities(
+        [read_prepared(folder) for folder in data.folders],
+        validation_people=data.validation_people,
+        test_people=data.test_people,
+        seed=data.split_seed,
+    )
+    kept = some_photos(getattr(split, people), photos)
+    if not len(kept.paths):
+        raise FacegalleryError(f"the run kept nobody for {people}")
+    groups = {"all": np.ones(len(kept.paths), np.bool_)}
+    if len(data.folders) > 1:
+        # Where a folder is a link, the crops may be named by the folder itself.
+        roots = {folder.name: {folder, folder.resolve()} for folder in data.folders}
+        groups |= {name: np.array([bool(root & set(p.parents)) for p in kept.paths]) for name, root in roots.items()}
+    clean = read_crops(kept)
+    degraded = degrade_mixed(clean, [path.name for path in kept.paths])
+    chosen = share or [0, 0.25, 0.5, 0.75, 1]
+    typer.echo(f"| share | {' | '.join(f'{name}, clean | {name}, degraded' for name in groups)} |")
+    typer.echo(f"| --- |{' --- |' * 2 * len(groups)}")
+    with progress_bar() as bar, TemporaryDirectory() as folder:
+        task = bar.add_task("embedding", total=len(chosen))
+        for one in chosen:
+            file = Path(folder) / "network.onnx"
+            write_network(trained_network(state, base, one), file, half=True)
+            extractor = Extractor(open_network(file), SFACE.card)
+            found = extractor.embed(clean), extractor.embed(degraded)
+            cells = [_cells(steer(found[0][rows], found[1][rows], kept.labels[rows])) for rows in groups.values()]
+            bar.advance(task)
+            typer.echo(f"| {one:.0%} | {' | '.join(cells)} |")
+
+
+def _cells(figures: "Steering") -> str:
+    return " | ".join(
+        f"{100 * one.fnir:.2f}, {100 * one.tar:.1f}, {100 * one.eer:.2f}" for one in (figures.clean, figures.degraded)
+    )
