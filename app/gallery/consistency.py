@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import structlog
@@ -14,6 +15,7 @@ from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
 
 _log = structlog.get_logger()
+_LOOKS = 4  # at what differs, beside a service that writes
 _HALF_PRECISION = 1e-3  # distance between an embedding and its half-precision copy
 
 
@@ -46,6 +48,31 @@ class Consistency:
         return bool(self.missing or self.surplus or self.moved or self.changed or self.damaged_snapshots)
 
 
+@runtime_checkable
+class _NamesAll(Protocol):
+    """An index that can name its templates."""
+
+    def ids(self) -> NDArray[np.int64]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Apart:
+    """Ids of templates that differ, by how they do."""
+
+    missing: frozenset[int]
+    surplus: frozenset[int]
+    moved: frozenset[int]
+    changed: frozenset[int]
+
+    def __and__(self, other: "_Apart") -> "_Apart":
+        return _Apart(
+            self.missing & other.missing,
+            self.surplus & other.surplus,
+            self.moved & other.moved,
+            self.changed & other.changed,
+        )
+
+
 def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource) -> Consistency:
     """Compare SQL, row by row, with what a process that starts now would search.
 
@@ -74,33 +101,58 @@ def _judged(
     suspects: list[int],
     damaged: tuple[str, ...],
 ) -> Consistency:
-    """Look at the suspects again, now that the index has followed what came while the rows were read."""
+    """Look at the suspects again, until nothing was written meanwhile or they have differed every time."""
+    there = {one for block in history.owner_blocks(gallery.id) for one in block.ids.tolist()}
     replica.catch_up(history.revision(gallery.id) or 0)
-    ids = np.array(suspects, np.int64)
-    stored = history.embeddings(ids, gallery.dimension)
-    there = ~np.isnan(stored[:, 0])
-    ids, stored = ids[there], stored[there]
-    found = replica.view.index.vectors(ids)
-    missing = np.isnan(found[:, 0])
-    changed = ~missing & ~(np.linalg.norm(found - stored, axis=1) < _HALF_PRECISION)
-    owners = replica.view.owners.subjects_of(ids)
-    subjects: dict[int, int] = {}
-    for block in history.owner_blocks(gallery.id):
-        subjects.update(zip(block.ids.tolist(), block.subject_ids.tolist(), strict=True))
-    replica.catch_up(history.revision(gallery.id) or 0)
-    moved = ~missing & (owners != np.array([subjects.get(one, UNKNOWN) for one in ids.tolist()], np.int64))
-    surplus = sum(one not in subjects for one in replica.view.owners.pairs()[0].tolist())
-    surplus = max(surplus, len(replica.view.index) - len(subjects))
+    surplus, uncounted = _not_in(there, replica)
+    found = _Apart(*(frozenset(ids) for ids in (suspects, surplus, suspects, suspects)))
+    for _ in range(_LOOKS):
+        revision = history.revision(gallery.id) or 0
+        replica.catch_up(revision)
+        found &= _apart(gallery, history, replica, suspects, surplus)
+        if history.revision(gallery.id) == revision:
+            break
     return Consistency(
         gallery.name,
         len(opened),
-        int(missing.sum()),
-        surplus,
-        int(moved.sum()),
-        int(changed.sum()),
+        len(found.missing),
+        len(found.surplus) + uncounted,
+        len(found.moved),
+        len(found.changed),
         damaged,
-        _unreadable(gallery, history, subjects.keys() - set(opened.tolist())),
+        _unreadable(gallery, history, there - set(opened.tolist())),
     )
+
+
+def _not_in(there: set[int], replica: GalleryReplica) -> tuple[list[int], int]:
+    """Templates of a view that are not among those in SQL, and how many more an index has that does not name them."""
+    view = replica.view
+    known = view.owners.pairs()[0].tolist()
+    more = max(0, len(view.index) - len(known))
+    if more and isinstance(view.index, _NamesAll):
+        known, more = list({*known, *view.index.ids().tolist()}), 0
+    return [one for one in known if one not in there], more
+
+
+def _apart(
+    gallery: Gallery, history: GalleryHistory, replica: GalleryReplica, suspects: list[int], surplus: list[int]
+) -> _Apart:
+    """How some templates differ between SQL and the view as they are now."""
+    ids = np.array(suspects, np.int64)
+    stored, owners = history.embeddings(ids, gallery.dimension), history.owners(suspects)
+    opens = ~np.isnan(stored[:, 0])
+    ids, stored = ids[opens], stored[opens]
+    view = replica.view
+    found = view.index.vectors(ids)
+    missing = np.isnan(found[:, 0])
+    changed = ~missing & ~(np.linalg.norm(found - stored, axis=1) < _HALF_PRECISION)
+    moved = ~missing & (
+        view.owners.subjects_of(ids) != np.array([owners.get(one, UNKNOWN) for one in ids.tolist()], np.int64)
+    )
+    in_sql = history.owners(surplus)
+    extra = np.array([one for one in surplus if one not in in_sql], np.int64)
+    left = ~np.isnan(view.index.vectors(extra)[:, 0]) | (view.owners.subjects_of(extra) != UNKNOWN)
+    return _Apart(*(frozenset(one.tolist()) for one in (ids[missing], extra[left], ids[moved], ids[changed])))
 
 
 def _unreadable(gallery: Gallery, history: GalleryHistory, suspects: set[int]) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRow
@@ -21,10 +22,14 @@ from app.gallery.rows import (
     template_block,
     template_rows,
 )
-from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, now
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, UtcDateTime, now
 
 _MANY = 10_000  # rows of one read when an index is built
 _ASKED = 500  # ids in one question, below the limits of either database
+_UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False}
+
+SILENCE = timedelta(hours=1)
+"""A process that has not reported for so long is taken for dead."""
 
 
 class GalleryHistory:
@@ -81,6 +86,32 @@ class GalleryHistory:
                     found[place[template_id]] = embedding
         return found
 
+    def owners(self, template_ids: Sequence[int]) -> dict[int, int]:
+        """The subjects of templates; one that is gone is left out."""
+        found: dict[int, int] = {}
+        with self._sessions.reading() as session:
+            for first in range(0, len(template_ids), _ASKED):
+                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
+                found.update(session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(asked)).tuples())
+        return found
+
+    def has_more_than(self, gallery_id: int, templates: int) -> bool:
+        """Whether a gallery has more templates than that."""
+        query = select(TemplateRow.id).where(TemplateRow.gallery_id == gallery_id).order_by(TemplateRow.id)
+        with self._sessions.reading() as session:
+            return session.scalar(query.offset(templates).limit(1)) is not None
+
+    def galleries(self) -> dict[int, Gallery]:
+        """All galleries by id, with their present revisions."""
+        with self._sessions.reading() as session:
+            return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow))}
+
+    def gallery(self, gallery_id: int) -> Gallery | None:
+        """A gallery with its present revision, None where it is gone."""
+        with self._sessions.reading() as session:
+            row = session.get(GalleryRow, gallery_id)
+            return None if row is None else gallery_of(row)
+
     def revision(self, gallery_id: int) -> int | None:
         """The present revision of a gallery, None where it is gone."""
         with self._sessions.reading() as session:
@@ -123,6 +154,29 @@ class GalleryHistory:
             for row, *_ in found
         ]
 
+    def slice_of_changes(self, gallery_id: int, *, after: int, up_to: int) -> tuple[int, int]:
+        """Up to which revision changes are well read in one go, and how many revisions that are.
+
+        That is some ten thousand rows, and never the first half of a merge alone. Fewer revisions than lie in between
+        mean that some were dropped.
+        """
+        query = (
+            select(ChangeRow.revision, func.count(), func.min(ChangeRow.kind))
+            .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
+            .group_by(ChangeRow.revision)
+            .order_by(ChangeRow.revision)
+            .limit(_MANY + 2)
+        )
+        with self._sessions.reading() as session:
+            found = session.execute(query).tuples().all()
+        taken, rows, before = 0, 0, ""
+        for revision, count, kind in found:
+            rows += count
+            if taken and rows > _MANY and (before, kind) != ("remove", "add"):
+                return revision - 1, taken
+            taken, before = taken + 1, kind
+        return up_to, taken
+
     def request_rebuild(self, gallery: str) -> Gallery:
         """Have every process build its index of the gallery anew on its next call."""
         with self._sessions.writing() as session:
@@ -136,22 +190,31 @@ class GalleryHistory:
     def report(self, gallery_id: int, follower: str, revision: int) -> None:
         """Write down how far a process, or a snapshot, has followed a gallery."""
         with self._sessions.writing() as session:
-            if session.get(GalleryRow, gallery_id) is not None:
-                session.merge(FollowerRow(gallery_id=gallery_id, name=follower, revision=revision, seen_at=now()))
+            there = select(GalleryRow.id).where(GalleryRow.id == gallery_id)
+            if session.scalar(there.with_for_update(key_share=True)) is None:
+                return
+            is_sqlite = session.get_bind().dialect.name == "sqlite"
+            report = {"revision": revision, "seen_at": _clock(session)}
+            insert = sqlite.insert if is_sqlite else postgresql.insert
+            row = insert(FollowerRow).values(gallery_id=gallery_id, name=follower, **report)
+            # Processes of one machine report the same snapshot at the same moment.
+            session.execute(row.on_conflict_do_update(index_elements=["gallery_id", "name"], set_=report))
 
     def leave(self, followers: Sequence[str]) -> None:
         """Forget followers that have ended."""
         with self._sessions.writing() as session:
             session.execute(delete(FollowerRow).where(FollowerRow.name.in_(followers)))
 
-    def prune(self, gallery_id: int, *, silent_since: datetime) -> int:
+    def prune(self, gallery_id: int, *, silent_for: timedelta = SILENCE) -> int:
         """Drop the changes that every follower has behind it; answers how many rows that were.
 
-        A follower that was silent for longer is dropped; should it live on, it finds a gap and loads anew.
+        A follower that was silent for so long, by the database's clock, is dropped; should it live on, it finds a gap
+        and loads anew.
         """
         with self._sessions.writing() as session:
             followers = FollowerRow.gallery_id == gallery_id
-            session.execute(delete(FollowerRow).where(followers, FollowerRow.seen_at < silent_since))
+            silent = FollowerRow.seen_at < _clock(session, ago=silent_for)
+            session.execute(delete(FollowerRow).where(followers, silent), execution_options=_UNSYNCHRONISED)
             floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
             if floor is None:
                 return 0
@@ -163,5 +226,8 @@ def _dimension(session: Session, gallery_id: int) -> int:
     return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
 
 
-SILENCE = timedelta(hours=1)
-"""A process that has not reported for so long is taken for dead."""
+def _clock(session: Session, *, ago: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The present moment by the one clock that all processes see: PostgreSQL's, or that of SQLite's machine."""
+    if session.get_bind().dialect.name == "sqlite":
+        return literal(now() - ago, UtcDateTime)
+    return func.now() - literal(ago, Interval)

@@ -19,6 +19,8 @@ from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.telemetry import DECISIONS_TOTAL, stage
 
+_LOOKS = 3  # at a gallery in which people are erased and merged meanwhile
+
 
 @dataclass(frozen=True, slots=True)
 class NamedCandidate:
@@ -134,17 +136,22 @@ class Identifier:
         all_candidates: bool,
     ) -> Identification:
         found = self._store.gallery(normalise_gallery_name(gallery))
-        replica = self._replicas.of(found)
-        behind = replica.applied_revision < found.revision
-        with stage("replay"):
-            replica.catch_up(found.revision)
-        with stage("search"):
-            ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
-        if behind:  # rows may have been read after the gallery moved to another extractor
-            check_extractor(self._store.gallery(found.name), self._reader.extractor)
+        for _ in range(_LOOKS):
+            replica = self._replicas.of(found)
+            behind = replica.applied_revision < found.revision
+            with stage("replay"):
+                replica.catch_up(found.revision)
+            with stage("search"):
+                ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
+            if behind:  # rows may have been read after the gallery moved to another extractor
+                check_extractor(self._store.gallery(found.name), self._reader.extractor)
+            with stage("name"):
+                named, complete = self._name(found, ranked)
+            if complete:
+                break
+            # Whoever is gone was erased or merged into another meanwhile, who is to be found.
+            found = self._store.gallery(found.name)
         limit = self._thresholds.distance(found, threshold, replica.subjects)
-        with stage("name"):
-            named = self._name(found, ranked)
         matches = []
         for candidates in named:
             best = decide(candidates, limit)
@@ -159,12 +166,15 @@ class Identifier:
         self._retention.saw(found, identified)
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
 
-    def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
-        """Give candidates their subjects; one that was erased a moment ago or whose time is over is left out."""
+    def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> tuple[list[list[NamedCandidate]], bool]:
+        """Give candidates their subjects, and say whether all of them are there.
+
+        One that was erased a moment ago or whose time is over is left out.
+        """
         ids = {candidate.subject_id for candidates in ranked for candidate in candidates}
         found = self._store.subjects_by_id(sorted(ids)) if ids else {}
         subjects = {key: subject for key, subject in found.items() if not self._retention.is_due(gallery, subject)}
-        return [
+        named = [
             [
                 NamedCandidate(subjects[candidate.subject_id], candidate.template_id, candidate.distance)
                 for candidate in candidates
@@ -172,3 +182,4 @@ class Identifier:
             ]
             for candidates in ranked
         ]
+        return named, len(found) == len(ids)

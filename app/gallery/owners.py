@@ -54,10 +54,10 @@ class TemplateOwners:
 
     def subject_of(self, template_id: int) -> int | None:
         """The subject of a template, or None where it is not known."""
+        row = self._row(template_id)  # first, see `move`
         found = self._new_subject_of.get(template_id)
         if found is not None:
             return found
-        row = self._row(template_id)
         return None if row is None else int(self._subjects[row])
 
     def subjects_of(self, template_ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -70,10 +70,11 @@ class TemplateOwners:
             found = np.full(len(template_ids), UNKNOWN, np.int64)
         if self._gone or self._new_subject_of:
             for place, template_id in enumerate(template_ids.tolist()):
+                gone = template_id in self._gone  # first, see `move`
                 new = self._new_subject_of.get(template_id)
                 if new is not None:
                     found[place] = new
-                elif template_id in self._gone:
+                elif gone:
                     found[place] = UNKNOWN
         return found
 
@@ -95,6 +96,36 @@ class TemplateOwners:
         for subject_id, template_ids in added.items():
             self._count += not self.templates_of(subject_id)
             self._new_templates_of[subject_id] = (*self._new_templates_of.get(subject_id, ()), *template_ids)
+
+    def move(self, owned: Iterable[tuple[int, int]]) -> None:
+        """Give templates to other subjects: who reads meanwhile finds the old or the new one, never neither.
+
+        A template that is not there is added.
+        """
+        moved = [
+            (template_id, before, now) for template_id, now in owned if (before := self.subject_of(template_id)) != now
+        ]
+        subjects = {one for _, before, now in moved for one in (before, now) if one is not None}
+        had = sum(bool(self.templates_of(one)) for one in subjects)
+        came: dict[int, list[int]] = {}
+        for template_id, _, now in moved:
+            self._new_subject_of[template_id] = now  # before it leaves the arrays: readers look there first
+            came.setdefault(now, []).append(template_id)
+        for subject_id, template_ids in came.items():
+            self._new_templates_of[subject_id] = (*self._new_templates_of.get(subject_id, ()), *template_ids)
+        left: dict[int, set[int]] = {}
+        for template_id, before, _ in moved:
+            if before is not None:
+                left.setdefault(before, set()).add(template_id)
+        for subject_id, gone in left.items():
+            new = self._new_templates_of.get(subject_id, ())
+            self._gone |= gone - set(new)
+            stays = tuple(one for one in new if one not in gone)
+            if stays:
+                self._new_templates_of[subject_id] = stays
+            else:
+                self._new_templates_of.pop(subject_id, None)
+        self._count += sum(bool(self.templates_of(one)) for one in subjects) - had
 
     def remove(self, template_ids: Iterable[int]) -> None:
         """Forget templates; unknown ids are passed over."""

@@ -7,13 +7,14 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.errors import Busy
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.records import Gallery
 from app.gallery.snapshots import Snapshots
 from app.gallery.view import View
-from app.gallery.view_source import Gap, ViewSource
+from app.gallery.view_source import Gap, GivenUp, ViewSource, never
 
 _log = structlog.get_logger()
 
@@ -30,7 +31,7 @@ class GalleryReplica:
         history: what is loaded and followed.
         make_index: makes an empty index, or opens one outside the process.
         snapshots: where views are kept on disk; None: nowhere.
-        tended: whether a background thread calls `tend`, which then does the rebuilds that are asked for; otherwise
+        tended: whether a background thread calls `follow` and `tend`, which then build what takes long; otherwise
             `catch_up` does.
     """
 
@@ -45,6 +46,7 @@ class GalleryReplica:
     ) -> None:
         self.gallery_id = gallery.id
         self.name = gallery.name
+        self.extractor = gallery.extractor
         self.snapshots = snapshots
         self._dimension = gallery.dimension
         self._history = history
@@ -71,25 +73,49 @@ class GalleryReplica:
         return len(self._view.owners)
 
     @property
+    def rebuild_wanted(self) -> bool:
+        """Whether somebody asked for a new index, and it is not there yet."""
+        return self._rebuild_wanted
+
+    @property
     def view(self) -> View:
         """The present view."""
         return self._view
 
     def catch_up(self, revision: int) -> None:
-        """Bring the index to a revision that SQL has."""
+        """Bring the index to a revision that SQL has.
+
+        Raises:
+            Busy: it has to be built, and that takes longer than a request may wait: `follow` does it.
+        """
         if self._view.revision == revision:
             return
         with self._lock:
-            if self._view.revision < 0:
-                self._view = self._loaded(revision)
-            elif self._view.revision < revision:
-                self._follow(revision)
-            elif self._went_back():
-                self._view = self._loaded(revision)
-            else:
-                return
+            if not self._followed(revision):
+                if self._tended and self._source.large:
+                    raise Busy(f"the index of gallery {self.name!r} is being built; try again")
+                self._view = self._loaded(revision, never)
         if self._rebuild_wanted and not self._tended:
             self.rebuild()
+
+    def follow(self, revision: int, given_up: Callable[[], bool] = never) -> None:
+        """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
+
+        Args:
+            revision: that SQL has.
+            given_up: whether the process is ending; the view stays as it is then.
+        """
+        with self._tending:
+            while self._view.revision != revision and not given_up():
+                with self._lock:
+                    lost = not self._followed(revision, slices=1)
+                if lost:
+                    try:
+                        self._switch(self._loaded(revision, given_up))
+                    except GivenUp:
+                        _log.info("index.given_up", gallery=self.name)
+                if lost or self._view.revision >= revision:
+                    return
 
     def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
         """The `top_k` nearest subjects of each probe (Q, D)."""
@@ -99,20 +125,29 @@ class GalleryReplica:
             exact = self._exact_vectors
         return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule, exact_vectors=exact)
 
-    def rebuild(self) -> None:
-        """Build everything from SQL beside the present view, which goes on answering, and switch."""
+    def rebuild(self, given_up: Callable[[], bool] = never) -> None:
+        """Build everything from SQL beside the present view, which goes on answering, and switch.
+
+        Args:
+            given_up: whether the process is ending; the rebuild stays wanted then.
+        """
         with self._tending:
-            self._rebuild_wanted = False
             revision = self._source.present()
             if revision is None:
                 return
-            self._switch(self._source.built(revision, fill=True))
+            self._rebuild_wanted, done = False, False  # one that is asked for from now on is another
+            try:
+                done = self._switch(self._source.built(revision, fill=True, given_up=given_up))
+            except GivenUp:
+                _log.info("index.given_up", gallery=self.name)
+            finally:
+                self._rebuild_wanted |= not done
 
-    def tend(self) -> bool:
+    def tend(self, given_up: Callable[[], bool] = never) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
         if self._rebuild_wanted:
-            self.rebuild()
-            return True
+            self.rebuild(given_up)
+            return not self._rebuild_wanted
         with self._tending:
             if self._view.owners.wants_folding:
                 self._fold_owners()
@@ -123,12 +158,19 @@ class GalleryReplica:
     def write_snapshot(self, *, erase: bool = False) -> int | None:
         """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
 
+        Nor is one kept that is to be built anew, or whose gallery is gone, or of another extractor by now.
+
         Args:
             erase: let no embedding that was erased survive in the files.
         """
         if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
             return None
         with self._tending:
+            gallery = self._source.gallery()
+            if self._rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
+                if erase:
+                    self.snapshots.drop()
+                return None
             index = self._view.index
             erase = erase or self.snapshots.outdated
             while erase and index.erase_pending and index.maintain(erase=True):
@@ -136,9 +178,15 @@ class GalleryReplica:
             with self._lock:
                 view = self._view
                 owners = view.owners.copy()
-            # What the index takes in between is newer than the revision, and replaying it again does no harm.
-            self.snapshots.write(index, owners, view.revision, erase=erase)
-        return view.revision
+            try:
+                # What the index takes in between is newer than the revision; replaying it again does no harm.
+                self.snapshots.write(index, owners, view.revision, erase=erase)
+            finally:
+                # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
+                here = self._source.present() is not None
+                if not here:
+                    self.snapshots.erase()
+        return view.revision if here else None
 
     def erase_snapshots(self) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
@@ -148,9 +196,16 @@ class GalleryReplica:
         present = self._source.present()
         if self.snapshots is None or present is None:
             return 0
-        self.catch_up(present)
+        behind = False
+        try:
+            self.catch_up(present)
+        except Busy:
+            behind = True
         with self._tending:  # one that is being written is waited for
             there = len(self.snapshots.revisions)
+            if behind:
+                self.snapshots.drop()
+                return there
         if there:
             try:
                 self.write_snapshot(erase=True)
@@ -170,6 +225,21 @@ class GalleryReplica:
 
     # -- inside
 
+    def _followed(self, revision: int, *, slices: int | None = None) -> bool:
+        """Replay what has come, or so many slices of it; False where nothing but loading helps."""
+        if self._view.revision > revision:
+            return not self._went_back()
+        if self._view.revision < 0:
+            return False
+        while self._view.revision < revision and slices != 0:
+            try:
+                self._view = self._replayed(self._view, revision)
+            except Gap:
+                _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
+                return False
+            slices = None if slices is None else slices - 1
+        return True
+
     def _went_back(self) -> bool:
         """Whether SQL is behind this view: an older copy of the database was put in its place."""
         present = self._source.present()
@@ -178,25 +248,20 @@ class GalleryReplica:
         _log.warning("gallery.went_back", gallery=self.name, revision=present, applied=self._view.revision)
         return True
 
-    def _loaded(self, revision: int) -> View:
+    def _loaded(self, revision: int, given_up: Callable[[], bool]) -> View:
         opened = self.snapshots.open_newest(self._source.present) if self.snapshots is not None else None
         if opened is not None:
             try:
                 view = View(*opened)
-                return self._replayed(view, max(revision, view.revision))
+                while view.revision < revision:
+                    view = self._replayed(view, revision)
+                return view
             except Gap:
                 _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
-        return self._source.built(revision)
-
-    def _follow(self, revision: int) -> None:
-        try:
-            self._view = self._replayed(self._view, revision)
-        except Gap:
-            _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
-            self._view = self._source.built(revision)
+        return self._source.built(revision, given_up=given_up)
 
     def _replayed(self, view: View, revision: int) -> View:
-        """The view with the changes up to a revision; a wish for a rebuild among them is noted.
+        """The view with some of the changes up to a revision; a wish for a rebuild among them is noted.
 
         Raises:
             Gap: changes in between were pruned.
@@ -207,13 +272,20 @@ class GalleryReplica:
         return followed
 
     def _switch(self, view: View) -> bool:
-        """Bring a view that was made beside the present one to the same revision, and put it in its place."""
-        with self._lock:
-            try:
-                self._view = self._replayed(view, max(view.revision, self._view.revision))
-            except Gap:
-                return False
+        """Bring a view that was made beside the present one up to date, and put it in its place."""
+        try:
+            view = self._brought_on(view)  # most of it while searches go on with the present one
+            with self._lock:
+                self._view = self._brought_on(view)
+        except Gap:
+            return False
         return True
+
+    def _brought_on(self, view: View) -> View:
+        present = self._source.present()
+        while present is not None and view.revision < present:
+            view = self._replayed(view, present)
+        return view
 
     def _fold_owners(self) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ from functools import partial
 
 import structlog
 
-from app.gallery.errors import ExtractorMismatch, GalleryNotFound
+from app.gallery.errors import Busy, ExtractorMismatch, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
@@ -46,10 +46,12 @@ class Replicas:
         Args:
             chore: done in the background at every look, each second or so.
         """
-        self._upkeep = Upkeep(self.all, self._history, self._indexes, chores=[chore])
+        self._upkeep = Upkeep(
+            self.all, self._history, self._indexes, drop=self._let_go, chores=[self._look_for_galleries, chore]
+        )
         for gallery in self._store.galleries():
             try:
-                self.of(gallery).catch_up(gallery.revision)
+                self.of(gallery).follow(gallery.revision)
             except FacegalleryError as error:
                 _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
         self._upkeep.start()
@@ -102,6 +104,17 @@ class Replicas:
         with self._lock:
             self._by_gallery.pop(gallery.id, None)
 
+    def _let_go(self, replica: GalleryReplica) -> None:
+        with self._lock:
+            if self._by_gallery.get(replica.gallery_id) is replica:
+                del self._by_gallery[replica.gallery_id]
+
+    def _look_for_galleries(self) -> None:
+        """Have the upkeep load what was made elsewhere, or moved to this extractor, before somebody waits for it."""
+        for gallery in self._store.galleries():
+            if gallery.extractor == self._extractor:
+                self.of(gallery)
+
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
         present = {gallery.id: gallery.revision for gallery in self._store.galleries()}
@@ -114,7 +127,7 @@ class Replicas:
         """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one."""
         with self._lock:
             replica = self._by_gallery.get(gallery.id)
-        with suppress(GalleryNotFound, ExtractorMismatch):
+        with suppress(GalleryNotFound, ExtractorMismatch, Busy):  # Busy: the upkeep loads it, and misses nothing
             present = self._store.gallery(gallery.name)
             if replica is None and self._indexes.engine is not None:
                 replica = self.of(present)

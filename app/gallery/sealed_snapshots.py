@@ -76,6 +76,10 @@ class SealedSnapshots:
             return []
         return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _SEALED.fullmatch(path.name)))
 
+    def place_of(self, revision: int) -> Path:
+        """Folder of the sealed snapshot of a revision, there or not."""
+        return self.folder / f"{revision:020d}.sealed"
+
     def write(self, source: Path, revision: int, *, anew: bool) -> None:
         """Seal a snapshot's folder, and drop the older ones.
 
@@ -90,7 +94,7 @@ class SealedSnapshots:
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
-        place = self._path(revision)
+        place = self.place_of(revision)
         kept: list[str] = []
         try:
             before = None if anew else self._newest()
@@ -122,7 +126,7 @@ class SealedSnapshots:
             SnapshotDamaged: it was changed, or is of another place.
             OSError, FacegalleryError: there is no room, or the vault does not answer.
         """
-        source = self._path(revision)
+        source = self.place_of(revision)
         try:
             key_id = (source / _KEY).read_text()
             if not _KEY_ID.fullmatch(key_id):
@@ -151,7 +155,7 @@ class SealedSnapshots:
 
     def set_aside(self, revision: int, reason: str) -> None:
         """Trust that one no more."""
-        place = self._path(revision)
+        place = self.place_of(revision)
         if place.exists():
             aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
             place.rename(aside)
@@ -184,19 +188,16 @@ class SealedSnapshots:
         """Folder, key id and key of the newest, if it can be gone on with."""
         for revision in reversed(self.revisions):
             try:
-                key_id = (self._path(revision) / _KEY).read_text()
+                key_id = (self.place_of(revision) / _KEY).read_text()
             except (OSError, UnicodeDecodeError):
                 return None
             secret = self._keys.open_keys([key_id]).get(key_id)
-            return None if secret is None else (self._path(revision), key_id, secret)
+            return None if secret is None else (self.place_of(revision), key_id, secret)
         return None
 
     def _new_key(self) -> tuple[str, bytes]:
         made = self._keys.new_key(self._purpose)
         return made.id, made.secret
-
-    def _path(self, revision: int) -> Path:
-        return self.folder / f"{revision:020d}.sealed"
 
     def _associated(self, name: Path, revision: int) -> bytes:
         when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -20,9 +21,11 @@ from app.gallery.snapshot_files import Opened, SnapshotsOfGallery, read_files, w
 from app.gallery.snapshot_lead import SnapshotLead
 from model.replaced_file import flush_folder
 
+Seen = TypeVar("Seen")
 _log = structlog.get_logger()
 _WISH = "erase"
 _REVISION = re.compile(r"\d{20}")
+_LOOKS = 5  # at a snapshot that others write anew meanwhile
 
 
 class Snapshots:
@@ -164,19 +167,21 @@ class Snapshots:
             self._sealed.remove_open_ones()
         for found in reversed(self.revisions):
             place = self.folder / f"{found:020d}"
-            revision = present()
-            try:
+
+            def look(found: int = found, place: Path = place) -> Opened | None:
+                revision = present()
                 if revision is None or found > revision:
                     raise SnapshotDamaged(f"it is of revision {found}, the gallery of {revision}")
-                if not self._is_open(place, found):
-                    continue
-                opened = self._open(place, found)
+                return self._open(place, found) if self._is_open(place, found) else None
+
+            try:
+                opened = self._steadily(found, look)
             except SnapshotDamaged as error:
-                if place.exists() or max(self.revisions, default=-1) <= found:
-                    self._set_aside(place, str(error))  # else a newer one has taken its place meanwhile
+                self._set_aside(place, str(error))
                 continue
-            self._known = found
-            return opened
+            if opened is not None:
+                self._known = found
+                return opened
         return None
 
     def open_newer(self, present: Callable[[], int | None]) -> Opened | None:
@@ -188,13 +193,17 @@ class Snapshots:
         """What is wrong with the snapshots that are there; they stay where they are."""
         found = []
         for revision in self.revisions:
-            try:
+
+            def look(revision: int = revision) -> None:
                 if self._sealed is not None:
                     self._try_sealed(revision)
                 if self._is_open(self.folder / f"{revision:020d}", revision):
                     self._open(self.folder / f"{revision:020d}", revision)
                 if revision > (present() or 0):
                     raise SnapshotDamaged("it is ahead of the gallery")
+
+            try:
+                self._steadily(revision, look)
             except SnapshotDamaged as error:
                 found.append(f"snapshot of revision {revision}: {error}")
         return found
@@ -209,6 +218,39 @@ class Snapshots:
         shutil.rmtree(self.folder.parent, ignore_errors=True)
         if self._sealed is not None:
             self._sealed.erase()
+
+    def _steadily(self, revision: int, look: Callable[[], Seen]) -> Seen | None:
+        """What a look at a snapshot gives; None where another process has removed it meanwhile.
+
+        Raises:
+            SnapshotDamaged: the look says so, and what it looked at is still there.
+        """
+        for _ in range(_LOOKS):
+            before = self._identity(revision)
+            try:
+                return look()
+            except SnapshotDamaged:
+                after = self._identity(revision)
+                if after == before:
+                    raise
+                if not any(after):
+                    return None
+        return None
+
+    def _identity(self, revision: int) -> tuple[tuple[int, int] | None, ...]:
+        """What tells the snapshot of a revision, open and sealed, from one that takes its place."""
+        places = [self.folder / f"{revision:020d}"]
+        if self._sealed is not None:
+            places.append(self._sealed.place_of(revision))
+        found = list[tuple[int, int] | None]()
+        for place in places:
+            try:
+                stat = place.stat()
+            except OSError:
+                found.append(None)
+            else:
+                found.append((stat.st_ino, stat.st_mtime_ns))
+        return tuple(found)
 
     def _is_open(self, place: Path, revision: int) -> bool:
         """Whether the snapshot lies open, now that its sealed copy was opened if it did not.

@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from app.gallery.history import SILENCE, GalleryHistory
+from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
+from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
 from app.gallery.snapshots import Snapshots
-from app.gallery.tables import now
 from app.telemetry import INDEXED_TEMPLATES
 from model.errors import FacegalleryError
 
@@ -30,6 +30,14 @@ class Upkeep:
 
     Of the processes that share a folder of snapshots one leads a gallery: it alone compresses, merges and writes
     snapshots. The others take up what it has written, and so share its memory.
+
+    Args:
+        replicas: those that this process has.
+        history: that they follow.
+        source: where their indexes come from.
+        drop: forgets a replica whose gallery is gone, or of another extractor by now.
+        chores: what else is done at every look.
+        pause: seconds between two looks.
     """
 
     def __init__(
@@ -38,6 +46,7 @@ class Upkeep:
         history: GalleryHistory,
         source: IndexSource,
         *,
+        drop: Callable[[GalleryReplica], None] = lambda _replica: None,
         chores: Sequence[Callable[[], None]] = (),
         pause: float = _PAUSE,
     ) -> None:
@@ -45,6 +54,7 @@ class Upkeep:
         self._replicas = replicas
         self._history = history
         self._source = source
+        self._drop = drop
         self._chores = chores
         self._pause = pause
         self._ended = threading.Event()
@@ -53,6 +63,7 @@ class Upkeep:
         self._erasing_since: dict[int, float] = {}
         self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for
         self._reported = 0.0
+        self._without_folder: set[int] = set()  # galleries whose snapshots have no folder; told once
 
     def start(self) -> None:
         """Begin."""
@@ -73,8 +84,7 @@ class Upkeep:
 
     def tick(self) -> None:
         """Look at every gallery once, and do the other chores."""
-        for replica in self._replicas():
-            self._quietly(self._tend, replica)
+        self._quietly(self._tend_all)
         for chore in self._chores:
             self._quietly(chore)
         INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
@@ -89,17 +99,55 @@ class Upkeep:
         while not self._ended.wait(self._pause):
             self.tick()
 
-    def _tend(self, replica: GalleryReplica) -> None:
+    def _tend_all(self) -> None:
+        replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
+        galleries = self._history.galleries()
+        for replica in replicas:
+            if not self._ended.is_set():
+                self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
+
+    def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
+        if gallery is None or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=gallery is None)
+            return
+        replica.follow(gallery.revision, self._ended.is_set)
         if replica.applied_revision < 0:
             return
-        if replica.snapshots is not None and not replica.snapshots.lead():
+        if replica.rebuild_wanted:
+            replica.rebuild(self._ended.is_set)
+        snapshots = replica.snapshots
+        leads = snapshots is not None and self._leads(replica, snapshots)
+        if leads is False and snapshots is not None:
             replica.adopt_snapshot()
             return
-        while not self._ended.is_set() and replica.tend():
+        while not self._ended.is_set() and replica.tend(self._ended.is_set):
             pass
-        if replica.snapshots is not None and self._source.snapshot_interval:
-            self._erase_if_wished(replica, replica.snapshots)
+        if leads and snapshots is not None and self._source.snapshot_interval:
+            self._erase_if_wished(replica, snapshots)
             self._write_if_due(replica)
+
+    def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
+        """Whether this process writes the snapshots; None where there is no folder for them, and each does its own."""
+        try:
+            leads = snapshots.lead()
+        except OSError as error:
+            if replica.gallery_id not in self._without_folder:
+                self._without_folder.add(replica.gallery_id)
+                _log.error("snapshot.no_folder", gallery=replica.name, reason=str(error))
+            return None
+        self._without_folder.discard(replica.gallery_id)
+        return leads
+
+    def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
+        """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
+        self._drop(replica)
+        for kept in (self._snapshots, self._erasing_since, self._erase_from):
+            kept.pop(replica.gallery_id, None)
+        if replica.snapshots is not None:
+            replica.snapshots.resign()
+            if gone:
+                replica.snapshots.erase()
+        _log.info("gallery.let_go", gallery=replica.name, gone=gone)
 
     def _erase_if_wished(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
         """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
@@ -116,6 +164,8 @@ class Upkeep:
         self._erase_from[replica.gallery_id] = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _write_if_due(self, replica: GalleryReplica) -> None:
+        if replica.rebuild_wanted:
+            return
         clock = time.monotonic()
         index = replica.view.index
         if isinstance(index, SegmentedIndex) and index.erase_pending:
@@ -139,7 +189,13 @@ class Upkeep:
         self._snapshots[replica.gallery_id] = (-1 if revision is None else revision, time.monotonic())
 
     def _last_snapshot(self, replica: GalleryReplica) -> None:
-        if replica.snapshots is None or not self._source.snapshot_interval or not replica.snapshots.lead():
+        gallery = self._history.gallery(replica.gallery_id)
+        if gallery is None or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=gallery is None)
+            return
+        if replica.snapshots is None or not self._source.snapshot_interval or replica.rebuild_wanted:
+            return
+        if not self._leads(replica, replica.snapshots):
             return
         revision, _ = self._snapshots.get(replica.gallery_id, (self._found(replica), 0.0))
         if replica.applied_revision not in {-1, revision}:
@@ -154,7 +210,7 @@ class Upkeep:
         if replica.snapshots is not None and (revision := self._found(replica)) >= 0:
             place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
             self._history.report(replica.gallery_id, place, revision)
-        self._history.prune(replica.gallery_id, silent_since=now() - SILENCE)
+        self._history.prune(replica.gallery_id)
 
     def _quietly(self, work: Callable[..., object], *arguments: object) -> None:
         """Do it, and live on if it fails: the next look tries again."""

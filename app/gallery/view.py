@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.gallery.index import TemplateIndex
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Change
+
+_HALF_PRECISION = 1e-3  # distance between an embedding and its half-precision copy
+_Added = list[tuple[Change, NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +29,45 @@ def asks_for_rebuild(changes: Sequence[Change]) -> bool:
 
 
 def replay(view: View, changes: Sequence[Change]) -> None:
-    """Do to a view's index and owners what changes say, in their order; doing it again does no harm."""
-    for kind, run in groupby(changes, key=lambda change: change.kind):
-        if kind == "remove":
-            _remove(view, list(run))
-        elif kind == "add":
-            _add(view, list(run))
+    """Do to a view's index and owners what changes come to in the end; doing it again does no harm.
 
-
-def _remove(view: View, changes: Sequence[Change]) -> None:
-    template_ids = [change.template_id for change in changes]
-    view.index.remove(np.array(template_ids, np.int64))
-    view.owners.remove(template_ids)
-
-
-def _add(view: View, changes: Sequence[Change]) -> None:
+    A template that a merge takes from one subject and gives to another changes its owner in one step and keeps its row
+    in the index, so that a search meanwhile finds it under one of both.
+    """
+    last: dict[int, Change] = {}
+    removed = set[int]()
+    for change in changes:
+        if change.kind != "rebuild":
+            last[change.template_id] = change
+        if change.kind == "remove":
+            removed.add(change.template_id)
     # An added template that is gone by now has no embedding; its removal follows.
-    present = [(change, change.embedding) for change in changes if change.embedding is not None]
-    if present:
+    there = [(one, one.embedding) for one in last.values() if one.kind == "add" and one.embedding is not None]
+    gone = removed - {change.template_id for change, _ in there}
+    if gone:
+        view.index.remove(np.array(sorted(gone), np.int64))
+        view.owners.remove(gone)
+    _move(view, [(change, embedding) for change, embedding in there if change.template_id in removed])
+    _add(view, [(change, embedding) for change, embedding in there if change.template_id not in removed])
+
+
+def _move(view: View, moved: _Added) -> None:
+    if not moved:
+        return
+    ids, embeddings = _stacked(moved)
+    stored = np.linalg.norm(view.index.vectors(ids) - embeddings, axis=1) < _HALF_PRECISION
+    view.owners.move((change.template_id, change.subject_id) for change, _ in moved)
+    if not np.all(stored):
+        view.index.add(ids[~stored], embeddings[~stored])
+
+
+def _add(view: View, added: _Added) -> None:
+    if added:
         # The owners first: a template that a search finds has one.
-        view.owners.add((change.template_id, change.subject_id) for change, _ in present)
-        ids = np.array([change.template_id for change, _ in present], np.int64)
-        view.index.add(ids, np.stack([embedding for _, embedding in present]))
+        view.owners.add((change.template_id, change.subject_id) for change, _ in added)
+        view.index.add(*_stacked(added))
+
+
+def _stacked(added: _Added) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    ids = np.array([change.template_id for change, _ in added], np.int64)
+    return ids, np.stack([embedding for _, embedding in added])

@@ -6,16 +6,27 @@ import numpy as np
 import structlog
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import SharedIndex, TemplateIndex
+from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Change, Gallery
 from app.gallery.view import View, asks_for_rebuild, replay
 
 _log = structlog.get_logger()
+_FEW = 16  # revisions that are read without asking how much they hold
+_LARGE = 20_000  # templates that are built in more than a moment
 
 
 class Gap(Exception):
     """Changes in between are gone: nothing but loading anew helps."""
+
+
+class GivenUp(Exception):
+    """The process is ending, and what is being built will not be needed."""
+
+
+def never() -> bool:
+    """Do not give up."""
+    return False
 
 
 class ViewSource:
@@ -37,43 +48,63 @@ class ViewSource:
         """A view from before the first load."""
         return View(self._make_index(), TemplateOwners(), -1)
 
+    def gallery(self) -> Gallery | None:
+        """The gallery as SQL has it now, None where it is gone."""
+        return self._history.gallery(self._id)
+
     def present(self) -> int | None:
         """The gallery's revision in SQL, None where it is gone."""
         return self._history.revision(self._id)
 
-    def built(self, revision: int, *, fill: bool = False) -> View:
-        """A view from SQL.
+    @property
+    def large(self) -> bool:
+        """Whether building takes longer than a request may wait."""
+        return self._history.has_more_than(self._id, _LARGE)
+
+    def built(self, revision: int, *, fill: bool = False, given_up: Callable[[], bool] = never) -> View:
+        """A view from SQL, with all the work done that keeps searches quick.
 
         Args:
             revision: that SQL has.
             fill: send an index outside the process all templates, though it may have them.
+            given_up: is asked between two blocks.
+
+        Raises:
+            GivenUp: it was.
         """
         index = self._make_index()
         if isinstance(index, SharedIndex):
-            return self._beside_shared(index, revision, fill=fill)
+            return self._beside_shared(index, revision, fill=fill, given_up=given_up)
         ids, subjects = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         for block in self._history.template_blocks(self._id):
+            _go_on_unless(given_up)
             index.add(block.ids, block.embeddings)
             ids.append(block.ids)
             subjects.append(block.subject_ids)
             _log.info("index.building", gallery=self._name, templates=len(index))
+        while isinstance(index, SegmentedIndex) and index.maintain():
+            _go_on_unless(given_up)
         view = View(index, TemplateOwners(np.concatenate(ids), np.concatenate(subjects)), revision)
         _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
         return view
 
     def replayed(self, view: View, revision: int) -> tuple[View, bool]:
-        """The view with the changes up to a revision, and whether a rebuild is asked for among them.
+        """The view with some of the changes up to a revision, and whether a rebuild is asked for among them.
+
+        Those are some ten thousand rows: who wants them all calls again until the view has the revision.
 
         Raises:
             Gap: changes in between were pruned.
         """
-        changes = self._changes(view.revision, revision)
+        if view.revision >= revision:
+            return view, False
+        changes, end = self._changes(view.revision, revision)
         replay(view, changes)
-        if changes and isinstance(view.index, SharedIndex):
-            view.index.set_position(revision)
-        return View(view.index, view.owners, max(revision, view.revision)), asks_for_rebuild(changes)
+        if isinstance(view.index, SharedIndex):
+            view.index.set_position(end)
+        return View(view.index, view.owners, end), asks_for_rebuild(changes)
 
-    def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool) -> View:
+    def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool, given_up: Callable[[], bool]) -> View:
         """Owners from SQL, beside an index that other processes may have filled already.
 
         Filling anew overwrites and never clears, as others are searching: what SQL no longer has stays in the engine
@@ -84,25 +115,33 @@ class ViewSource:
         present = self.present()
         revision = revision if present is None else present
         owners = self._owners()
-        changes = None
-        if 0 <= position <= revision and not fill:
-            try:
-                changes = self._changes(position, revision)
-            except Gap:
-                changes = None
-        if changes is None or asks_for_rebuild(changes):
+        if fill or not 0 <= position <= revision or not self._filled_up(View(index, owners, position), revision):
             for block in self._history.template_blocks(self._id):
+                _go_on_unless(given_up)
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self._name, templates=len(index))
-            changes = []
-        view = View(index, owners, revision)
-        replay(view, changes)
         if position > revision:
             index.lower_position(revision)
         else:
             index.set_position(revision)
         _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
-        return view
+        return View(index, owners, revision)
+
+    def _filled_up(self, view: View, revision: int) -> bool:
+        """Tell an index outside the process what it has missed; False where it must be filled anew.
+
+        Its position stays until all is told, so that a wish for a rebuild is met by whoever comes next.
+        """
+        try:
+            while view.revision < revision:
+                changes, end = self._changes(view.revision, revision)
+                if asks_for_rebuild(changes):
+                    return False
+                replay(view, changes)
+                view = View(view.index, view.owners, end)
+        except Gap:
+            return False
+        return True
 
     def _owners(self) -> TemplateOwners:
         blocks = list(self._history.owner_blocks(self._id))
@@ -112,8 +151,18 @@ class ViewSource:
             np.concatenate([none, *(block.subject_ids for block in blocks)]),
         )
 
-    def _changes(self, after: int, revision: int) -> list[Change]:
+    def _changes(self, after: int, revision: int) -> tuple[list[Change], int]:
+        """Some of the changes up to a revision, and up to which they go."""
+        if revision - after > _FEW:
+            revision, found = self._history.slice_of_changes(self._id, after=after, up_to=revision)
+            if found < revision - after:
+                raise Gap
         changes = self._history.changes(self._id, after=after, up_to=revision)
         if len({change.revision for change in changes}) < revision - after:
             raise Gap
-        return changes
+        return changes, revision
+
+
+def _go_on_unless(given_up: Callable[[], bool]) -> None:
+    if given_up():
+        raise GivenUp
