@@ -441,12 +441,20 @@ class GalleryService:
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
-        """Move the templates of one subject to another, and erase the first; answers the other."""
-        return self.store.merge_subjects(
-            normalise_gallery_name(gallery),
-            normalise_name(key, part="subject"),
-            normalise_name(into, part="merge_into"),
-        )
+        """Move the templates of one subject to another, and erase the first with its key; answers the other.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; a subject
+                whose time is over is not found, so that a merge prolongs nobody's retention.
+        """
+        name = normalise_gallery_name(gallery)
+        key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
+        found = self.store.gallery(name)
+        if self.retention.is_due(found, self.store.subject(name, key)):
+            raise SubjectNotFound(f"subject {key!r} is past its retention", part="subject")
+        merged = self.store.merge_subjects(name, key, into)
+        self.forgetting.finish(self.store.gallery(name))
+        return merged
 
     def delete_subject(self, gallery: str, key: str) -> int:
         """Erase a subject with its key; answers how many templates went with it."""
@@ -506,8 +514,9 @@ class GalleryService:
         with suppress(SubjectNotFound):
             known = self.store.subject(gallery.name, subject)
             if self.retention.is_due(gallery, known):
-                self.forgetting.erase(gallery.name, subject)
+                self.retention.erase_if_due(gallery, known.id)
                 known = None
+                known = self.store.subject(gallery.name, subject)  # enrolled anew or prolonged by another request
         check_consent(gallery.privacy, terms, known.consent if known else None, self.retention.clock())
 
     def _follow(self, gallery: Gallery) -> None:
