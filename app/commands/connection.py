@@ -10,10 +10,13 @@ import json
 from functools import cache
 from typing import Any
 
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.problems import MEDIA_TYPE, TYPE_PREFIX
 from app.settings import Settings
+
+_log = structlog.get_logger()
 
 
 class HeadersTooLarge(Exception):
@@ -42,6 +45,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _answer_timer: asyncio.TimerHandle | None = None
     _answers = 0
+    _running: Any = None  # the request that is being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock with the connection: who connects has something to say."""
@@ -53,6 +57,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop()
         if self._answer_timer is not None:
             self._answer_timer.cancel()
+        self._give_up_answers()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -137,6 +142,16 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _give_up_answers(self) -> None:
+        """Tell the application that nobody listens; uvicorn tells the request that came last, not the one at work."""
+        self.pipeline.clear()
+        if self._running is not None:
+            self._running.disconnected = True
+
     def _watch_answer(self) -> None:
         if self._answer_timer is None and (unsent := self.transport.get_write_buffer_size()):
             self._answer_timer = self.loop.call_later(self.body_timeout, self._check_answer, unsent, self._answers)
@@ -146,6 +161,8 @@ class GuardedProtocol(HttpToolsProtocol):
         unsent = self.transport.get_write_buffer_size()
         taken = before - unsent if answers == self._answers else before  # who asks again has taken what was there
         if unsent and taken < min(before, self.min_body_rate * self.body_timeout):
+            _log.info("answer.not_taken", unsent=unsent)
+            self._give_up_answers()
             self.transport.abort()
         else:
             self._watch_answer()

@@ -2,10 +2,10 @@
 
 import json
 import re
-import select
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -108,26 +108,29 @@ def test_who_does_not_take_the_answer_is_cut_off(server: Server) -> None:
         asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
         with suppress(BlockingIOError):
             connection.sendall(asked)
-        cut_off = select.poll()
-        cut_off.register(connection, 0)  # an error or the end is told without being asked for
-        assert cut_off.poll(60_000)
-    assert server.client.get("/healthz").status_code == 200
+        for _ in range(600):
+            if "answer.not_taken" in server.log:
+                break
+            time.sleep(0.1)
+        connection.setblocking(True)
+        taken = 0
+        with suppress(ConnectionError):
+            while more := connection.recv(65536):
+                taken += len(more)
+    assert taken < 100 * len(server.client.get("/openapi.json").content)
+    assert "Traceback" not in server.log
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""])
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", None])
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-def test_a_body_that_is_no_form_with_files_is_short(client: TestClient, kind: str, declared: bool) -> None:
+def test_a_body_that_is_no_form_with_files_is_short(client: TestClient, kind: str | None, declared: bool) -> None:
     body = b"[" + b"[]," * (MAX_PLAIN_BYTES // 3) + b"[]]"
-    headers = {"Content-Type": kind} if kind else {}
-    for method, call in (
-        ("POST", "/identify"),
-        ("POST", "/galleries"),
-        ("PATCH", "/galleries/none"),
-        ("POST", "/enroll"),
-    ):
+    headers = {} if kind is None else {"Content-Type": kind}
+    # In chunks its length is not known before it is read, and what a route cannot read is refused first.
+    refused = {413} if declared or kind == "application/json" else {413, 415, 422}
+    for method, call in (("POST", "/identify"), ("POST", "/galleries"), ("PATCH", "/galleries/none")):
         answer = client.request(method, call, content=body if declared else iter([body]), headers=headers)
-        # A media type that the route does not take is refused before anything of the body is read.
-        assert is_problem(answer, 413, "request-too-large") or (not declared and answer.status_code in {415, 422})
+        assert answer.status_code in refused
 
 
 def test_a_length_that_is_no_number_is_refused(client: TestClient) -> None:

@@ -136,9 +136,9 @@ def test_the_settings_in_the_audit_log_show_no_secret() -> None:
             database_url="postgresql://faces:planted@db/faces",
             vault_url="postgresql://faces@vault/faces?password=planted&sslpassword=planted&sslmode=require",
             milvus_uri="http://root:planted@milvus:19530/faces?token=planted",
-            milvus_token="root:planted",  # type: ignore[arg-type]
-            key_pepper="planted" * 5,  # type: ignore[arg-type]
-            master_key="planted",  # type: ignore[arg-type]
+            milvus_token="root:planted",
+            key_pepper="planted" * 5,
+            master_key="planted",
             _env_file=None,
         )
     )
