@@ -41,6 +41,9 @@ class Settings(BaseSettings):
         description="secret of at least 32 characters that keys are hashed and the audit log is sealed with; empty: "
         "the file `key-pepper` in `data_dir`, made on the first start",
     )
+    audit_days: float | None = Field(
+        None, ge=1, description="days after which the service removes entries of the audit log; empty: never"
+    )
     rate_limit: float | None = Field(
         None,
         ge=0,

@@ -143,7 +143,9 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all."""
-        self._upkeep = Upkeep(self.replicas, self.history, self.indexes, chores=[self.retention.look])
+        self._upkeep = Upkeep(
+            self.replicas, self.history, self.indexes, chores=[self.retention.look, self.store.journal.tidy]
+        )
         for gallery in self.store.galleries():
             try:
                 self._replica(gallery).catch_up(gallery.revision)

@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "database_timeout": ("2.5", 2.5),
     "authentication": ("keys", "keys"),
     "key_pepper": ("p" * 32, SecretStr("p" * 32)),
+    "audit_days": ("365", 365.0),
     "rate_limit": ("2.5", 2.5),
     "rate_burst": ("7", 7.0),
     "cors_origins": ("https://desk.example.org", "https://desk.example.org"),

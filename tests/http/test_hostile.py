@@ -19,7 +19,7 @@ from PIL import Image
 
 from app.api.body_guard import MAX_PLAIN_BYTES
 from app.settings import Settings
-from tests.fuzz.hostile_images import hostile_images
+from tests.fuzz.hostile_images import hostile_images, png_of_16_bits
 from tests.http.conftest import Server, running
 from tests.http.test_bad_input import is_problem
 
@@ -189,12 +189,14 @@ def peak_memory(server: Server) -> int:
 
 
 def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Server, portrait: bytes) -> None:
-    file = BytesIO()
-    Image.new("RGBA", (7000, 7000)).save(file, "PNG")  # 190 KB that are 49 million pixels
+    rgba, grey = BytesIO(), BytesIO()
+    Image.new("RGBA", (7000, 7000)).save(rgba, "PNG")  # 190 KB that are 49 million pixels
+    Image.new("I;16", (7000, 7000)).save(grey, "PNG")
+    bombs = [rgba.getvalue(), grey.getvalue(), png_of_16_bits(7000, 7000), hostile_images()["png-30000x30000"]]
     before = peak_memory(server)
 
     def send(number: int) -> int:
-        photo = file.getvalue() if number % 2 else hostile_images()["png-30000x30000"]
+        photo = bombs[number % 4]
         answer = httpx.post(f"{server.client.base_url}/identify", files={"image": photo}, timeout=120)
         return answer.status_code
 
