@@ -30,7 +30,14 @@ from app.gallery.journal import NoJournal
 from app.gallery.migrations import migrate
 from app.gallery.tables import now
 
-KINDS = ("no character right", "half of them right", "all but the last right", "an id that there is not")
+_RIGHT = {
+    "no character right": 0,
+    "no character right, as a control": 0,
+    "half of them right": 32,
+    "all but the last right": 63,
+}
+_UNKNOWN = "an id that there is not"
+KINDS = (*_RIGHT, _UNKNOWN)
 
 
 def main() -> None:
@@ -45,7 +52,7 @@ def main() -> None:
         keys = KeyStore(engine, hasher, NoJournal())
         made, key = keys.create("target", [Scope.READ])
         stored, gate, at = keys.find(made.id), Gate(keys, hasher, None), now()
-        known = {kind: None if kind == "an id that there is not" else stored for kind in KINDS}
+        known = {kind: None if kind == _UNKNOWN else stored for kind in KINDS}
 
         def compare(kind: str, wrong: str) -> bool:
             return hasher.matches(wrong, known[kind], at=at)
@@ -76,11 +83,9 @@ def main() -> None:
 
 def _wrong(key: str, kind: str) -> str:
     """A wrong key of a kind; what is wrong about it is drawn anew."""
-    if kind == "an id that there is not":
+    if kind == _UNKNOWN:
         return new_key(new_key_id())
-    right = (
-        key.rindex("_") + 1 + {"no character right": 0, "half of them right": 32, "all but the last right": 63}[kind]
-    )
+    right = key.rindex("_") + 1 + _RIGHT[kind]
     return key[:right] + "".join(random.choice("0123456789abcdef".replace(digit, "")) for digit in key[right:])
 
 
