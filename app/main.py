@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.access.caller import Caller, current_caller
 from app.access.opening import open_audit, open_gate
 from app.access.settings_watch import note_settings
 from app.api import enroll, faces, forget, galleries, health, identify, problems, subjects, templates, verify
@@ -133,6 +134,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        current_caller.set(Caller("service"))  # for what the service does of itself, such as sweeps
         await to_thread.run_sync(note_settings, settings, service.store.engine, service.store.journal)
         if gate.keys is None:
             _log.warning("open", meaning="no key is asked for, on this machine alone; see FACEGALLERY_AUTHENTICATION")

@@ -10,7 +10,6 @@ from app.gallery.crops import encode_crop
 from app.gallery.deadline import check_deadline
 from app.gallery.errors import GalleryNotFound, PhotosRefused, RefusedPhoto, SubjectNotFound, TimedOut
 from app.gallery.extractor_check import check_extractor
-from app.gallery.forgetting import Forgetting
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
@@ -36,8 +35,7 @@ class Enroller:
     Args:
         store: gets the templates.
         reader: reads faces out of photos.
-        forgetting: erases a subject whose time is over and that is enrolled again.
-        retention: tells whose time is over.
+        retention: tells whose time is over, and erases a subject of those that is enrolled again.
         keep_crops: keep the crops of enrolled faces.
     """
 
@@ -46,13 +44,11 @@ class Enroller:
         store: GalleryStore,
         reader: PhotoReader,
         *,
-        forgetting: Forgetting,
         retention: Retention,
         keep_crops: bool,
     ) -> None:
         self._store = store
         self._reader = reader
-        self._forgetting = forgetting
         self._retention = retention
         self._keep_crops = keep_crops
 
@@ -129,6 +125,7 @@ class Enroller:
         with suppress(SubjectNotFound):
             known = self._store.subject(gallery.name, subject)
             if self._retention.is_due(gallery, known):
-                self._forgetting.erase(gallery.name, subject)
+                self._retention.erase_if_due(gallery, known.id)
                 known = None
+                known = self._store.subject(gallery.name, subject)  # enrolled anew or prolonged by another request
         check_consent(gallery.privacy, terms, known.consent if known else None, self._retention.clock())

@@ -1,7 +1,7 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -40,14 +40,14 @@ class Replicas:
         self._lock = threading.Lock()
         self._upkeep: Upkeep | None = None
 
-    def start(self, chore: Callable[[], None]) -> None:
+    def start(self, chores: Sequence[Callable[[], None]]) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all.
 
         Args:
-            chore: done in the background at every look, each second or so.
+            chores: done in the background at every look, each second or so.
         """
         self._upkeep = Upkeep(
-            self.all, self._history, self._indexes, drop=self._let_go, chores=[self._look_for_galleries, chore]
+            self.all, self._history, self._indexes, drop=self._let_go, chores=[self._look_for_galleries, *chores]
         )
         for gallery in self._store.galleries():
             try:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from app.gallery.consent import Terms, check_terms
 from app.gallery.enrolling import Enroller
+from app.gallery.errors import SubjectNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.identifying import Identifier
@@ -54,7 +55,7 @@ class GalleryService:
         self.replicas = Replicas(store, history, indexes, extractor=reader.extractor)
         forgetting.connect(follow=self.replicas.follow, erase_traces=self.replicas.erase_traces)
         self._thresholds = thresholds = Thresholds(policy or DEFAULT_POLICY, reader.networks.extractor.card.thresholds)
-        self.enroll = Enroller(store, reader, forgetting=forgetting, retention=retention, keep_crops=keep_crops).enroll
+        self.enroll = Enroller(store, reader, retention=retention, keep_crops=keep_crops).enroll
         identifier = Identifier(store, reader, self.replicas, retention=retention, thresholds=thresholds, rule=rule)
         self.identify, self.identify_embedding = identifier.identify, identifier.identify_embedding
         verifier = Verifier(store, reader, retention=retention, thresholds=thresholds, rule=rule)
@@ -67,7 +68,7 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
-        self.replicas.start(self.retention.look)
+        self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
@@ -139,12 +140,20 @@ class GalleryService:
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
-        """Move the templates of one subject to another, and erase the first; answers the other."""
-        return self.store.merge_subjects(
-            normalise_gallery_name(gallery),
-            normalise_name(key, part="subject"),
-            normalise_name(into, part="merge_into"),
-        )
+        """Move the templates of one subject to another, and erase the first with its key; answers the other.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; a subject
+                whose time is over is not found, so that a merge prolongs nobody's retention.
+        """
+        name = normalise_gallery_name(gallery)
+        key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
+        found = self.store.gallery(name)
+        if self.retention.is_due(found, self.store.subject(name, key)):
+            raise SubjectNotFound(f"subject {key!r} is past its retention", part="subject")
+        merged = self.store.merge_subjects(name, key, into)
+        self.forgetting.finish(self.store.gallery(name))
+        return merged
 
     def delete_subject(self, gallery: str, key: str) -> int:
         """Erase a subject with its key; answers how many templates went with it."""
