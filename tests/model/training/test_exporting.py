@@ -116,8 +116,13 @@ def test_shares_measures_each_average_on_the_people_kept_out(
     assert spoilt[1] != spoilt[0]
 
 
-def test_a_run_from_scratch_has_no_shares(colours: PreparedFolder, tmp_path: Path) -> None:
+def test_a_run_from_scratch_has_one_row_and_no_shares(
+    colours: PreparedFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint(colours, tmp_path, ResidualFace())
 
-    with pytest.raises(SystemExit, match="1"):
+    with pytest.raises(SystemExit, match="0"):
         cli.main(["shares", str(tmp_path)])
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| 100%"]
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["shares", str(tmp_path), "--share", "0.5"])
