@@ -92,7 +92,8 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             for first in range(0, len(template_ids), _ASKED):
                 asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
-                found.update(session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(asked)).tuples())
+                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(asked))
+                found |= dict(rows.all())
         return found
 
     def has_more_than(self, gallery_id: int, templates: int) -> bool:
@@ -168,7 +169,7 @@ class GalleryHistory:
             .limit(_MANY + 2)
         )
         with self._sessions.reading() as session:
-            found = session.execute(query).tuples().all()
+            found = session.execute(query).all()
         taken, rows, before = 0, 0, ""
         for revision, count, kind in found:
             rows += count

@@ -4,11 +4,13 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from app.gallery.database import open_engine
 from app.gallery.history import GalleryHistory
+from app.gallery.index import IndexKind, SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
@@ -16,11 +18,11 @@ from app.gallery.upkeep import Upkeep
 from app.telemetry import set_up_logging
 
 
-def main(url: str, folder: str, name: str) -> None:
+def main(url: str, folder: str, name: str, kind: IndexKind) -> None:
     set_up_logging(form="console", level="warning")  # to standard error; the other end reads standard output
     engine = open_engine(url, timeout=30)
     store, history = GalleryStore(engine), GalleryHistory(engine)
-    source = IndexSource(folder=Path(folder), snapshot_interval=0.5)
+    source = IndexSource(kind=kind, folder=Path(folder), snapshot_interval=0.5)
     gallery = store.gallery(name)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
     replica.catch_up(gallery.revision)
@@ -28,12 +30,17 @@ def main(url: str, folder: str, name: str) -> None:
     upkeep.start()
     print("ready", flush=True)
     for line in sys.stdin:
+        asked = json.loads(line)
+        if asked == "compressed":
+            index = replica.view.index
+            print(json.dumps(isinstance(index, SegmentedIndex) and index.compressed), flush=True)
+            continue
         replica.catch_up(store.gallery(name).revision)
-        probe = np.array([json.loads(line)], np.float32)
+        probe = np.array([asked], np.float32)
         (found,) = replica.search(probe, top_k=1, rule="best")
         print(json.dumps([found[0].subject_id, found[0].distance] if found else None), flush=True)
     upkeep.stop()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], cast(IndexKind, sys.argv[4]))

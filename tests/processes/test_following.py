@@ -1,64 +1,20 @@
 """What one process has acknowledged, every other finds on its next call, and what it erased none finds again."""
 
-import json
 import random
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from app.gallery.database import open_engine
+from app.gallery.history import GalleryHistory
 from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore
+from tests.processes.following import following
 
 EXTRACTOR = "net@0123456789ab"
 WRITES = {"sqlite": 1000, "postgresql": 1000}
-
-
-class Follower:
-    """One process that searches."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        command = [sys.executable, "-m", "tests.processes.follower", url, str(folder), "people"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._read() == "ready"
-
-    def nearest(self, embedding: NDArray[np.float32]) -> int | None:
-        """The subject whose template this is."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(embedding.tolist()) + "\n")
-        self.process.stdin.flush()
-        found = json.loads(self._read())
-        return found[0] if found is not None and found[1] < 1e-3 else None
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        assert self.process.wait(60) == 0
-
-    def _read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-
-@contextmanager
-def following(url: str, folder: Path, count: int) -> Iterator[list[Follower]]:
-    followers = [Follower(url, folder) for _ in range(count)]
-    try:
-        yield followers
-        for follower in followers:
-            follower.close()
-    finally:
-        for follower in followers:
-            follower.process.kill()
-            with follower.process:  # closes its pipes
-                pass
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
@@ -93,4 +49,76 @@ def test_thousands_of_reads_after_writes_in_other_processes(
                 key = chance.choice(list(there))
                 subject_id, template = there[key]
                 assert chance.choice(followers).nearest(template.embedding) == subject_id
+    engine.dispose()
+
+
+class People:
+    """A gallery that is written to, and who is in it: subject ids and embeddings by template id."""
+
+    def __init__(self, store: GalleryStore, new_templates: Callable[[int], list[NewTemplate]]) -> None:
+        self.store = store
+        self.there: dict[int, tuple[int, str, NewTemplate]] = {}
+        self._new_templates = new_templates
+        self._numbers = 0
+
+    def enroll(self, templates: int) -> NewTemplate:
+        self._numbers += 1
+        key, new = f"subject {self._numbers}", self._new_templates(templates)
+        made = self.store.enroll("people", key, new, metadata=None, extractor=EXTRACTOR, dimension=8)
+        of_crop = {one.crop_sha256: one for one in new}
+        self.there |= {one.id: (made.subject.id, key, of_crop[one.crop_sha256]) for one in made.added}
+        return new[0]
+
+    def delete_template(self, template_id: int) -> NewTemplate:
+        self.store.delete_template("people", template_id)
+        return self.there.pop(template_id)[2]
+
+    def delete_subject(self, key: str) -> NewTemplate:
+        self.store.delete_subject("people", key)
+        gone = [template_id for template_id, (_, owner, _) in self.there.items() if owner == key]
+        return [self.there.pop(template_id) for template_id in gone][-1][2]
+
+    def merge(self, key: str, into: str) -> NewTemplate:
+        merged = self.store.merge_subjects("people", key, into)
+        moved = [template_id for template_id, (_, owner, _) in self.there.items() if owner == key]
+        self.there |= {template_id: (merged.id, into, self.there[template_id][2]) for template_id in moved}
+        return self.there[moved[0]][2]
+
+
+@pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
+def test_compressed_indexes_follow_merges_deletions_and_rebuilds(
+    request: pytest.FixtureRequest,
+    kind: str,
+    processes: int,
+    tmp_path: Path,
+    new_templates: Callable[[int], list[NewTemplate]],
+) -> None:
+    url = str(request.getfixturevalue(f"{kind}_url"))
+    engine = open_engine(url, timeout=30)
+    migrate(engine)
+    store = GalleryStore(engine)
+    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    chance, people = random.Random(4), People(store, new_templates)
+    for _ in range(12):
+        people.enroll(500)
+    with following(url, tmp_path / "index", processes, "compressed") as followers:
+        for number in range(100):
+            template_id = chance.choice(list(people.there))
+            key = people.there[template_id][1]
+            step = chance.choices(["enroll", "template", "merge", "subject"], [5, 4, 2, 1])[0]
+            if step == "template":
+                template = people.delete_template(template_id)
+            elif step == "merge" and (others := sorted({one[1] for one in people.there.values()} - {key})):
+                template = people.merge(key, chance.choice(others))
+            elif step == "subject" and sum(one[1] == key for one in people.there.values()) < 100:
+                template = people.delete_subject(key)
+            else:
+                template = people.enroll(3)
+            if number % 40 == 25:
+                GalleryHistory(engine).request_rebuild("people")
+            owner = {id(one): subject for subject, _, one in people.there.values()}.get(id(template))
+            assert [one.nearest(template.embedding) for one in followers] == [owner] * processes
+            subject, _, template = people.there[chance.choice(list(people.there))]
+            assert chance.choice(followers).nearest(template.embedding) == subject
+        assert all(follower.compressed() for follower in followers)
     engine.dispose()

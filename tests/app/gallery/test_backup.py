@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -22,6 +23,7 @@ from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
+from app.gallery.index_source import IndexSource
 from app.gallery.migrations import check_schema, migrate
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
@@ -107,12 +109,49 @@ def test_what_was_restored_is_what_was_copied(
     assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
     assert store.gallery("people").revision > applied
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
-    enroll(store, "carl", [third])  # has the id that bob's template had
+    enroll(store, "carl", [third])
     assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]
     assert [path.name for path in tmp_path.glob("*restoring*")] == []
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+@pytest.mark.parametrize("clock", ["goes on", "stands still", "is of 1970"])
+def test_the_same_copy_that_is_restored_twice_begins_two_epochs(
+    store: GalleryStore,
+    sqlite_url: str,
+    new_templates: Templates,
+    tmp_path: Path,
+    clock: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if clock != "goes on":
+        moment = time.time() if clock == "stands still" else 0.0
+        monkeypatch.setattr("app.gallery.epochs.time.time", lambda: moment)
+    first, second, third = new_templates(3)
+    enroll(store, "anna", [first])
+    back_up(sqlite_url, tmp_path / "copy.db")
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    enroll(store, "mallory", [second])
+    source = IndexSource(folder=tmp_path / "index")
+
+    def served() -> GalleryReplica:
+        gallery, history = store.gallery("people"), GalleryHistory(store.engine)
+        return GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery))
+
+    before = served()
+    assert nearest(store, before, second) == "mallory"
+    before.write_snapshot()
+    given_out = (store.subject("people", "mallory").id, store.templates("people", subject="mallory", after=0, limit=1))
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    enroll(store, "bob", [third])
+    for replica in (served(), before):
+        assert [nearest(store, replica, one) for one in (first, second, third)] == ["anna", None, "bob"]
+    assert store.subject("people", "bob").id != given_out[0]
+    (template,) = store.templates("people", subject="bob", after=0, limit=1).items
+    assert template.id != given_out[1].items[0].id
+    assert template.id < 2**53
 
 
 def test_a_new_gallery_is_never_taken_for_one_that_was_undone(
@@ -228,4 +267,8 @@ def test_pg_dump_and_pg_restore(postgresql_server: str, new_templates: Templates
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
     enroll(store, "carl", [third])
     assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]
+    assert (
+        min(store.subject("people", "carl").id, store.templates("people", subject="carl", after=0, limit=1).items[0].id)
+        > 2**22
+    )
     store.close()

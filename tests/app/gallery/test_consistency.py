@@ -1,7 +1,8 @@
 """`facegallery check`: every kind of difference is found, and mended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.gallery.consistency import Consistency, check_gallery, repair_gallery
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
-from app.gallery.records import NewTemplate
+from app.gallery.records import NewTemplate, OwnerBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from app.gallery.tables import ChangeRow, TemplateRow
@@ -89,3 +90,34 @@ def test_a_damaged_snapshot_is_told_and_left_until_it_is_repaired(gallery: Galle
     assert owners.is_file()
     repair_gallery(gallery.gallery("people"), GalleryHistory(gallery.engine), source)
     assert checked(gallery, source).whole
+
+
+class Beside(GalleryHistory):
+    """History in which something is written each time that owners were read."""
+
+    write: Callable[[], object]
+
+    def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
+        yield from super().owner_blocks(gallery_id)
+        self.write()
+
+
+def test_what_a_running_service_writes_is_no_difference(
+    gallery: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    numbers = count()
+
+    def write() -> None:
+        key = f"new {next(numbers)}"
+        gallery.enroll("people", key, new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=8)
+
+    for number in range(3):
+        gallery.enroll("people", f"{number}", new_templates(2), metadata=None, extractor=EXTRACTOR, dimension=8)
+    history = Beside(gallery.engine)
+    history.write = write
+    found = check_gallery(gallery.gallery("people"), history, source)
+    assert found.whole
+    history.write = lambda: [
+        gallery.delete_subject("people", gallery.subjects("people", after=0, limit=1).items[0].key)
+    ]
+    assert check_gallery(gallery.gallery("people"), history, source).whole

@@ -6,10 +6,11 @@ from functools import partial
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.gallery.errors import InvalidInput, SubjectNotFound
 from app.gallery.history import GalleryHistory
-from app.gallery.index import INDEX_KINDS
+from app.gallery.index import INDEX_KINDS, ExactIndex
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
@@ -132,3 +133,59 @@ def test_a_follower_between_the_two_revisions_of_a_merge_ends_right(
     store.merge_subjects("people", "hanna", "anna")
     follower.catch_up(3)
     assert alike(everything(store, follower, templates), everything(store, replica_of(store), templates))
+
+
+class Watched(ExactIndex):
+    """Remembers what a search finds right after each change, as another thread's would."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.search_beside: Callable[[], object] = lambda: None
+        self.found: list[object] = []
+
+    def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+        super().add(ids, embeddings)
+        self.found.append(self.search_beside())
+
+    def remove(self, ids: NDArray[np.int64]) -> int:
+        removed = super().remove(ids)
+        self.found.append(self.search_beside())
+        return removed
+
+
+def test_a_search_beside_the_replay_of_a_merge_finds_the_person(store: GalleryStore, new_templates: Templates) -> None:
+    same, moved, new = new_templates(3)
+    enroll(store, "anna", [same])
+    enroll(store, "hanna", [same, moved])
+    index = Watched()
+    replica = GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), lambda: index)
+    replica.catch_up(2)
+    store.merge_subjects("people", "hanna", "anna")  # one template goes, and one moves
+    enroll(store, "zoe", [new])
+    index.found.clear()
+    index.search_beside = lambda: [
+        near[0].distance for near in replica.search(moved.embedding[None], top_k=1, rule="best")
+    ]
+    replica.catch_up(5)
+    assert index.found == [[0.0], [0.0]]
+    assert everything(store, replica, [moved])[0][0][0] == store.subject("people", "anna").id
+
+
+def test_two_revisions_of_a_merge_are_replayed_in_one_go(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.history._MANY", 3)
+    for key in ("anna", "bob", "carl"):
+        enroll(store, key, new_templates(2))
+    store.merge_subjects("people", "bob", "anna")  # revisions 4 and 5
+    store.merge_subjects("people", "carl", "anna")  # revisions 6 and 7
+    history, gallery = GalleryHistory(store.engine), store.gallery("people")
+    ends, end = [], 0
+    while end < 7:
+        end, taken = history.slice_of_changes(gallery.id, after=(before := end), up_to=7)
+        assert taken == end - before
+        ends.append(end)
+    assert ends == [1, 2, 3, 5, 7]
+    follower = replica_of(store)
+    follower.catch_up(7)
+    assert (follower.subjects, follower.templates) == (1, 6)

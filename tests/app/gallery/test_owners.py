@@ -1,12 +1,12 @@
+import threading
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.gallery.owners import UNKNOWN, TemplateOwners
 
-steps = st.lists(
-    st.tuples(st.just("add"), st.lists(st.integers(0, 30))) | st.tuples(st.just("remove"), st.lists(st.integers(0, 30)))
-)
+steps = st.lists(st.tuples(st.sampled_from(["add", "remove", "move"]), st.lists(st.integers(0, 30))))
 
 
 @given(steps, st.integers(0, 8))
@@ -19,6 +19,9 @@ def test_owners_are_those_of_a_dictionary(history: list[tuple[str, list[int]]], 
             owners.add((template, template % 4) for template in templates)
             for template in templates:
                 wanted.setdefault(template, template % 4)
+        elif step == "move":
+            owners.move((template, (template + number) % 4) for template in set(templates))
+            wanted |= {template: (template + number) % 4 for template in templates}
         else:
             owners.remove(templates)
             for template in templates:
@@ -70,3 +73,35 @@ def test_pairs_come_by_template_whatever_order_they_were_given_in() -> None:
     assert [values.tolist() for values in owners.pairs()] == [[3, 5, 9], [2, 1, 1]]
     assert owners.templates_of(1) == (5, 9)
     assert owners.subjects == 2
+
+
+def test_a_reader_finds_the_old_or_the_new_owner_of_what_moves() -> None:
+    ids = np.arange(200)
+    owners = TemplateOwners(ids, np.zeros(200, np.int64))
+    seen, done = set[int](), threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.update(owners.subjects_of(ids).tolist())
+            seen.add(UNKNOWN if (one := owners.subject_of(100)) is None else one)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(300):
+        owners.move((template_id, (turn + 1) % 3) for template_id in ids.tolist())
+    done.set()
+    reader.join()
+    assert seen <= {0, 1, 2}
+
+
+def test_what_moves_while_the_arrays_are_made_is_followed() -> None:
+    owners = TemplateOwners(np.arange(6), np.array([1, 1, 1, 2, 2, 2]))
+    owners.move([(0, 2)])
+    then = owners.copy()
+    folded = then.folded()
+    owners.move([(0, 3), (1, 3), (7, 3)])
+    owners.remove([3])
+    folded.follow(then, owners)
+    assert folded.subjects_of(np.arange(8)).tolist() == owners.subjects_of(np.arange(8)).tolist()
+    assert [sorted(folded.templates_of(one)) for one in (1, 2, 3)] == [[2], [4, 5], [0, 1, 7]]
+    assert (folded.subjects, len(folded)) == (owners.subjects, len(owners)) == (3, 6)

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -15,12 +15,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.gallery.history import GalleryHistory
+from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
-from app.gallery.tables import ChangeRow, GalleryRow, TemplateRow, now
+from app.gallery.tables import ChangeRow, GalleryRow, TemplateRow
 from app.gallery.upkeep import Upkeep
 
 EXTRACTOR, DIMENSION = "net@0123456789ab", 8
@@ -270,13 +271,13 @@ def left(store: GalleryStore) -> list[int]:
 def test_changes_that_every_follower_has_are_dropped(store: GalleryStore, new_templates: Templates) -> None:
     for key in "abcd":
         enroll(store, key, new_templates(1))
-    history, long_ago = reported(store, one=3, other=2), datetime(2000, 1, 1, tzinfo=UTC)
+    history = reported(store, one=3, other=2)
     gallery_id = store.gallery("people").id
-    assert history.prune(gallery_id, silent_since=long_ago) == 2
+    assert history.prune(gallery_id) == 2
     assert left(store) == [3, 4]
     history.leave(["other"])
-    assert history.prune(gallery_id, silent_since=long_ago) == 1
-    assert history.prune(gallery_id, silent_since=now()) == 0  # everybody is silent: nothing is dropped
+    assert history.prune(gallery_id) == 1
+    assert history.prune(gallery_id, silent_for=timedelta(0)) == 0  # everybody is silent: nothing is dropped
     assert left(store) == [4]
 
 
@@ -287,7 +288,7 @@ def test_who_finds_a_gap_loads_anew(store: GalleryStore, source: IndexSource, ne
     replica.write_snapshot()
     store.delete_subject("people", "anna")
     bob = enroll(store, "bob", templates[1:])
-    reported(store, other=2).prune(store.gallery("people").id, silent_since=datetime(2000, 1, 1, tzinfo=UTC))
+    reported(store, other=2).prune(store.gallery("people").id)
     assert left(store) == [3, 3, 3]
     replica.catch_up(3)
     assert found(replica, templates) == [None, bob, bob, bob]
@@ -313,15 +314,36 @@ def test_upkeep_writes_snapshots_reports_and_prunes(
     assert left(store) == [2]  # nobody has reported it: the process left before
 
 
-def test_upkeep_goes_on_where_the_disk_is_full(
-    store: GalleryStore, tmp_path: Path, new_templates: Templates, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rewritten", ["removed", "the same revision anew"])
+def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, rewritten: str
 ) -> None:
-    source = IndexSource(folder=tmp_path / "index", snapshot_interval=0.001)
-    anna = enroll(store, "anna", templates := new_templates(2))
-    replica = replica_of(store, source)
-    upkeep = Upkeep(lambda: [replica], GalleryHistory(store.engine), source)
-    snapshots(replica).folder.parent.parent.mkdir()
-    snapshots(replica).folder.parent.write_text("a file where a folder should be")
-    upkeep.tick()
-    assert "upkeep.failed" in capsys.readouterr().out
-    assert found(replica, templates) == [anna] * 2
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader = replica_of(store, source)
+    leader.write_snapshot()
+    gallery, history = store.gallery("people"), GalleryHistory(store.engine)
+    assert source.folder is not None
+
+    def read(times: int) -> Snapshots:
+        """Snapshots of which the leader takes one away the first time that its index is opened."""
+        left = [None] * times
+
+        def open_index(folder: Path) -> SegmentedIndex:
+            if left:
+                left.pop()
+                shutil.rmtree(folder.parent)
+                if rewritten != "removed":
+                    leader.write_snapshot()
+            return SegmentedIndex.load(folder, DIMENSION, compress_from=None)
+
+        return Snapshots(source.folder or Path(), gallery, open_index)
+
+    assert read(1).damages(partial(history.revision, gallery.id)) == []
+    leader.write_snapshot()
+    make_index = partial(source.make, gallery)
+    follower = GalleryReplica(gallery, history, make_index, read(1))
+    follower.catch_up(1)
+    assert found(follower, templates) == [anna] * 3
+    assert list(source.folder.rglob("damaged-*")) == []
+    assert snapshots(leader).revisions == ([] if rewritten == "removed" else [1])
