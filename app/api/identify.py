@@ -19,7 +19,8 @@ from app.api.problems import error_responses
 from app.api.schemas.identify import CandidateBody, Decision, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
 from app.api.schemas.thresholds import Distance
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUnusable
-from app.gallery.service import DEFAULT_GALLERY, GalleryService, Identification, Match, NamedCandidate
+from app.gallery.identifying import Identification, Match, NamedCandidate
+from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from app.settings import Settings
 from model.errors import ImageTooLarge, UnsupportedImage
 

@@ -20,7 +20,9 @@ def reindex_command(
         names = [gallery] if gallery else [one.name for one in service.store.galleries()]
         for name in names:
             revision = service.history.request_rebuild(name).revision
-            rows.append({"gallery": name, "revision": revision, "templates": service.replica(name).templates})
+            rows.append(
+                {"gallery": name, "revision": revision, "templates": service.replicas.up_to_date(name).templates}
+            )
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return

@@ -10,9 +10,10 @@ from app.gallery.archive import ArchiveReader, Progress
 from app.gallery.consent import NO_RULES
 from app.gallery.crops import decode_crop
 from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
+from app.gallery.extractor_check import check_extractor
 from app.gallery.portable import PortableSubject, Stored
 from app.gallery.restoring import restore_people
-from app.gallery.store import GalleryStore, check_extractor
+from app.gallery.store import GalleryStore
 from model.errors import UnsupportedImage
 from model.extractor import Extractor
 

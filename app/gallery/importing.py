@@ -11,11 +11,12 @@ from typing import Any
 
 from app.gallery.crops import encode_crop
 from app.gallery.errors import GalleryNotFound, RefusedPhoto, SubjectNotFound
+from app.gallery.extractor_check import check_extractor
 from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import NewTemplate
-from app.gallery.store import GalleryStore, check_extractor
+from app.gallery.store import GalleryStore
 from model.errors import FacegalleryError
 
 _BATCH = 64  # photos whose faces are embedded together, and the most of one transaction
@@ -92,7 +93,7 @@ class PeopleImport:
                 on from there.
         """
         with suppress(GalleryNotFound):
-            check_extractor(self._store.gallery(self._gallery), self._reader.networks.extractor.card.identity)
+            check_extractor(self._store.gallery(self._gallery), self._reader.extractor)
         added = known = passed_over = 0
         refused = list(source.refused)
         results = self._results(source.photos)

@@ -64,6 +64,16 @@ class PhotoReader:
         self._slots = threading.BoundedSemaphore(workers)
         self._queue_timeout = queue_timeout
 
+    @property
+    def extractor(self) -> str:
+        """Identity of the extractor: its name and the digest of its file."""
+        return self.networks.extractor.card.identity
+
+    @property
+    def dimension(self) -> int:
+        """Length of an embedding."""
+        return self.networks.extractor.dimension
+
     @contextmanager
     def worker(self) -> Iterator[None]:
         """Hold one worker.
@@ -131,6 +141,6 @@ class PhotoReader:
     def embed(self, faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
         """Embeddings (N, D) of the faces' crops."""
         if not faces:
-            return np.empty((0, self.networks.extractor.dimension), np.float32)
+            return np.empty((0, self.dimension), np.float32)
         with stage("embed"):
             return self.networks.extractor.embed(np.stack([face.crop for face in faces]))

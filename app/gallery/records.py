@@ -1,5 +1,6 @@
 """What the store answers with: plain values, free of SQL."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
@@ -78,6 +79,12 @@ class Page(Generic[Item]):
 
     items: tuple[Item, ...]
     next_cursor: int | None
+
+    @staticmethod
+    def of(found: list[Item], limit: int, id_of: Callable[[Item], int]) -> "Page[Item]":
+        """The first `limit` of what was found, which has one more where there is a next page."""
+        items = found[:limit]
+        return Page(tuple(items), id_of(items[-1]) if len(found) > limit else None)
 
 
 @dataclass(frozen=True, slots=True)

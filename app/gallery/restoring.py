@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
 from app.gallery.encryption import RowSeals
+from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event, Journal
 from app.gallery.portable import PortableSubject, PortableTemplate, Stored
 from app.gallery.rows import (
@@ -18,7 +19,6 @@ from app.gallery.rows import (
     seal_embeddings,
     template_row,
 )
-from app.gallery.store import check_extractor
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
 

@@ -160,9 +160,9 @@ def test_this_process_forgets_the_vector_at_once(
     enroll("ada", portrait)
     identify(portrait)
     service = service_of(client)
-    before = service.replica(gallery).templates
+    before = service.replicas.up_to_date(gallery).templates
     client.delete(f"/galleries/{gallery}/subjects/ada")
-    (replica,) = (one for one in service.replicas() if one.name == gallery)
+    (replica,) = (one for one in service.replicas.all() if one.name == gallery)
     assert (before, replica.templates) == (1, 0)
 
 
@@ -178,7 +178,7 @@ def test_after_forgetting_no_snapshot_holds_the_vector_in_memory_or_on_the_disk(
         vectors = [service_of(client).store.subject_embeddings(one).embeddings.tobytes() for one in (1, 2)]
     assert content_of(memory) == b""  # nothing lies open where no service runs
     with running(settings) as client:
-        (replica,) = service_of(client).replicas()
+        (replica,) = service_of(client).replicas.all()
         assert replica.snapshots is not None
         assert replica.snapshots.lead()
         before = content_of(memory)

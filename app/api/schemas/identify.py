@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.schemas.faces import FoundFace
 from app.api.schemas.thresholds import Distance
-from app.gallery.service import NamedCandidate
+from app.gallery.identifying import NamedCandidate
 
 
 class CandidateBody(BaseModel):

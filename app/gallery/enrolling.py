@@ -1,0 +1,134 @@
+"""Enrolling: photos of a person become templates."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from app.gallery.consent import Terms, check_consent, check_terms
+from app.gallery.crops import encode_crop
+from app.gallery.deadline import check_deadline
+from app.gallery.errors import GalleryNotFound, PhotosRefused, RefusedPhoto, SubjectNotFound, TimedOut
+from app.gallery.extractor_check import check_extractor
+from app.gallery.forgetting import Forgetting
+from app.gallery.names import normalise_gallery_name, normalise_name
+from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
+from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
+from app.gallery.retention import Retention
+from app.gallery.store import GalleryStore
+from app.telemetry import PHOTOS_REFUSED_TOTAL, TEMPLATES_ADDED_TOTAL, stage
+from model.errors import FacegalleryError
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolmentReport:
+    """What an enrolment stored and which photos it refused."""
+
+    gallery: str
+    enrolment: Enrolment
+    photo_of: dict[str, str]
+    refused: tuple[RefusedPhoto, ...]
+
+
+class Enroller:
+    """Enrolls people; safe to call from many threads.
+
+    Args:
+        store: gets the templates.
+        reader: reads faces out of photos.
+        forgetting: erases a subject whose time is over and that is enrolled again.
+        retention: tells whose time is over.
+        keep_crops: keep the crops of enrolled faces.
+    """
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        reader: PhotoReader,
+        *,
+        forgetting: Forgetting,
+        retention: Retention,
+        keep_crops: bool,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._forgetting = forgetting
+        self._retention = retention
+        self._keep_crops = keep_crops
+
+    def enroll(
+        self,
+        gallery: str,
+        subject: str,
+        photos: Sequence[Photo],
+        *,
+        unread: Sequence[RefusedPhoto] = (),
+        metadata: dict[str, Any] | None = None,
+        face: FaceChoice = "single",
+        terms: Terms | None = None,
+    ) -> EnrolmentReport:
+        """Store a template of every usable photo; the gallery and the subject are made on first use.
+
+        Photos that were refused before they were read (`unread`) are reported with those that are refused here.
+
+        Raises:
+            PhotosRefused: no photo could be used; nothing was stored.
+            ConsentRequired: the gallery requires a consent, and there is no good one; nothing was stored.
+            GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
+            InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
+        """
+        gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
+        terms = check_terms(terms or {}, self._retention.clock())
+        with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
+            self._check(self._store.gallery(gallery), subject, terms)
+        usable: list[tuple[Photo, AlignedFace]] = []
+        refused = list(unread)
+        with self._reader.worker():
+            for photo in photos:
+                try:
+                    found = self._reader.one_face(photo, face, part=photo.name)
+                    self._reader.require_quality(found, part=photo.name)
+                except TimedOut:  # no fault of the photo's
+                    raise
+                except FacegalleryError as error:
+                    refused.append(RefusedPhoto(photo.name, error.slug, str(error)))
+                    continue
+                usable.append((photo, found))
+            for one in refused:
+                PHOTOS_REFUSED_TOTAL.labels(one.slug).inc()
+            if not usable:
+                raise PhotosRefused(tuple(refused))
+            embeddings = self._reader.embed([found for _, found in usable])
+        check_deadline()
+        templates = [
+            NewTemplate(
+                embedding, found.quality, found.crop_sha256, encode_crop(found.crop) if self._keep_crops else None
+            )
+            for embedding, (_, found) in zip(embeddings, usable, strict=True)
+        ]
+        photo_of: dict[str, str] = {}
+        for template, (photo, _) in zip(templates, usable, strict=True):
+            photo_of.setdefault(template.crop_sha256, photo.name)
+        with stage("store"):
+            enrolment = self._store.enroll(
+                gallery,
+                subject,
+                templates,
+                metadata=metadata,
+                extractor=self._reader.extractor,
+                dimension=self._reader.dimension,
+                terms=terms,
+            )
+        TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
+        return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
+
+    def _check(self, gallery: Gallery, subject: str, terms: Terms) -> None:
+        """Refuse what the store would refuse, and erase a subject of that key whose time is over."""
+        check_extractor(gallery, self._reader.extractor)
+        known: Subject | None = None
+        with suppress(SubjectNotFound):
+            known = self._store.subject(gallery.name, subject)
+            if self._retention.is_due(gallery, known):
+                self._forgetting.erase(gallery.name, subject)
+                known = None
+        check_consent(gallery.privacy, terms, known.consent if known else None, self._retention.clock())

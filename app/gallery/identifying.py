@@ -1,0 +1,174 @@
+"""Identifying: who the people in a photo are, of those enrolled in a gallery, or that they are unknown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.gallery.errors import InvalidInput
+from app.gallery.extractor_check import check_extractor
+from app.gallery.journal import Event
+from app.gallery.matching import Candidate, MatchingRule, decide
+from app.gallery.names import normalise_gallery_name
+from app.gallery.photos import AlignedFace, Photo, PhotoReader
+from app.gallery.records import Gallery, Subject
+from app.gallery.replicas import Replicas
+from app.gallery.retention import Retention
+from app.gallery.store import GalleryStore
+from app.gallery.thresholds import Thresholds
+from app.telemetry import DECISIONS_TOTAL, stage
+
+
+@dataclass(frozen=True, slots=True)
+class NamedCandidate:
+    """A candidate with its subject."""
+
+    subject: Subject
+    template_id: int
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What was decided about one probe: `identity` is None where the probe is unknown."""
+
+    identity: NamedCandidate | None
+    candidates: tuple[NamedCandidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Identification:
+    """The decision on every face of a photo; `faces` is empty where an embedding was sent."""
+
+    gallery: Gallery
+    subjects: int
+    threshold: float
+    faces: tuple[AlignedFace, ...]
+    matches: tuple[Match, ...]
+
+
+class Identifier:
+    """Searches galleries; safe to call from many threads.
+
+    Args:
+        store: names the subjects.
+        reader: reads faces out of photos.
+        replicas: are searched.
+        retention: tells whose time is over, and is told who was seen.
+        thresholds: decide.
+        rule: by which the templates of a subject make one distance.
+    """
+
+    def __init__(
+        self,
+        store: GalleryStore,
+        reader: PhotoReader,
+        replicas: Replicas,
+        *,
+        retention: Retention,
+        thresholds: Thresholds,
+        rule: MatchingRule,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._replicas = replicas
+        self._retention = retention
+        self._thresholds = thresholds
+        self._rule = rule
+
+    def identify(
+        self,
+        gallery: str,
+        photo: Photo,
+        *,
+        threshold: float | None = None,
+        top_k: int = 5,
+        max_faces: int = 20,
+        all_candidates: bool = False,
+    ) -> Identification:
+        """Decode → detect → align → embed → search → decide → name, for every face of a photo.
+
+        Raises:
+            GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, Busy: as named.
+        """
+        check_extractor(self._store.gallery(normalise_gallery_name(gallery)), self._reader.extractor)
+        with self._reader.worker():
+            faces = self._reader.faces(photo, at_most=max_faces)
+            embeddings = self._reader.embed(faces)
+        return self._search(gallery, tuple(faces), embeddings, threshold, top_k, all_candidates)
+
+    def identify_embedding(
+        self,
+        gallery: str,
+        embedding: Sequence[float],
+        *,
+        threshold: float | None = None,
+        top_k: int = 5,
+        all_candidates: bool = False,
+    ) -> Identification:
+        """As `identify`, for a caller that embeds on its own; the embedding's length is normalised.
+
+        Raises:
+            InvalidInput: a wrong number of values, a value that is not finite, or all zeros.
+        """
+        vector = np.array(embedding, np.float64)
+        if vector.shape != (self._reader.dimension,):
+            raise InvalidInput(
+                f"an embedding has {self._reader.dimension} numbers, this one has {vector.size}", part="embedding"
+            )
+        with np.errstate(over="ignore"):  # a length beyond all numbers is refused below
+            length = float(np.linalg.norm(vector))
+        if not 0 < length < np.inf:
+            raise InvalidInput("an embedding has finite numbers that are not all zero", part="embedding")
+        probes = (vector / length).astype(np.float32)[None]
+        return self._search(gallery, (), probes, threshold, top_k, all_candidates)
+
+    def _search(
+        self,
+        gallery: str,
+        faces: tuple[AlignedFace, ...],
+        embeddings: NDArray[np.float32],
+        threshold: float | None,
+        top_k: int,
+        all_candidates: bool,
+    ) -> Identification:
+        found = self._store.gallery(normalise_gallery_name(gallery))
+        replica = self._replicas.of(found)
+        behind = replica.applied_revision < found.revision
+        with stage("replay"):
+            replica.catch_up(found.revision)
+        with stage("search"):
+            ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
+        if behind:  # rows may have been read after the gallery moved to another extractor
+            check_extractor(self._store.gallery(found.name), self._reader.extractor)
+        limit = self._thresholds.distance(found, threshold, replica.subjects)
+        with stage("name"):
+            named = self._name(found, ranked)
+        matches = []
+        for candidates in named:
+            best = decide(candidates, limit)
+            shown = candidates if all_candidates else [one for one in candidates if one.distance <= limit]
+            matches.append(Match(best, tuple(shown)))
+            DECISIONS_TOTAL.labels("unknown" if best is None else "identified").inc()
+        identified = [match.identity.subject for match in matches if match.identity]
+        counts = {"probes": len(matches), "identified": len(identified)}
+        self._store.journal.note(
+            Event("identify", found.name, tuple(sorted({subject.key for subject in identified})), counts)
+        )
+        self._retention.saw(found, identified)
+        return Identification(found, replica.subjects, limit, faces, tuple(matches))
+
+    def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> list[list[NamedCandidate]]:
+        """Give candidates their subjects; one that was erased a moment ago or whose time is over is left out."""
+        ids = {candidate.subject_id for candidates in ranked for candidate in candidates}
+        found = self._store.subjects_by_id(sorted(ids)) if ids else {}
+        subjects = {key: subject for key, subject in found.items() if not self._retention.is_due(gallery, subject)}
+        return [
+            [
+                NamedCandidate(subjects[candidate.subject_id], candidate.template_id, candidate.distance)
+                for candidate in candidates
+                if candidate.subject_id in subjects
+            ]
+            for candidates in ranked
+        ]

@@ -1,0 +1,148 @@
+"""The galleries that this process has an index of, and what follows when something in them was erased."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import structlog
+
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
+from app.gallery.extractor_check import check_extractor
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
+from app.gallery.names import normalise_gallery_name
+from app.gallery.records import Gallery
+from app.gallery.replica import GalleryReplica
+from app.gallery.store import GalleryStore
+from app.gallery.upkeep import Upkeep
+from model.errors import FacegalleryError
+
+_log = structlog.get_logger()
+
+
+class Replicas:
+    """One replica for each gallery, made on first use; every method may be called from any thread.
+
+    Args:
+        store: that has the galleries.
+        history: that replicas are loaded from and follow.
+        indexes: where their indexes come from.
+        extractor: identity of the extractor that runs; galleries of others get no replica.
+    """
+
+    def __init__(self, store: GalleryStore, history: GalleryHistory, indexes: IndexSource, *, extractor: str) -> None:
+        self._store = store
+        self._history = history
+        self._indexes = indexes
+        self._extractor = extractor
+        self._by_gallery: dict[int, GalleryReplica] = {}
+        self._lock = threading.Lock()
+        self._upkeep: Upkeep | None = None
+
+    def start(self, chore: Callable[[], None]) -> None:
+        """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all.
+
+        Args:
+            chore: done in the background at every look, each second or so.
+        """
+        self._upkeep = Upkeep(self.all, self._history, self._indexes, chores=[chore])
+        for gallery in self._store.galleries():
+            try:
+                self.of(gallery).catch_up(gallery.revision)
+            except FacegalleryError as error:
+                _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+        self._upkeep.start()
+
+    def stop(self) -> None:
+        """End the upkeep, with a last snapshot of what has changed."""
+        if self._upkeep is not None:
+            self._upkeep.stop()
+        for replica in self.all():
+            if replica.snapshots is not None:
+                replica.snapshots.resign()
+
+    def all(self) -> list[GalleryReplica]:
+        """Those that are there."""
+        with self._lock:
+            return list(self._by_gallery.values())
+
+    def of(self, gallery: Gallery) -> GalleryReplica:
+        """The gallery's replica, as it is.
+
+        Raises:
+            ExtractorMismatch: the gallery belongs to another extractor.
+        """
+        check_extractor(gallery, self._extractor)
+        with self._lock:
+            replica = self._by_gallery.get(gallery.id)
+            if replica is None:
+                replica = self._by_gallery[gallery.id] = GalleryReplica(
+                    gallery,
+                    self._history,
+                    partial(self._indexes.make, gallery),
+                    self._indexes.snapshots_of(gallery),
+                    tended=self._upkeep is not None,
+                )
+            return replica
+
+    def up_to_date(self, gallery: str) -> GalleryReplica:
+        """The replica of the gallery with that name, brought up to date.
+
+        Raises:
+            GalleryNotFound, ExtractorMismatch: as named.
+        """
+        found = self._store.gallery(normalise_gallery_name(gallery))
+        replica = self.of(found)
+        replica.catch_up(found.revision)
+        return replica
+
+    def drop(self, gallery: Gallery) -> None:
+        """Forget the replica of a gallery that was erased."""
+        with self._lock:
+            self._by_gallery.pop(gallery.id, None)
+
+    def lag(self) -> int:
+        """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
+        present = {gallery.id: gallery.revision for gallery in self._store.galleries()}
+        behind = [present.get(one.gallery_id, 0) - one.applied_revision for one in self.all()]
+        return max(0, *behind) if behind else 0
+
+    # -- after an erasure
+
+    def follow(self, gallery: Gallery) -> None:
+        """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one."""
+        with self._lock:
+            replica = self._by_gallery.get(gallery.id)
+        with suppress(GalleryNotFound, ExtractorMismatch):
+            present = self._store.gallery(gallery.name)
+            if replica is None and self._indexes.engine is not None:
+                replica = self.of(present)
+            if replica is not None and (replica.applied_revision >= 0 or self._indexes.engine is not None):
+                replica.catch_up(present.revision)
+
+    def erase_traces(self, gallery: Gallery, at_once: bool) -> int | None:
+        """Erase what this machine's snapshots of a gallery's index remember of what was erased.
+
+        Returns:
+            How many snapshots; None where it is left to the upkeep of the process that leads, within seconds.
+        """
+        if self._indexes.folder is None or self._indexes.engine is not None:
+            return 0
+        try:
+            present = self._store.gallery(gallery.name)
+            if present.id != gallery.id:
+                return 0
+            replica = self.of(present)
+        except GalleryNotFound:
+            return 0  # and its snapshots with it
+        except ExtractorMismatch:
+            self._indexes.erase_snapshots(gallery)
+            return 0
+        if replica.snapshots is None:
+            return 0
+        # A command has no upkeep: either it leads, or a service does.
+        if (at_once or self._upkeep is None) and replica.snapshots.lead():
+            return replica.erase_snapshots()
+        replica.snapshots.wish_erasure()
+        return None

@@ -1,0 +1,35 @@
+"""Galleries in SQL: made and measured; the caller has the transaction and keeps the journal."""
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.gallery.policy import ThresholdPolicy, policy_to_json
+from app.gallery.records import GallerySize
+from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
+
+
+def insert_gallery(session: Session, name: str, extractor: str, dimension: int, policy: ThresholdPolicy | None) -> bool:
+    """Insert the gallery unless it is there; two first uses at the same moment make one gallery.
+
+    Returns:
+        Whether it was inserted.
+    """
+    values = {
+        "name": name,
+        "extractor": extractor,
+        "dimension": dimension,
+        "revision": 0,
+        "policy": None if policy is None else policy_to_json(policy),
+        "created_at": now(),
+    }
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    statement = insert(GalleryRow).values(values).on_conflict_do_nothing(index_elements=["name"])
+    return session.scalar(statement.returning(GalleryRow.id)) is not None
+
+
+def measure_gallery(session: Session, gallery_id: int) -> GallerySize:
+    """Subjects and templates of a gallery."""
+    subjects = session.scalar(select(func.count()).where(SubjectRow.gallery_id == gallery_id))
+    templates = session.scalar(select(func.count()).where(TemplateRow.gallery_id == gallery_id))
+    return GallerySize(subjects or 0, templates or 0)
