@@ -3,9 +3,10 @@
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from app.gallery.consent import Terms, check_terms
+from app.gallery.consent import PrivacyRules, Terms, check_terms
 from app.gallery.enrolling import Enroller
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -21,8 +22,10 @@ from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
+from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
+_log = structlog.get_logger()
 
 
 class GalleryService:
@@ -96,10 +99,14 @@ class GalleryService:
 
     # -- galleries
 
-    def create_gallery(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
+    def create_gallery(self, name: str, policy: ThresholdPolicy | None, privacy: PrivacyRules | None = None) -> Gallery:
         """Make an empty gallery for this extractor."""
         return self.store.create_gallery(
-            normalise_gallery_name(name), extractor=self.extractor, dimension=self.reader.dimension, policy=policy
+            normalise_gallery_name(name),
+            extractor=self.extractor,
+            dimension=self.reader.dimension,
+            policy=policy,
+            privacy=privacy,
         )
 
     def describe(self, gallery: Gallery) -> tuple[GallerySize, ThresholdPolicy, float | None]:
@@ -111,11 +118,12 @@ class GalleryService:
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
-        gallery = self.store.gallery(normalise_gallery_name(name))
-        self.indexes.forget(gallery)  # first: what SQL has forgotten, nobody would look for in an engine
-        self.store.delete_gallery(gallery.name)
+        gallery = self.store.delete_gallery(normalise_gallery_name(name))
         self.replicas.drop(gallery)
-        self.indexes.erase_snapshots(gallery)  # one may have been written meanwhile
+        try:
+            self.indexes.forget(gallery)
+        except (FacegalleryError, OSError) as error:  # a sweep drops what an engine has
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
         self.forgetting.finish(gallery)
 
     # -- people

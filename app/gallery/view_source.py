@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import structlog
 
+from app.gallery.engines import EngineIndex
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SharedIndex, TemplateIndex
 from app.gallery.owners import TemplateOwners
@@ -65,19 +66,33 @@ class ViewSource:
         """The view with the changes up to a revision, and whether a rebuild is asked for among them.
 
         Raises:
-            Gap: changes in between were pruned.
+            Gap: changes in between were pruned, or an engine has dropped what the view searches.
         """
         changes = self._changes(view.revision, revision)
-        replay(view, changes)
-        if changes and isinstance(view.index, SharedIndex):
-            view.index.set_position(revision)
-        return View(view.index, view.owners, max(revision, view.revision)), asks_for_rebuild(changes)
+        rebuild, index = asks_for_rebuild(changes), view.index
+        if rebuild and isinstance(index, SharedIndex):
+            index = self._reopened()
+        followed = View(index, view.owners, max(revision, view.revision))
+        replay(followed, changes)
+        if changes and isinstance(index, SharedIndex):
+            index.set_position(revision)
+        return followed, rebuild
+
+    def _reopened(self) -> TemplateIndex:
+        """The index outside the process, opened anew: a gallery that leaves an extractor and comes back loses it.
+
+        Raises:
+            Gap: it must be filled before anybody is found in it.
+        """
+        index = self._make_index()
+        if isinstance(index, SharedIndex) and index.position() < 0:
+            raise Gap
+        return index
 
     def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool) -> View:
         """Owners from SQL, beside an index that other processes may have filled already.
 
-        Filling anew overwrites and never clears, as others are searching: what SQL no longer has stays in the engine
-        without an owner, and names nobody.
+        Filling anew overwrites and never clears, as others are searching; what SQL does not have is removed afterwards.
         """
         position = index.position()
         # Read after the position: only a database that was set back is behind it then.
@@ -94,6 +109,7 @@ class ViewSource:
             for block in self._history.template_blocks(self._id):
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self._name, templates=len(index))
+            self._remove_surplus(index)
             changes = []
         view = View(index, owners, revision)
         replay(view, changes)
@@ -103,6 +119,26 @@ class ViewSource:
             index.set_position(revision)
         _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
         return view
+
+    def _remove_surplus(self, index: SharedIndex) -> None:
+        """Remove what SQL does not have.
+
+        Only what SQL has committed is ever written to an engine, so what is there and then not in SQL was erased, or
+        undone by a backup. The latter may give an id away again at any moment; hence the second look.
+        """
+        if not isinstance(index, EngineIndex):
+            return
+        there = index.ids()
+        surplus = np.setdiff1d(there, self._owners().pairs()[0])
+        if not len(surplus):
+            return
+        index.remove(surplus)
+        back = np.intersect1d(surplus, self._owners().pairs()[0])
+        embeddings = self._history.embeddings(back, index.dimension)
+        opened = ~np.isnan(embeddings[:, 0])
+        if opened.any():
+            index.add(back[opened], embeddings[opened])
+        _log.warning("index.surplus_removed", gallery=self._name, templates=len(surplus) - len(back))
 
     def _owners(self) -> TemplateOwners:
         blocks = list(self._history.owner_blocks(self._id))
