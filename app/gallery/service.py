@@ -31,8 +31,8 @@ _log = structlog.get_logger()
 class GalleryService:
     """The one place where photos, galleries and decisions meet; every method may be called from any thread.
 
-    `enroll`, `identify`, `identify_embedding`, `verify` and `verify_subject` are those of its parts (see `enrolling`,
-    `identifying`, `verifying`); galleries and the people in them are administered here.
+    `enroll`, `admit`, `identify`, `identify_embedding`, `verify` and `verify_subject` are those of its parts (see
+    `enrolling`, `identifying`, `verifying`); galleries and the people in them are administered here.
     """
 
     def __init__(
@@ -57,7 +57,8 @@ class GalleryService:
         self.replicas = Replicas(store, history, indexes, extractor=reader.extractor)
         forgetting.connect(follow=self.replicas.follow, erase_traces=self.replicas.erase_traces)
         self._thresholds = thresholds = Thresholds(policy or DEFAULT_POLICY, reader.networks.extractor.card.thresholds)
-        self.enroll = Enroller(store, reader, forgetting=forgetting, retention=retention, keep_crops=keep_crops).enroll
+        enroller = Enroller(store, reader, forgetting=forgetting, retention=retention, keep_crops=keep_crops)
+        self.enroll, self.admit = enroller.enroll, enroller.admit
         identifier = Identifier(store, reader, self.replicas, retention=retention, thresholds=thresholds, rule=rule)
         self.identify, self.identify_embedding = identifier.identify, identifier.identify_embedding
         verifier = Verifier(store, reader, retention=retention, thresholds=thresholds, rule=rule)
