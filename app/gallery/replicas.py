@@ -138,6 +138,13 @@ class Replicas:
         for gallery in list(self._owed.values()):
             self.follow(gallery)
 
+    def settle_engine(self) -> None:
+        """Bring an engine up to date with every gallery, and have it drop what nobody needs, now."""
+        if self._leftovers is not None:
+            self._leftovers.sweep()
+            for gallery in self._store.galleries():
+                self.follow(gallery)
+
     def _follow(self, present: Gallery) -> None:
         with self._lock:
             replica = self._by_gallery.get(present.id)

@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.consistency import check_gallery, repair_gallery
+from app.gallery.database import open_engine
 from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
 from app.gallery.errors import Busy, DatabaseUnavailable
@@ -25,7 +26,6 @@ from app.gallery.vault import open_vault
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
 from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, identities, search
-from tests.databases import open_engine
 
 OpenEngine = Callable[[], IndexEngine]
 Templates = Callable[[int], list[NewTemplate]]
@@ -83,7 +83,7 @@ def held(store: GalleryStore, shared: IndexEngine, gallery: Gallery | None = Non
     for extractor in (EXTRACTOR, OTHER):
         one = Gallery(gallery.id, gallery.name, extractor, DIMENSION, 0, None, gallery.created_at)
         if storage_name(one) in names:
-            found[extractor] = shared.index(one).ids().tolist()  # type: ignore[attr-defined]
+            found[extractor] = shared.index(one).ids().tolist()
     assert len(found) == len(names)
     return found
 
@@ -216,7 +216,11 @@ def test_what_sql_does_not_have_is_removed_when_an_index_is_mended(
 
 
 def test_an_id_that_is_given_away_anew_while_surplus_is_removed_stays(
-    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path
+    store: GalleryStore,
+    open_shared: OpenEngine,
+    new_templates: Templates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared, templates = open_shared(), new_templates(2)
     process = Process(store, shared, tmp_path)
@@ -233,9 +237,9 @@ def test_an_id_that_is_given_away_anew_while_surplus_is_removed_stays(
             return int(super().remove(ids))
 
     index.__class__ = Meanwhile
-    shared.index = lambda _gallery: index  # type: ignore[method-assign]
+    monkeypatch.setattr(shared, "index", lambda _gallery: index)
     process.history.request_rebuild("people")
     replica.catch_up(store.gallery("people").revision)
-    assert index.ids().tolist() == [1, 2]  # type: ignore[attr-defined]
+    assert index.ids().tolist() == [1, 2]
     ((nearest,),) = search(replica, store, templates[1].embedding[None], top_k=1)
     assert nearest.distance < 1e-3
