@@ -23,7 +23,6 @@ from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows
-from app.gallery.engines import ENGINE_KINDS, EngineAddress, IndexEngine, open_index_engine
 from app.gallery.errors import StorageUnwritable
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -36,6 +35,7 @@ from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault
+from app.index_engine import engine_of
 from app.settings import Settings, split_list
 from app.telemetry import set_up_logging
 from app.vault import vault_beside
@@ -88,7 +88,7 @@ def open_service(settings: Settings) -> GalleryService:
 
 def _index_source(settings: Settings, vault: Vault) -> IndexSource:
     """Where indexes come from; their snapshots lie sealed on the disk, and open in memory alone."""
-    engine = _open_engine_of(settings)
+    engine = engine_of(settings)
     if engine is not None:
         _log.warning("index.not_sealed", index=settings.index, meaning="the engine keeps embeddings as they are")
     seal, folder = None, settings.snapshots_dir
@@ -109,20 +109,6 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
         engine=engine,
         seal=seal,
     )
-
-
-def _open_engine_of(settings: Settings) -> IndexEngine | None:
-    """The engine outside the process that keeps the vectors, where the settings name one."""
-    if settings.index not in ENGINE_KINDS:
-        return None
-    token = settings.milvus_token
-    address = EngineAddress(
-        settings.sqlalchemy_url,
-        milvus=settings.milvus_uri,
-        milvus_token=token.get_secret_value() if token else "",
-        timeout=settings.database_timeout,
-    )
-    return open_index_engine(settings.index, address)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

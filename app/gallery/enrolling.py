@@ -74,9 +74,8 @@ class Enroller:
             InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
-        terms = check_terms(terms or {}, self._retention.clock())
-        with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
-            self._check(self._store.gallery(gallery), subject, terms)
+        terms = terms or {}
+        self.admit(gallery, subject, terms)  # before any photo is worked on; the store looks again
         usable: list[tuple[Photo, AlignedFace]] = []
         refused = list(unread)
         with self._reader.worker():
@@ -118,8 +117,24 @@ class Enroller:
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
 
+    def admit(self, gallery: str, subject: str, terms: Terms) -> None:
+        """Refuse whom the store would refuse, and erase a subject of that key whose time is over.
+
+        Args:
+            gallery: normalised name; need not be there.
+            subject: normalised key.
+            terms: that the subject would be enrolled on.
+
+        Raises:
+            ConsentRequired: the gallery requires a consent, and there is no good one.
+            InvalidInput: the terms make no sense.
+            ExtractorMismatch: the gallery belongs to another extractor.
+        """
+        check_terms(terms, self._retention.clock())
+        with suppress(GalleryNotFound):
+            self._check(self._store.gallery(gallery), subject, terms)
+
     def _check(self, gallery: Gallery, subject: str, terms: Terms) -> None:
-        """Refuse what the store would refuse, and erase a subject of that key whose time is over."""
         check_extractor(gallery, self._reader.extractor)
         known: Subject | None = None
         with suppress(SubjectNotFound):

@@ -118,9 +118,13 @@ class Forgetting:
             _log.error("erasure.pending", what="key", reason=str(error))
         if not empty_log(self.engine):
             pending.append("database-log")
-        snapshots: int | None = 0
         try:
             self._follow(gallery)
+        except FacegalleryError as error:
+            pending.append("index")
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
+        snapshots: int | None = 0
+        try:
             snapshots = self._erase_traces(gallery, at_once)
             if snapshots is None:
                 pending.append("snapshots")
