@@ -139,7 +139,7 @@ def _apart(
 ) -> _Apart:
     """How some templates differ between SQL and the view as they are now."""
     ids = np.array(suspects, np.int64)
-    stored, owners = history.embeddings(ids, gallery.dimension), history.owners(suspects)
+    stored, owners = history.embeddings(ids, gallery.dimension), history.owners(gallery.id, suspects)
     opens = ~np.isnan(stored[:, 0])
     ids, stored = ids[opens], stored[opens]
     view = replica.view
@@ -149,7 +149,7 @@ def _apart(
     moved = ~missing & (
         view.owners.subjects_of(ids) != np.array([owners.get(one, UNKNOWN) for one in ids.tolist()], np.int64)
     )
-    in_sql = history.owners(surplus)
+    in_sql = history.owners(gallery.id, surplus)
     extra = np.array([one for one in surplus if one not in in_sql], np.int64)
     left = ~np.isnan(view.index.vectors(extra)[:, 0]) | (view.owners.subjects_of(extra) != UNKNOWN)
     return _Apart(*(frozenset(one.tolist()) for one in (ids[missing], extra[left], ids[moved], ids[changed])))

@@ -86,13 +86,14 @@ class GalleryHistory:
                     found[place[template_id]] = embedding
         return found
 
-    def owners(self, template_ids: Sequence[int]) -> dict[int, int]:
-        """The subjects of templates; one that is gone is left out."""
+    def owners(self, gallery_id: int, template_ids: Sequence[int]) -> dict[int, int]:
+        """The subjects of a gallery's templates; one that is gone, or another gallery's, is left out."""
         found: dict[int, int] = {}
         with self._sessions.reading() as session:
             for first in range(0, len(template_ids), _ASKED):
                 asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
-                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(asked))
+                own = TemplateRow.gallery_id == gallery_id
+                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(own, asked))
                 found |= dict(rows.all())
         return found
 
