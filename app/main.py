@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from app.access.caller import Caller, current_caller
 from app.access.opening import open_audit, open_gate
 from app.access.settings_watch import note_settings
 from app.api import enroll, faces, forget, galleries, health, identify, problems, subjects, templates, verify
@@ -22,7 +23,6 @@ from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows
-from app.gallery.engines import ENGINE_KINDS, EngineAddress, IndexEngine, open_index_engine
 from app.gallery.errors import StorageUnwritable
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -35,6 +35,7 @@ from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault
+from app.index_engine import engine_of
 from app.settings import Settings, split_list
 from app.telemetry import set_up_logging
 from app.vault import vault_beside
@@ -87,7 +88,7 @@ def open_service(settings: Settings) -> GalleryService:
 
 def _index_source(settings: Settings, vault: Vault) -> IndexSource:
     """Where indexes come from; their snapshots lie sealed on the disk, and open in memory alone."""
-    engine = _open_engine_of(settings)
+    engine = engine_of(settings)
     if engine is not None:
         _log.warning("index.not_sealed", index=settings.index, meaning="the engine keeps embeddings as they are")
     seal, folder = None, settings.snapshots_dir
@@ -110,20 +111,6 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
     )
 
 
-def _open_engine_of(settings: Settings) -> IndexEngine | None:
-    """The engine outside the process that keeps the vectors, where the settings name one."""
-    if settings.index not in ENGINE_KINDS:
-        return None
-    token = settings.milvus_token
-    address = EngineAddress(
-        settings.sqlalchemy_url,
-        milvus=settings.milvus_uri,
-        milvus_token=token.get_secret_value() if token else "",
-        timeout=settings.database_timeout,
-    )
-    return open_index_engine(settings.index, address)
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; the networks are loaded here, once, so that a damaged file stops the start."""
     settings = settings or Settings()
@@ -133,6 +120,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        current_caller.set(Caller("service"))  # for what the service does of itself, such as sweeps
         await to_thread.run_sync(note_settings, settings, service.store.engine, service.store.journal)
         if gate.keys is None:
             _log.warning("open", meaning="no key is asked for, on this machine alone; see FACEGALLERY_AUTHENTICATION")

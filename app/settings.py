@@ -1,5 +1,6 @@
 """The service's settings, from environment variables `FACEGALLERY_*` or a file `.env`."""
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -39,6 +40,9 @@ class Settings(BaseSettings):
         None,
         description="secret of at least 32 characters that keys are hashed and the audit log is sealed with; empty: "
         "the file `key-pepper` in `data_dir`, made on the first start",
+    )
+    audit_days: float | None = Field(
+        None, ge=1, description="days after which the service removes entries of the audit log; empty: never"
     )
     rate_limit: float | None = Field(
         None,
@@ -160,6 +164,16 @@ class Settings(BaseSettings):
                 raise ValueError(
                     f"{origin!r} is no origin; write a scheme and a host, such as https://desk.example.org"
                 )
+        return value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, value: str) -> str:
+        for proxy in split_list(value):
+            try:
+                ipaddress.ip_network(proxy)  # `*` is none: then every caller could choose the address it comes from
+            except ValueError as error:
+                raise ValueError(f"{proxy!r} is no address or network of a proxy ({error})") from error
         return value
 
     @model_validator(mode="after")

@@ -1,6 +1,6 @@
 """Send a service what means harm, many at a time, and watch its memory and its answers.
 
-    python benchmarks/hostile.py [--parallel 50] [--requests 200]
+    python benchmarks/hostile.py [--parallel 50] [--requests 200] [--only 16-bit]
 
 Rows for docs/security.md: what was sent, the statuses of the answers, the seconds until all had one, and the largest
 resident memory of the process beyond what it had before.
@@ -19,6 +19,8 @@ import httpx
 from PIL import Image
 from serving import running_service
 
+from tests.fuzz.hostile_images import png_of_16_bits
+
 MIB = 2**20
 
 
@@ -27,9 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parallel", type=int, default=50)
     parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--only", default="", help="kinds of upload with this in their name")
     arguments = parser.parse_args()
     print("| sent | answers | seconds | memory beyond the start (MiB) |\n| --- | --- | --- | --- |")
-    for name, photo in _photos().items():
+    for name, photo in ((name, photo) for name, photo in _photos().items() if arguments.only in name):
         with running_service() as url, httpx.Client(base_url=url, timeout=600) as client:
 
             def send(_number: int, client: httpx.Client = client, photo: bytes = photo) -> int:
@@ -49,10 +52,12 @@ def main() -> None:
 
 def _photos() -> dict[str, bytes]:
     photos = {}
-    for mode, form in (("RGB", "JPEG"), ("RGBA", "PNG"), ("I;16", "PNG")):
+    for mode, form, name in (("RGB", "JPEG", "RGB"), ("RGBA", "PNG", "RGBA"), ("I;16", "PNG", "16-bit grey")):
         file = BytesIO()
         Image.new(mode, (7000, 7000)).save(file, form)
-        photos[f"{mode} {form}, 49 million pixels in {len(file.getvalue()) // 1000} KB"] = file.getvalue()
+        photos[f"{name} {form}, 49 million pixels in {len(file.getvalue()) // 1000} KB"] = file.getvalue()
+    deep = png_of_16_bits(7000, 7000)
+    photos[f"16-bit RGBA PNG, 49 million pixels in {len(deep) // 1000} KB"] = deep
     photos["19 MiB that are no photo"] = bytes(19 * MIB)
     return photos
 

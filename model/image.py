@@ -1,5 +1,6 @@
 """From bytes to pixels: formats, limits, orientation, colours."""
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """The formats that are read, by Pillow's names; no other decoder is ever reached."""
 
 _FORMAT_LIST = "JPEG, PNG, WebP, BMP or GIF"
+MAX_SCANS = 64
+"""Scans of a JPEG file; programs that make them small use a dozen. Each runs over all pixels and may take 75 bytes."""
+
+_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)  # those that stand alone left out
+_SCAN, _END = 0xDA, 0xD9
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -93,11 +99,26 @@ def _read_header(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
             raise ImageTooLarge(
                 f"the photo has {width}×{height} = {width * height:,} pixels; send one of at most {limits.max_pixels:,}"
             )
+        if any(tile[0] == "bmp_rle" for tile in image.tile):  # Pillow decodes it run by run in Python: 20 MiB take 14 s
+            raise UnsupportedImage("the BMP file is run-length encoded; save it without, or as PNG")
+        if image.format in {"JPEG", "MPO"} and _has_more_scans(data, MAX_SCANS):
+            raise UnsupportedImage(f"the JPEG file has more than {MAX_SCANS} scans; save it anew, without them")
         try:
             orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception:  # a photo with unreadable EXIF data is still a photo
             orientation = 1
         return image, orientation if isinstance(orientation, int) else 1
+
+
+def _has_more_scans(data: bytes, most: int) -> bool:
+    """Whether a JPEG file has more than so many scans, before any is decoded."""
+    at, scans = 2, 0
+    while (found := _MARKER.search(data, at)) is not None and data[found.start() + 1] != _END:
+        scans += data[found.start() + 1] == _SCAN
+        if scans > most:
+            return True
+        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
+    return False
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -7,6 +7,9 @@ Entries are canonical JSON and carry their own number, so that a changed, remove
 chain at its place. The seal says how many there are, so that the last ones cannot be cut off either: the secret comes
 from the pepper, which is not in the database. What a database alone cannot show is its own return to an earlier state,
 seal and all; the head that somebody wrote down elsewhere shows that (`facegallery audit verify --expect`).
+
+Old entries may go: then the log begins behind a start, which is the last head of what went, with a seal of its own
+kind, so that no head that was ever sealed can be passed off as one. An entry says that it was done.
 """
 
 import hashlib
@@ -82,10 +85,10 @@ def is_sealed(secret: bytes, head: Head, given: bytes) -> bool:
 class ChainCheck:
     """Follows a log entry by entry and remembers where it breaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, start: Head) -> None:
         self.flaws: list[str] = []
-        self.head = Head(0, NO_HASH)
-        self.hash_at: dict[int, bytes] = {0: NO_HASH}
+        self.head = start
+        self.hash_at: dict[int, bytes] = {start.count: start.hash}
 
     def follow(self, number: int, action: str, entry: str, digest: bytes, *, remember: bool = False) -> None:
         """Check the next entry by its number; goes on behind a flaw, with the hash that stands there."""

@@ -5,14 +5,16 @@ Deeds that only look are handed to one thread that adds them in batches (`note`)
 wait for a disk; what a process had in hand for less than `DELAY` is lost where it is killed, and nothing else.
 """
 
+import json
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, delete, select
 from sqlalchemy import event as sqlalchemy_event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -25,6 +27,7 @@ from app.access.tables import AuditHeadRow, AuditRow
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
 from app.gallery.rows import Sessions
+from app.gallery.tables import now
 from model.errors import FacegalleryError
 
 DELAY = 0.2  # seconds that a noted entry waits for others
@@ -32,17 +35,38 @@ _QUEUED = 10_000  # entries in hand before deeds that only look are refused
 _BATCH = 500
 _RETRY = 1.0  # seconds
 _BLOCK = 1000  # rows of one read
+_HEAD, _START = 1, 2  # rows of the table of heads
+_PRUNE_EVERY = 3600.0  # seconds
 _log = structlog.get_logger()
 
 
 class AuditLog:
-    """The audit log of a database, as a `Journal`; safe to call from many threads and many processes."""
+    """The audit log of a database, as a `Journal`; safe to call from many threads and many processes.
 
-    def __init__(self, engine: Engine, pepper: Pepper, *, patience: float = 5.0) -> None:
+    Args:
+        engine: of the database.
+        pepper: seals the head.
+        patience: seconds that `flush` and `close` wait.
+        keep_days: days after which `tidy` removes entries; None: never.
+        clock: tells the present moment, for `keep_days`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        pepper: Pepper,
+        *,
+        patience: float = 5.0,
+        keep_days: float | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
         self._sessions = Sessions(engine)
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         self._secret = pepper.derive("audit-head")
+        self._start_secret = pepper.derive("audit-start")
         self._patience = patience
+        self._keep_days, self._clock = keep_days, clock
+        self._next_pruning = time.monotonic()
         self._seen = 0
         self._noted: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED)
         self._stopping = threading.Event()  # what is noted is added at once
@@ -95,6 +119,45 @@ class AuditLog:
                 self._noted.put(None)
             self._thread.join(timeout=1 + self._patience)
 
+    # -- removing
+
+    def prune(self, before: datetime) -> int:
+        """Remove the entries from before a moment, oldest first up to the first later one; answers how many.
+
+        The log begins behind a sealed start then, so that it can still be checked, and an entry says so. The last entry
+        stays in any case.
+
+        Raises:
+            AuditBroken: the log's head or start is not the one that was sealed.
+        """
+        with self._sessions.writing() as session:
+            row = session.scalar(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update())
+            end, start = self._checked(row, session), self._start(session)
+            cut = start
+            columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash).where(AuditRow.number < end.count)
+            with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=_BLOCK)) as rows:
+                for number, entry, digest in rows:
+                    if datetime.fromisoformat(json.loads(entry)["at"]) >= before:
+                        break
+                    cut = Head(number, digest)
+            if cut == start:
+                return 0
+            session.execute(delete(AuditRow).where(AuditRow.number <= cut.count))
+            session.execute(delete(AuditHeadRow).where(AuditHeadRow.id == _START))
+            sealed = seal(self._start_secret, cut)
+            session.add(AuditHeadRow(id=_START, count=cut.count, hash=cut.hash, seal=sealed))
+            details = {"before": before.isoformat(), "entries": cut.count - start.count, "start": str(cut)}
+            self._append(session, [draft(Event("prune-audit", details=details), present_caller())])
+            return cut.count - start.count
+
+    def tidy(self) -> None:
+        """Remove entries past `keep_days`, once an hour; of processes that do so at once the second finds nothing."""
+        if self._keep_days is None or time.monotonic() < self._next_pruning:
+            return
+        self._next_pruning = time.monotonic() + _PRUNE_EVERY
+        if pruned := self.prune(self._clock() - timedelta(days=self._keep_days)):
+            _log.info("audit.pruned", entries=pruned)
+
     # -- reading
 
     def head(self) -> Head:
@@ -104,12 +167,14 @@ class AuditLog:
             AuditBroken: the seal is not that head's.
         """
         with self._sessions.reading() as session:
-            return self._checked(session.get(AuditHeadRow, 1), session)
+            return self._checked(session.get(AuditHeadRow, _HEAD), session)
 
-    def entries(self, *, after: int = 0) -> Iterator[str]:
-        """All entries behind a number as lines of JSON, each with its hash."""
+    def entries(self, *, after: int = 0, before: datetime | None = None) -> Iterator[str]:
+        """Entries behind a number, up to the first that is not before a moment, as lines of JSON with their hashes."""
         for block in self._blocks(after):
             for row in block:
+                if before is not None and datetime.fromisoformat(json.loads(row.entry)["at"]) >= before:
+                    return
                 yield f'{{"hash":"{row.hash.hex()}","entry":{row.entry}}}'
 
     def last(self, action: str) -> str | None:
@@ -122,12 +187,19 @@ class AuditLog:
         """Follow the whole chain and compare its end with the sealed head; may run while entries are added.
 
         Args:
-            expected: a head that was written down earlier; the log must still contain it.
+            expected: a head that was written down earlier; the log must still contain it, or begin with it.
         """
-        with self._sessions.reading() as session:
-            row = session.get(AuditHeadRow, 1)
-            sealed = None if row is None else (Head(row.count, row.hash), row.seal)
-        check, at_head = ChainCheck(), NO_HASH
+        while True:
+            start, report = self._verify(expected)
+            if start == self._stored(_START):  # else it was pruned meanwhile
+                return report
+
+    def _verify(self, expected: Head | None) -> tuple[tuple[Head, bytes] | None, AuditReport]:
+        start, sealed = self._stored(_START), self._stored(_HEAD)
+        first = Head(0, NO_HASH) if start is None else start[0]
+        check, at_head = ChainCheck(first), NO_HASH
+        if start is not None and not is_sealed(self._start_secret, *start):
+            check.flaws.append("the start was changed, or another pepper sealed it")
         for block in self._blocks(0):
             for entry in block:
                 wanted = expected is not None and entry.number == expected.count
@@ -146,19 +218,21 @@ class AuditLog:
             flaws.append("the last entry is not the one that was sealed")
         if sealed is not None and check.head.count > sealed[0].count and self._count() < check.head.count:
             flaws.append("there are entries behind the head")
-        if expected is not None and check.hash_at.get(expected.count) != expected.hash:
+        if expected is not None and expected.count < first.count:
+            flaws.append(f"entry {expected.count} was pruned; what was written down of it cannot be checked any more")
+        elif expected is not None and check.hash_at.get(expected.count) != expected.hash:
             flaws.append(f"entry {expected.count} is not the one that was written down")
-        return AuditReport(check.head, tuple(flaws))
+        return start, AuditReport(check.head, tuple(flaws))
 
     # -- inside
 
     def _append(self, session: Session, entries: Sequence[dict[str, Any]]) -> None:
         first = Head(0, NO_HASH)
-        values = {"id": 1, "count": 0, "hash": NO_HASH, "seal": seal(self._secret, first)}
-        row = session.scalar(select(AuditHeadRow).filter_by(id=1).with_for_update())
+        values = {"id": _HEAD, "count": 0, "hash": NO_HASH, "seal": seal(self._secret, first)}
+        row = session.scalar(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update())
         if row is None:
             session.execute(self._insert(AuditHeadRow).values(values).on_conflict_do_nothing(index_elements=["id"]))
-            row = session.scalars(select(AuditHeadRow).filter_by(id=1).with_for_update()).one()
+            row = session.scalars(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update()).one()
             if row.count == 0 and session.scalar(select(AuditRow.number).limit(1)) is not None:
                 raise AuditBroken("the audit log has entries, but its head is missing; see `facegallery audit verify`")
         head = self._checked(row, session)
@@ -190,9 +264,23 @@ class AuditLog:
             )
         return head
 
-    def _count(self) -> int:
+    def _start(self, session: Session) -> Head:
+        row = session.get(AuditHeadRow, _START)
+        if row is None:
+            return Head(0, NO_HASH)
+        start = Head(row.count, row.hash)
+        if not is_sealed(self._start_secret, start, row.seal):
+            raise AuditBroken("the audit log's start was changed; see `facegallery audit verify`")
+        return start
+
+    def _stored(self, row_id: int) -> tuple[Head, bytes] | None:
         with self._sessions.reading() as session:
-            return session.scalar(select(AuditHeadRow.count).filter_by(id=1)) or 0
+            row = session.get(AuditHeadRow, row_id)
+            return None if row is None else (Head(row.count, row.hash), row.seal)
+
+    def _count(self) -> int:
+        found = self._stored(_HEAD)
+        return 0 if found is None else found[0].count
 
     def _blocks(self, after: int) -> Iterator[Sequence[AuditRow]]:
         while True:

@@ -14,7 +14,8 @@ class Caller:
     """Who calls, and what they may do.
 
     Args:
-        by: id of the key; `open` where no key is asked for; `cli:` and the account for the command line.
+        by: id of the key; `open` where no key is asked for; `cli:` and the account for the command line; `service` for
+            what the service does of itself.
         scopes: what the caller may do.
         galleries: the only galleries for the caller; None: all.
         address: address of the caller; None for the command line.

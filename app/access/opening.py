@@ -25,7 +25,7 @@ def settings_pepper(settings: Settings) -> Pepper:
 
 def open_audit(settings: Settings, engine: Engine) -> AuditLog:
     """The audit log of the database."""
-    return AuditLog(engine, settings_pepper(settings))
+    return AuditLog(engine, settings_pepper(settings), keep_days=settings.audit_days)
 
 
 def open_keys(settings: Settings, engine: Engine, journal: Journal) -> KeyStore:

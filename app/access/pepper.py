@@ -67,7 +67,7 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
 
 def _make(path: Path) -> None:
     """Write the file beside its place and link it there whole: of two first starts one wins and both read the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

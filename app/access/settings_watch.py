@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import Engine, make_url
@@ -13,7 +14,8 @@ from app.gallery.rows import Sessions
 from app.settings import Settings
 
 _log = structlog.get_logger()
-_SECRET = {"key_pepper", "database_url"}
+_SECRET = {"key_pepper", "master_key", "milvus_token"}  # of these, whether they are set
+_ADDRESSES = {"database_url", "vault_url", "milvus_uri"}  # without their passwords
 
 
 def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
@@ -38,10 +40,22 @@ def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
 
 
 def described(settings: Settings) -> dict[str, Any]:
-    """The settings as JSON, without secrets: of the pepper whether it is set, of the database no password."""
-    shown: dict[str, Any] = settings.model_dump(mode="json", exclude=_SECRET | {"threshold_policy"})
-    return shown | {
-        "threshold_policy": None if settings.threshold_policy is None else repr(settings.threshold_policy),
-        "key_pepper": settings.key_pepper is not None,
-        "database": make_url(settings.sqlalchemy_url).render_as_string(hide_password=True),
-    }
+    """The settings as JSON, without secrets: of those whether they are set, of addresses no password."""
+    shown: dict[str, Any] = settings.model_dump(mode="json", exclude=_SECRET | _ADDRESSES | {"threshold_policy"})
+    return (
+        shown
+        | {name: getattr(settings, name) is not None for name in _SECRET}
+        | {
+            "threshold_policy": None if settings.threshold_policy is None else repr(settings.threshold_policy),
+            "database": _without_password(settings.sqlalchemy_url),
+            "vault": _without_password(settings.sqlalchemy_vault_url),
+            "milvus": urlsplit(settings.milvus_uri)._replace(query="").geturl().rpartition("@")[2],
+        }
+    )
+
+
+def _without_password(address: str) -> str:
+    """A database's address; drivers take a password in the query, too."""
+    url = make_url(address)
+    kept = {name: value for name, value in url.query.items() if "pass" not in name.lower()}
+    return url.set(query=kept).render_as_string(hide_password=True)

@@ -19,7 +19,7 @@ from model.errors import FacegalleryError
 
 WITHOUT_KEY = frozenset({"/healthz", "/readyz"})
 _KEY_NAMES = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "bearer", "token"})
-_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
 
 class Authentication:
@@ -63,7 +63,7 @@ class Authentication:
 
     async def _admit(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)
-        _refuse_key_in_address(scope["query_string"].decode("latin-1"))
+        _refuse_key_in_address(scope["path"], scope["query_string"].decode("latin-1"))
         if self._gate.is_open:
             self._refuse_others(scope, headers)
         given = headers.getlist("authorization")
@@ -96,10 +96,10 @@ class Authentication:
                 "or to open if the proxy asks for them"
             )
         host = headers.get("host", "")
-        if not self._behind_proxy and not _stays_here(urlsplit(f"//{host}").hostname or ""):
+        if not self._behind_proxy and not _stays_here(_host_of(host)):
             raise Forbidden("without keys the service answers to localhost and 127.0.0.1 only", part="Host")
         origin = headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if origin is not None and origin not in self._origins and origin.partition("://")[2] != host:
             raise Forbidden("pages of other origins may not call a service that asks for no key", part="Origin")
 
 
@@ -111,10 +111,20 @@ def _stays_here(host: str) -> bool:
         return "." not in host.removesuffix(".localhost")
 
 
-def _refuse_key_in_address(query: str) -> None:
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name.lower() in _KEY_NAMES or KEY_FORM.search(value) or KEY_FORM.search(name):
-            raise KeyInAddress(
-                "addresses end up in logs and histories: a key that was sent in one should be revoked; send it in the "
-                "header `Authorization: Bearer`"
-            )
+def _host_of(host: str) -> str:
+    """The name in a header `Host`, without the port; of what is no host a name that is not this machine."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # a bracket without its twin
+        return "not.a.host"
+
+
+def _refuse_key_in_address(path: str, query: str) -> None:
+    fields = parse_qsl(query, keep_blank_values=True)
+    if any(name.lower() in _KEY_NAMES for name, _ in fields) or any(
+        KEY_FORM.search(text) for text in (path, *(text for field in fields for text in field))
+    ):
+        raise KeyInAddress(
+            "addresses end up in logs and histories: a key that was sent in one should be revoked; send it in the "
+            "header `Authorization: Bearer`"
+        )

@@ -8,6 +8,7 @@ from app.api.dependencies import GalleryPath, Service
 from app.api.problems import error_responses
 from app.api.schemas.galleries import Galleries, GalleryBody, GalleryChange, GalleryCreation
 from app.api.schemas.thresholds import policy_from_body
+from app.gallery.consent import NO_RULES
 from app.gallery.errors import GalleryExists, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
 from app.gallery.names import normalise_gallery_name
 from app.gallery.records import Gallery
@@ -37,10 +38,8 @@ def list_galleries(caller: CallerHere, service: Service) -> Galleries:
 def create_gallery(caller: CallerHere, service: Service, body: GalleryCreation) -> GalleryBody:
     """Make an empty gallery, with its own threshold policy and rules of consent and retention if they are given."""
     caller.require_gallery(body.name)
-    made = service.create_gallery(body.name, policy_from_body(body.policy))
-    if body.sets_privacy:
-        made = service.store.set_privacy(made.name, body.rules(made.privacy))
-    return _body(service, made)
+    rules = body.rules(NO_RULES) if body.sets_privacy else None
+    return _body(service, service.create_gallery(body.name, policy_from_body(body.policy), rules))
 
 
 @router.get(

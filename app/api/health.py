@@ -8,8 +8,9 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
+from app.access.errors import Forbidden
 from app.access.keys import Scope
-from app.api.authorisation import needs
+from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import Service
 from app.api.problems import PROBLEM_TYPES, TYPE_PREFIX, error_responses, not_ready_response, problem
 from app.api.schemas.health import Alive, Ready
@@ -51,8 +52,10 @@ async def readyz(service: Service) -> Ready | JSONResponse:
         **error_responses(),
     },
 )
-async def metrics() -> Response:
-    """Counters and histograms in Prometheus' text format."""
+async def metrics(caller: CallerHere) -> Response:
+    """Counters and histograms in Prometheus' text format, of all galleries together: for keys without a limit."""
+    if caller.galleries is not None:
+        raise Forbidden("metrics are of all galleries; this key is for some", part="gallery")
     return Response(exposition(), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.access.keys import Scope
-from app.api.authorisation import needs
+from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import Cursor, GalleryPath, Limit, Service, SubjectPath
 from app.api.problems import error_responses
 from app.api.schemas.subjects import SubjectBody, SubjectChange, SubjectPage
@@ -49,12 +49,15 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
     dependencies=[needs(Scope.ENROLL)],
     responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, ConsentRequired, StorageUnwritable),
 )
-def change_subject(service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange) -> SubjectBody:
+def change_subject(
+    caller: CallerHere, service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange
+) -> SubjectBody:
     """Give a person another key, metadata, consent or expiry (null takes one of the latter two away).
 
-    Or merge them into another subject, which is answered.
+    Or merge them into another subject, which is answered; as this erases the first, it needs the scope `delete`, too.
     """
     if body.merge_into is not None:
+        caller.require(Scope.DELETE, to="merge_into")
         if body.model_fields_set - {"merge_into"}:
             raise InvalidInput("merge_into stands alone", part="merge_into")
         return SubjectBody.of(service.merge_subjects(gallery, subject, body.merge_into))

@@ -1,9 +1,12 @@
 """`facegallery audit`: verify, export."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +16,7 @@ from app.access.audit_log import AuditLog
 from app.access.opening import open_audit
 from app.commands.options import Exit, JsonOption, complain
 from app.gallery.database import open_engine
+from app.gallery.errors import StorageUnwritable
 from app.gallery.migrations import check_schema
 from app.settings import Settings
 
@@ -52,6 +56,32 @@ def export_audit(
         for line in audit.entries(after=after):
             if subject is None or subject in json.loads(line)["entry"]["subjects"]:
                 print(line)
+
+
+@audit_cli.command("prune")
+def prune_audit(
+    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Moment in UTC.")],
+    archive: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="New file that gets the entries first, as `export` prints them.")
+    ] = None,
+) -> None:
+    """Remove the entries from before a moment; the log can still be checked, and says that this was done."""
+    moment = min(before.replace(tzinfo=UTC), datetime.now(UTC))  # what comes meanwhile stays
+    with _opened_audit() as audit:
+        if archive is not None:
+            _write_lines(archive, audit.entries(before=moment))
+        print(f"{audit.prune(moment)} entries removed")
+
+
+def _write_lines(file: Path, lines: Iterator[str]) -> None:
+    """Write lines into a new file, for its owner alone."""
+    try:
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as writer:
+            writer.writelines(f"{line}\n" for line in lines)
+            writer.flush()
+            os.fsync(writer.fileno())
+    except OSError as error:
+        raise StorageUnwritable(f"{file} cannot be written: {error.strerror}; nothing was removed") from error
 
 
 @contextmanager

@@ -77,6 +77,7 @@ def _import_photos(source: Path, gallery: str | None, largest: bool) -> tuple[st
             max_bytes=settings.max_image_bytes,
             face="largest" if largest else "single",
             keep_crops=settings.keep_crops,
+            admit=service.admit,
         )
         with shown_progress("importing photos", len(people.photos)) as progress:
             return name, job.run(people, progress)

@@ -8,15 +8,17 @@ import typer
 
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.progress import shown_progress
+from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.names import normalise_gallery_name
 from app.gallery.policy import FixedDistance
 from app.gallery.reembedding import Move, move_back, move_gallery, previous_extractor
 from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.service import DEFAULT_GALLERY
 from app.gallery.store import GalleryStore
+from app.index_engine import engine_of
 from app.settings import Settings
 from model.card import read_card
-from model.errors import ModelFileError
+from model.errors import FacegalleryError, ModelFileError
 from model.extractor import Extractor
 from model.pipeline import WEIGHTS
 
@@ -46,12 +48,15 @@ def reembed_command(
     with opened_store() as store:
         if discard:
             erased = ReembeddingStore(store.engine).discard(store.gallery(name))
+            _drop_left(store, name)
             print(json.dumps({"gallery": name, "erased": erased}) if as_json else f"{erased} old embeddings erased")
             return
         if back:
             move = move_back(store, name, _find(previous_extractor(store, name)), without_missing=without_missing)
         else:
             move = _move(store, name, _load(extractor or ""), without_missing)
+        if move.state == "moved":
+            _drop_left(store, name)
     _tell(move, as_json)
     raise typer.Exit(Exit.PARTLY if move.incomplete else Exit.DONE)
 
@@ -60,6 +65,22 @@ def _move(store: GalleryStore, name: str, extractor: Extractor, without_missing:
     total = ReembeddingStore(store.engine).count_missing(store.gallery(name), extractor.card.identity)
     with shown_progress("embedding", total) as progress:
         return move_gallery(store, name, extractor, without_missing=without_missing, progress=progress)
+
+
+def _drop_left(store: GalleryStore, name: str) -> None:
+    """Have the engine, where there is one, drop the index of the extractor that the gallery has left."""
+    try:
+        engine = engine_of(Settings())
+        if engine is None:
+            return
+        try:
+            EngineLeftovers(store.engine, engine).drop_left(name)
+        finally:
+            engine.close()
+    except FacegalleryError as error:
+        complain(
+            f"the engine keeps the index of the other extractor for now ({error}); the service drops it", style="yellow"
+        )
 
 
 def _load(name: str) -> Extractor:

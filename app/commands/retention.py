@@ -21,6 +21,7 @@ def sweep_command(
             expired, came_back = service.retention.due(), 0
         else:
             sweep = service.retention.sweep()
+            service.replicas.settle_engine()
             expired, came_back = sweep.expired, sweep.came_back
     if as_json:
         print(json.dumps({"expired": expired, "came_back": came_back}, ensure_ascii=False))

@@ -45,7 +45,7 @@ def serve_command(
         # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
-    guarded = guarded_protocol(header_timeout=settings.header_timeout, max_header_bytes=settings.max_header_bytes)
+    guarded = guarded_protocol(settings)
     proxies = split_list(settings.trusted_proxies)
     uvicorn.run(
         # One process is given the application, so that what stops its start is told in one line.

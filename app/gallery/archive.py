@@ -80,7 +80,7 @@ def _write_members(
         TEMPLATES: _write(container, TEMPLATES, lines),
     }
     if subject is not None:
-        old = map(old_embedding_to_line, snapshot.old_embeddings())
+        old = map(old_embedding_to_line, snapshot.old_embeddings(crops=crops))
         members[OLD_EMBEDDINGS] = _write(container, OLD_EMBEDDINGS, old)
         members[AUDIT] = _write(container, AUDIT, map(audit_to_line, audit))
     manifest = Manifest(

@@ -59,11 +59,20 @@ def import_archive(
             f"{manifest.templates - manifest.crops} of {manifest.templates} templates come without a crop to make new "
             f"ones from; run with FACEGALLERY_EXTRACTOR={name} as it was then, or import the photos"
         )
+    if not anew and manifest.dimension != extractor.dimension:
+        raise ArchiveDamaged(
+            f"the archive says that embeddings of {identity} have {manifest.dimension} numbers; they have "
+            f"{extractor.dimension}"
+        )
     archive.verify()
     with suppress(GalleryExists):
-        store.create_gallery(gallery, extractor=identity, dimension=extractor.dimension, policy=manifest.policy)
-        if manifest.privacy != NO_RULES:
-            store.set_privacy(gallery, manifest.privacy)
+        store.create_gallery(
+            gallery,
+            extractor=identity,
+            dimension=extractor.dimension,
+            policy=manifest.policy,
+            privacy=None if manifest.privacy == NO_RULES else manifest.privacy,
+        )
     stored = Stored()
     for subjects in _groups(archive.subjects()):
         if anew:

@@ -98,14 +98,15 @@ def template_from_line(line: bytes, dimension: int) -> tuple[str, PortableTempla
 
 def old_embedding_to_line(old: OldEmbedding) -> bytes:
     """An embedding of another extractor as a line."""
-    return _line(
-        {
-            "subject": old.subject,
-            "extractor": old.extractor,
-            "crop_sha256": old.crop_sha256,
-            "embedding": base64.b64encode(old.embedding.astype(EMBEDDING).tobytes()).decode(),
-        }
-    )
+    values = {
+        "subject": old.subject,
+        "extractor": old.extractor,
+        "crop_sha256": old.crop_sha256,
+        "embedding": base64.b64encode(old.embedding.astype(EMBEDDING).tobytes()).decode(),
+    }
+    if old.crop is not None:
+        values["crop"] = base64.b64encode(old.crop).decode()
+    return _line(values)
 
 
 def audit_to_line(entry: str) -> bytes:

@@ -117,7 +117,14 @@ def expiry(
     """The moment from which a subject is erased: the earliest of its own, its consent's and the gallery's."""
     moments = [expires_at, consent.expires_at if consent else None]
     if rules.keep_days is not None:
-        moments.append(created_at + timedelta(days=rules.keep_days))
+        moments.append(_after(created_at, rules.keep_days))
     if rules.unseen_days is not None:
-        moments.append(max(created_at, seen_at or created_at) + timedelta(days=rules.unseen_days))
+        moments.append(_after(max(created_at, seen_at or created_at), rules.unseen_days))
     return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _after(moment: datetime, days: int) -> datetime:
+    try:
+        return moment + timedelta(days=days)
+    except OverflowError:  # an archive may say that somebody was enrolled in the year 9999
+        return datetime.max.replace(tzinfo=UTC)

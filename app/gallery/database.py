@@ -24,6 +24,8 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         synchronous: SQLite's pragma: whether a commit waits for the disk.
         immediate: SQLite: whether every transaction begins as a writer.
 
+    An error's text, which ends up in logs, holds no values: they are names, metadata, templates.
+
     SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced, what is deleted is overwritten. A
     transaction begins deferred, or immediate where the connection carries the execution option `immediate`, so that a
     writer never has to upgrade.
@@ -35,6 +37,7 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         seconds = max(1, round(timeout))
         return create_engine(
             url,
+            hide_parameters=True,
             pool_pre_ping=True,
             pool_timeout=timeout,
             pool_size=10,
@@ -42,8 +45,15 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
             connect_args={"connect_timeout": seconds},
         )
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_timeout=timeout, pool_size=10, max_overflow=40, connect_args={"timeout": timeout})
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        pool_timeout=timeout,
+        pool_size=10,
+        max_overflow=40,
+        connect_args={"timeout": timeout},
+    )
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:

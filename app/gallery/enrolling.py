@@ -10,7 +10,6 @@ from app.gallery.crops import encode_crop
 from app.gallery.deadline import check_deadline
 from app.gallery.errors import GalleryNotFound, PhotosRefused, RefusedPhoto, SubjectNotFound, TimedOut
 from app.gallery.extractor_check import check_extractor
-from app.gallery.forgetting import Forgetting
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
@@ -36,8 +35,7 @@ class Enroller:
     Args:
         store: gets the templates.
         reader: reads faces out of photos.
-        forgetting: erases a subject whose time is over and that is enrolled again.
-        retention: tells whose time is over.
+        retention: tells whose time is over, and erases a subject of those that is enrolled again.
         keep_crops: keep the crops of enrolled faces.
     """
 
@@ -46,13 +44,11 @@ class Enroller:
         store: GalleryStore,
         reader: PhotoReader,
         *,
-        forgetting: Forgetting,
         retention: Retention,
         keep_crops: bool,
     ) -> None:
         self._store = store
         self._reader = reader
-        self._forgetting = forgetting
         self._retention = retention
         self._keep_crops = keep_crops
 
@@ -78,9 +74,8 @@ class Enroller:
             InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
         gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
-        terms = check_terms(terms or {}, self._retention.clock())
-        with suppress(GalleryNotFound):  # refused before any photo is worked on; the store looks again
-            self._check(self._store.gallery(gallery), subject, terms)
+        terms = terms or {}
+        self.admit(gallery, subject, terms)  # before any photo is worked on; the store looks again
         usable: list[tuple[Photo, AlignedFace]] = []
         refused = list(unread)
         with self._reader.worker():
@@ -122,13 +117,30 @@ class Enroller:
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
 
+    def admit(self, gallery: str, subject: str, terms: Terms) -> None:
+        """Refuse whom the store would refuse, and erase a subject of that key whose time is over.
+
+        Args:
+            gallery: normalised name; need not be there.
+            subject: normalised key.
+            terms: that the subject would be enrolled on.
+
+        Raises:
+            ConsentRequired: the gallery requires a consent, and there is no good one.
+            InvalidInput: the terms make no sense.
+            ExtractorMismatch: the gallery belongs to another extractor.
+        """
+        check_terms(terms, self._retention.clock())
+        with suppress(GalleryNotFound):
+            self._check(self._store.gallery(gallery), subject, terms)
+
     def _check(self, gallery: Gallery, subject: str, terms: Terms) -> None:
-        """Refuse what the store would refuse, and erase a subject of that key whose time is over."""
         check_extractor(gallery, self._reader.extractor)
         known: Subject | None = None
         with suppress(SubjectNotFound):
             known = self._store.subject(gallery.name, subject)
             if self._retention.is_due(gallery, known):
-                self._forgetting.erase(gallery.name, subject)
+                self._retention.erase_if_due(gallery, known.id)
                 known = None
+                known = self._store.subject(gallery.name, subject)  # enrolled anew or prolonged by another request
         check_consent(gallery.privacy, terms, known.consent if known else None, self._retention.clock())

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, null, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import consent_from_json
@@ -107,21 +107,31 @@ class GallerySnapshot:
                         )
             self._session.expunge_all()
 
-    def old_embeddings(self) -> Iterator[OldEmbedding]:
-        """Embeddings of other extractors: spare ones, and those of templates that were set aside."""
+    def old_embeddings(self, *, crops: bool) -> Iterator[OldEmbedding]:
+        """Embeddings of other extractors: spare ones, and those of templates that were set aside, with their crops."""
         mine = SubjectRow.gallery_id == self.gallery.id
         if self._only is not None:
             mine = mine & (SubjectRow.id == self._only)
         spare = (
             select(
-                SubjectRow.key, SpareEmbeddingRow.extractor, *sealed_columns(TemplateRow), SpareEmbeddingRow.embedding
+                SubjectRow.key,
+                SpareEmbeddingRow.extractor,
+                *sealed_columns(TemplateRow),
+                SpareEmbeddingRow.embedding,
+                null().label("crop"),
             )
             .join_from(SpareEmbeddingRow, TemplateRow, TemplateRow.id == SpareEmbeddingRow.template_id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .order_by(TemplateRow.id)
         )
         aside = (
-            select(SubjectRow.key, SetAsideRow.extractor, *sealed_columns(SetAsideRow), SetAsideRow.embedding)
+            select(
+                SubjectRow.key,
+                SetAsideRow.extractor,
+                *sealed_columns(SetAsideRow),
+                SetAsideRow.embedding,
+                SetAsideRow.crop if crops else null().label("crop"),
+            )
             .join_from(SetAsideRow, SubjectRow, SubjectRow.id == SetAsideRow.subject_id)
             .order_by(SetAsideRow.id)
         )
@@ -129,9 +139,15 @@ class GallerySnapshot:
             found = self._session.execute(query.where(mine).execution_options(yield_per=_ROWS))
             for block in found.partitions():
                 values = self._opened(SealedRow(row.key_id, template_identity(row), row.embedding) for row in block)
-                for row, value in zip(block, values, strict=True):
+                there = [at for at, row in enumerate(block) if row.crop is not None]
+                images = self._opened(
+                    SealedRow(block[at].key_id, crop_identity(block[at]), block[at].crop) for at in there
+                )
+                image_at = dict(zip(there, images, strict=True))
+                for at, (row, value) in enumerate(zip(block, values, strict=True)):
                     if value is not None:
-                        yield OldEmbedding(row.key, row.extractor, row.crop_sha256, np.frombuffer(value, EMBEDDING))
+                        embedding = np.frombuffer(value, EMBEDDING)
+                        yield OldEmbedding(row.key, row.extractor, row.crop_sha256, embedding, image_at.get(at))
 
     def _opened(self, rows: Iterable[SealedRow]) -> list[bytes | None]:
         """The values of rows; None, counted and logged, for one that does not open."""

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, aliased
 from app.gallery.encryption import Flaw, RowSeals, SealedRow
 from app.gallery.errors import MoveRefused
 from app.gallery.rows import EMBEDDING, record_changes, sealed_columns, template_identity
-from app.gallery.tables import GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
+from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 
 _LOOKED_AT = 100  # rows of one read
 
@@ -28,8 +28,8 @@ def exchange_embeddings(
 ) -> None:
     """Make the embeddings of another extractor the gallery's own; `owner` is locked.
 
-    The old ones stay beside the new. Templates that cannot follow are set aside, and those that were set aside
-    when the gallery left this extractor come back. Every process builds its index anew.
+    The old ones stay beside the new. Templates that cannot follow are set aside with their crops, and those that were
+    set aside when the gallery left this extractor come back. Every process builds its index anew.
 
     Args:
         session: of a transaction that writes.
@@ -44,8 +44,9 @@ def exchange_embeddings(
     left, here = owner.extractor, TemplateRow.gallery_id == owner.id
     dimension = dimension or _dimension(session, seals, owner, extractor)
     columns = [column.name for column in TemplateRow.__table__.columns]
-    names = [*columns, "extractor"]
-    gone = select(*(getattr(TemplateRow, name) for name in columns), literal(left))
+    names = [*columns, "extractor", "crop"]
+    gone = select(*(getattr(TemplateRow, name) for name in columns), literal(left), CropRow.image)
+    gone = gone.outerjoin(CropRow, CropRow.template_id == TemplateRow.id)
     session.execute(insert(SetAsideRow).from_select(names, gone.where(here, ~has_spare(extractor))))
     session.execute(delete(TemplateRow).where(here, ~has_spare(extractor)))
     kept = select(TemplateRow.id, literal(left), TemplateRow.gallery_id, literal(True), TemplateRow.embedding)
@@ -92,10 +93,18 @@ def _dimension(session: Session, seals: RowSeals, owner: GalleryRow, extractor: 
 
 
 def _bring_back(session: Session, owner: GalleryRow, extractor: str, columns: Sequence[str]) -> None:
-    """Put back what was set aside when the gallery left the extractor, unless the photo was enrolled since."""
+    """Put back what was set aside when the gallery left the extractor; of a photo enrolled since, its crop alone."""
     other = aliased(TemplateRow)
-    enrolled = exists().where(other.subject_id == SetAsideRow.subject_id, other.crop_sha256 == SetAsideRow.crop_sha256)
+    same = (other.subject_id == SetAsideRow.subject_id) & (other.crop_sha256 == SetAsideRow.crop_sha256)
     mine = (SetAsideRow.gallery_id == owner.id) & (SetAsideRow.extractor == extractor)
-    back = select(*(getattr(SetAsideRow, name) for name in columns)).where(mine, ~enrolled)
+    back = select(*(getattr(SetAsideRow, name) for name in columns)).where(mine, ~exists().where(same))
     session.execute(insert(TemplateRow).from_select(list(columns), back))
+    # A crop is sealed for its subject and its own digest, so it opens beside either template.
+    crops = (
+        select(other.id, SetAsideRow.crop)
+        .select_from(SetAsideRow)
+        .join(other, same)
+        .where(mine, SetAsideRow.crop.is_not(None), ~exists().where(CropRow.template_id == other.id))
+    )
+    session.execute(insert(CropRow).from_select(["template_id", "image"], crops))
     session.execute(delete(SetAsideRow).where(mine))

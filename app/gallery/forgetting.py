@@ -21,6 +21,9 @@ _MANY = 1000
 _log = structlog.get_logger()
 
 
+Due = Callable[[Gallery, SubjectRow], bool]
+"""Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
+
 EraseTraces = Callable[[Gallery, bool], int | None]
 """Erases a gallery's snapshots, at once where asked; answers how many, None where it is left to another moment."""
 
@@ -81,9 +84,7 @@ class Forgetting:
         self.finish(found)
         return templates
 
-    def erase_those(
-        self, gallery: Gallery, ids: Sequence[int], due: Callable[[SubjectRow], bool], *, why: str = "expire"
-    ) -> int:
+    def erase_those(self, gallery: Gallery, ids: Sequence[int], due: Due, *, why: str = "expire") -> int:
         """Erase those of some subjects that are due still, now that the gallery is locked; answers how many.
 
         The caller calls `finish` afterwards. `why` is the action that the journal gets.
@@ -92,7 +93,7 @@ class Forgetting:
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery.name, lock=True)
             for row in session.scalars(select(SubjectRow).where(SubjectRow.id.in_(ids))).all():
-                if row.gallery_id == owner.id and due(row):
+                if row.gallery_id == owner.id and due(gallery_of(owner), row):
                     keys.append(row.key)
                     templates += erase_subject(session, owner, row)
             if keys:
@@ -110,14 +111,20 @@ class Forgetting:
         pending = []
         try:
             self.destroy_keys()
+            if not empty_log(self.vault.engine):
+                pending.append("vault-log")
         except FacegalleryError as error:
             pending.append("key")
             _log.error("erasure.pending", what="key", reason=str(error))
         if not empty_log(self.engine):
             pending.append("database-log")
-        snapshots: int | None = 0
         try:
             self._follow(gallery)
+        except FacegalleryError as error:
+            pending.append("index")
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
+        snapshots: int | None = 0
+        try:
             snapshots = self._erase_traces(gallery, at_once)
             if snapshots is None:
                 pending.append("snapshots")
@@ -141,8 +148,9 @@ class Forgetting:
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
 
     def try_again(self) -> None:
-        """Do what was left pending: keys to destroy, a log to empty."""
+        """Do what was left pending: keys to destroy, logs to empty."""
         self.destroy_keys()
+        empty_log(self.vault.engine)
         empty_log(self.engine)
 
     def erase_what_came_back(self) -> int:
@@ -192,5 +200,5 @@ class Forgetting:
             return gallery_of(owner), templates, keys
 
 
-def _has_key_of(dead: set[str]) -> Callable[[SubjectRow], bool]:
-    return lambda row: row.key_id in dead
+def _has_key_of(dead: set[str]) -> Due:
+    return lambda _gallery, row: row.key_id in dead

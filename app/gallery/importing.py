@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
 
+from app.gallery.consent import Terms
 from app.gallery.crops import encode_crop
-from app.gallery.errors import GalleryNotFound, RefusedPhoto, SubjectNotFound
+from app.gallery.errors import ConsentRequired, GalleryNotFound, InvalidInput, RefusedPhoto, SubjectNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
@@ -47,6 +48,11 @@ class _Read:
     photo_sha256: str = ""
     face: AlignedFace | None = None
     refused: RefusedPhoto | None = None
+    admitted: bool = True  # whether the gallery takes the subject
+
+
+Admit = Callable[[str, str, Terms], None]
+"""Refuses a subject (gallery, subject, terms) whom the gallery does not take; see `Enroller.admit`."""
 
 
 class PeopleImport:
@@ -62,6 +68,7 @@ class PeopleImport:
         max_bytes: of one photo.
         face: which face of a photo.
         keep_crops: keep the crops.
+        admit: asked for each subject before any photo of it is worked on.
     """
 
     def __init__(
@@ -74,7 +81,9 @@ class PeopleImport:
         max_bytes: int,
         face: FaceChoice = "single",
         keep_crops: bool = False,
+        admit: Admit = lambda _gallery, _subject, _terms: None,
     ) -> None:
+        self._admit = admit
         self._store = store
         self._imported = ImportJournal(store.engine)
         self._reader = reader
@@ -96,10 +105,11 @@ class PeopleImport:
             check_extractor(self._store.gallery(self._gallery), self._reader.extractor)
         added = known = passed_over = 0
         refused = list(source.refused)
-        results = self._results(source.photos)
+        results = self._results(source)
         while batch := list(islice(results, _BATCH)):
-            stored, there = self._store_batch(batch, source)
+            stored, there, late = self._store_batch(batch, source)
             added, known = added + stored, known + there
+            refused += late
             for one in batch:
                 if one.refused is not None:
                     refused.append(one.refused)
@@ -108,18 +118,34 @@ class PeopleImport:
             progress(len(batch))
         return ImportReport(added, known, passed_over, tuple(refused))
 
-    def _results(self, photos: Sequence[ListedPhoto]) -> Iterator[_Read]:
+    def _results(self, source: PeopleSource) -> Iterator[_Read]:
         """Every photo read, in order, a bounded number ahead of what is being embedded and stored."""
         waiting: deque[Future[_Read]] = deque()
-        left = iter(photos)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="import") as pool:
+            left = self._begun(source, pool)
             try:
-                waiting.extend(pool.submit(self._read, photo) for photo in islice(left, 2 * _BATCH + self._workers))
+                waiting.extend(islice(left, 2 * _BATCH + self._workers))
                 while waiting:
                     yield waiting.popleft().result()
-                    waiting.extend(pool.submit(self._read, photo) for photo in islice(left, 1))
+                    waiting.extend(islice(left, 1))
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    def _begun(self, source: PeopleSource, pool: ThreadPoolExecutor) -> Iterator[Future[_Read]]:
+        """Every photo as it is begun to be read; those of a subject that the gallery does not take never are."""
+        for subject, group in groupby(source.photos, key=lambda one: one.subject):
+            photos = list(group)
+            try:
+                self._admit(self._gallery, subject, self._terms(subject, source, create=True, same=True))
+            except (ConsentRequired, InvalidInput) as error:
+                for photo in photos:
+                    refusal = Future[_Read]()
+                    reason = RefusedPhoto(photo.name, error.slug, str(error))
+                    refusal.set_result(_Read(photo, refused=reason, admitted=False))
+                    yield refusal
+            else:
+                for photo in photos:
+                    yield pool.submit(self._read, photo)
 
     def _read(self, photo: ListedPhoto) -> _Read:
         try:
@@ -140,13 +166,21 @@ class PeopleImport:
             return _Read(photo, digest, refused=RefusedPhoto(photo.name, error.slug, str(error)))
         return _Read(photo, digest, face)
 
-    def _store_batch(self, batch: Sequence[_Read], source: PeopleSource) -> tuple[int, int]:
-        """Embed a batch and store it, a transaction for each subject; answers templates added and known photos."""
+    def _store_batch(self, batch: Sequence[_Read], source: PeopleSource) -> tuple[int, int, list[RefusedPhoto]]:
+        """Embed a batch and store it, a transaction for each subject.
+
+        Returns:
+            Templates added, known photos, and photos of subjects that the gallery did not take after all.
+        """
         faces = [(one, one.face) for one in batch if one.face is not None]
         embeddings = iter(self._reader.embed([face for _, face in faces]))
         added = known = 0
         photos: list[tuple[int, str]] = []
-        for subject, reads in groupby(batch, key=lambda one: one.photo.subject):
+        refused: list[RefusedPhoto] = []
+        for subject, group in groupby(batch, key=lambda one: one.photo.subject):
+            reads = list(group)
+            if not reads[0].admitted:
+                continue
             found = [(one.photo_sha256, one.face) for one in reads if one.face is not None]
             templates = [
                 NewTemplate(
@@ -158,17 +192,24 @@ class PeopleImport:
                 for _, face in found
             ]
             metadata = self._changed_metadata(subject, source, create=bool(templates))
-            if not templates and metadata is None:
+            terms = self._terms(subject, source, create=bool(templates))
+            if not templates and metadata is None and not terms:
                 continue
             extractor = self._reader.networks.extractor
-            enrolment = self._store.enroll(
-                self._gallery,
-                subject,
-                templates,
-                metadata=metadata,
-                extractor=extractor.card.identity,
-                dimension=extractor.dimension,
-            )
+            try:
+                enrolment = self._store.enroll(
+                    self._gallery,
+                    subject,
+                    templates,
+                    metadata=metadata,
+                    extractor=extractor.card.identity,
+                    dimension=extractor.dimension,
+                    terms=terms,
+                )
+            except ConsentRequired as error:  # the gallery's rules, or the subject, changed since they were looked at
+                late = [one.photo.name for one in reads if one.face is not None]
+                refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
+                continue
             added += len(enrolment.added)
             known += len(found) - len(enrolment.added)
             ids = {one.crop_sha256: one.id for one in (*enrolment.added, *enrolment.known)}
@@ -176,7 +217,20 @@ class PeopleImport:
                 (ids[template.crop_sha256], photo) for template, (photo, _) in zip(templates, found, strict=True)
             ]
         self._imported.remember(self._gallery, photos)
-        return added, known
+        return added, known, refused
+
+    def _terms(self, subject: str, source: PeopleSource, *, create: bool, same: bool = False) -> Terms:
+        """The table's consent where it is newer than the stored one, or, where asked, the same."""
+        wanted = source.consents.get(subject)
+        if wanted is None:
+            return {}
+        try:
+            stored = self._store.subject(self._gallery, subject).consent
+        except (GalleryNotFound, SubjectNotFound):
+            return {"consent": wanted} if create else {}
+        if stored is None or wanted.granted_at > stored.granted_at or (same and wanted == stored):
+            return {"consent": wanted}
+        return {}
 
     def _changed_metadata(self, subject: str, source: PeopleSource, *, create: bool) -> dict[str, Any] | None:
         """The subject's metadata where it differs from the stored; nobody is made of metadata alone."""

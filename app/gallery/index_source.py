@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from app.gallery.engines import EngineKind, IndexEngine
+from app.gallery.engines import EngineKind, IndexEngine, storage_prefix
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
 from app.gallery.private_folder import PrivateFolder
 from app.gallery.records import Gallery
@@ -62,10 +62,10 @@ class IndexSource:
         return COMPRESS_FROM[cast(IndexKind, self.kind)]
 
     def forget(self, gallery: Gallery) -> None:
-        """Erase what is kept of a gallery beside SQL."""
-        if self.engine is not None:
-            self.engine.drop(gallery)
+        """Erase what is kept of a gallery beside SQL, by whichever extractor."""
         self.erase_snapshots(gallery)
+        if self.engine is not None:
+            self.engine.drop(storage_prefix(gallery))
 
     def erase_snapshots(self, gallery: Gallery) -> None:
         """Erase a gallery's snapshots with all that they remember."""

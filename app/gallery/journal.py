@@ -34,6 +34,9 @@ class Journal(Protocol):
     def note(self, event: Event) -> None:
         """Keep an event soon; for deeds that change nothing and must not wait for a disk."""
 
+    def tidy(self) -> None:
+        """Let go of what need not be kept any more; called every second or so."""
+
     def close(self) -> None:
         """Keep what is noted, and stop."""
 
@@ -46,6 +49,9 @@ class NoJournal:
 
     def note(self, _event: Event) -> None:
         """Keep nothing."""
+
+    def tidy(self) -> None:
+        """Nothing to do."""
 
     def close(self) -> None:
         """Nothing to do."""

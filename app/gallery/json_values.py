@@ -34,9 +34,15 @@ def count(value: Any) -> int:
 
 def number(value: Any) -> float:
     """A finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise ValueError("expected a number")
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError as error:  # a whole number of hundreds of digits
+        raise ValueError("expected a smaller number") from error
+    if not math.isfinite(found):
+        raise ValueError("expected a number")
+    return found
 
 
 def digest(value: Any) -> str:
@@ -51,7 +57,10 @@ def moment(value: Any) -> datetime:
     found = datetime.fromisoformat(value)
     if found.tzinfo is None:
         raise ValueError("a moment has no zone")
-    return found.astimezone(UTC)
+    try:
+        return found.astimezone(UTC)
+    except OverflowError as error:  # before the year 1 or after 9999, once in UTC
+        raise ValueError("a moment is out of range") from error
 
 
 def moment_or_none(value: Any) -> datetime | None:

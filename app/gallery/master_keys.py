@@ -132,9 +132,9 @@ def load_master_keys(text: str | None, file: Path, *, make: bool) -> MasterKeys:
     if text and text.strip():
         return MasterKeys(_parse(text, "FACEGALLERY_MASTER_KEY"))
     if make and not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, [MasterKey.make()], over=False)
-        _log.warning("master_key.made", file=str(file), advice="keep a copy apart from the database and the vault")
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _write(file, [MasterKey.make()], over=False):
+            _log.warning("master_key.made", file=str(file), advice="keep a copy apart from the database and the vault")
     return MasterKeys(read_master_keys(file), file=file)
 
 
@@ -176,8 +176,8 @@ def _parse(text: str, where: str) -> tuple[MasterKey, ...]:
     return tuple(keys)
 
 
-def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> None:
-    """Write the file whole or not at all; one that is there stays unless `over` is set."""
+def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> bool:
+    """Write the file whole or not at all; one that is there stays unless `over` is set. Answers whether it wrote."""
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -192,9 +192,10 @@ def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> None:
                 try:
                     file.hardlink_to(draft)
                 except FileExistsError:
-                    return  # another process was quicker; its key is the one
+                    return False  # another process was quicker; its key is the one
         finally:
             draft.unlink(missing_ok=True)
         flush_folder(file.parent)
+        return True
     except OSError as error:
         raise StorageUnwritable(f"the master key's file {file} cannot be written: {error.strerror}") from error

@@ -38,12 +38,16 @@ class PortableSubject:
 
 @dataclass(frozen=True, slots=True)
 class OldEmbedding:
-    """An embedding by another extractor than the gallery's that is held about a subject."""
+    """An embedding by another extractor than the gallery's that is held about a subject.
+
+    `crop`, a PNG file, is that of a template that was set aside; any other goes with its template.
+    """
 
     subject: str
     extractor: str
     crop_sha256: str
     embedding: NDArray[np.float32]
+    crop: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

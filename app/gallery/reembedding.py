@@ -78,12 +78,19 @@ def move_gallery(
     while True:
         made, damaged = _embed_all(moves, gallery, extractor, progress)
         embedded, unusable = embedded + made, damaged
-        # Counted again: somebody may have been enrolled without a crop, or a crop may be damaged.
-        incomplete = moves.incomplete(gallery, target, with_crops=not unusable)
-        if incomplete and not without_missing:
-            return Move("incomplete", gallery, embedded, tuple(incomplete))
-        if moves.switch(gallery, target, dimension=extractor.dimension, unusable=unusable, with_crops=True):
-            return Move("moved", store.gallery(name), embedded, tuple(incomplete))
+        # Counted again there: somebody may have been enrolled without a crop, or a crop may be damaged.
+        switch = moves.switch(
+            gallery,
+            target,
+            dimension=extractor.dimension,
+            unusable=unusable,
+            with_crops=True,
+            without_missing=without_missing,
+        )
+        if switch.state == "refused":
+            return Move("incomplete", gallery, embedded, switch.left_behind)
+        if switch.state == "done":
+            return Move("moved", store.gallery(name), embedded, switch.left_behind)
 
 
 def move_back(store: GalleryStore, name: str, extractor: Extractor | None, *, without_missing: bool = False) -> Move:
@@ -103,11 +110,12 @@ def move_back(store: GalleryStore, name: str, extractor: Extractor | None, *, wi
     target = previous_extractor(store, name)
     if extractor is not None and extractor.card.identity == target:
         return move_gallery(store, name, extractor, without_missing=without_missing)
-    incomplete = moves.incomplete(gallery, target, with_crops=False)
-    if incomplete and not without_missing:
-        return Move("incomplete", gallery, 0, tuple(incomplete))
-    moves.switch(gallery, target, dimension=None, unusable=(), with_crops=False)
-    return Move("moved", store.gallery(name), 0, tuple(incomplete))
+    switch = moves.switch(
+        gallery, target, dimension=None, unusable=(), with_crops=False, without_missing=without_missing
+    )
+    if switch.state == "refused":
+        return Move("incomplete", gallery, 0, switch.left_behind)
+    return Move("moved", store.gallery(name), 0, switch.left_behind)
 
 
 def previous_extractor(store: GalleryStore, name: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,19 @@ class Spares:
     previous: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What came of a switch.
+
+    Args:
+        state: `done`; `waiting`, templates came that still must be embedded; `refused`, some would be left behind.
+        left_behind: subjects of which templates do not follow, as the transaction that switched found them.
+    """
+
+    state: Literal["done", "waiting", "refused"]
+    left_behind: tuple[IncompleteSubject, ...] = ()
+
+
 class ReembeddingStore:
     """Embeddings of a second extractor beside a gallery's own, and the switch between the two."""
 
@@ -86,23 +99,8 @@ class ReembeddingStore:
             extractor: to which.
             with_crops: whether a crop helps, because the extractor is at hand.
         """
-        lost = ~has_spare(extractor) & ~_has_crop() if with_crops else ~has_spare(extractor)
-        missing = (
-            select(TemplateRow.subject_id, func.count().label("missing"))
-            .where(_of(gallery.id), lost)
-            .group_by(TemplateRow.subject_id)
-            .subquery()
-        )
-        templates = (
-            select(func.count()).where(TemplateRow.subject_id == SubjectRow.id).correlate(SubjectRow).scalar_subquery()
-        )
-        query = (
-            select(SubjectRow.key, missing.c.missing, templates)
-            .join(missing, missing.c.subject_id == SubjectRow.id)
-            .order_by(SubjectRow.key)
-        )
         with self._sessions.reading() as session:
-            return [IncompleteSubject(*row) for row in session.execute(query)]
+            return _incomplete(session, gallery.id, extractor, with_crops=with_crops)
 
     def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
         """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
@@ -162,11 +160,19 @@ class ReembeddingStore:
                     )
 
     def switch(
-        self, gallery: Gallery, extractor: str, *, dimension: int | None, unusable: Collection[int], with_crops: bool
-    ) -> bool:
+        self,
+        gallery: Gallery,
+        extractor: str,
+        *,
+        dimension: int | None,
+        unusable: Collection[int],
+        with_crops: bool,
+        without_missing: bool = False,
+    ) -> Switch:
         """Exchange a gallery's embeddings for those of another extractor, in one transaction.
 
-        See `exchange_embeddings`; the old ones stay beside the new.
+        See `exchange_embeddings`; the old ones stay beside the new. Who is left behind is found in that transaction, so
+        that nobody who was enrolled a moment ago is left behind without a word.
 
         Args:
             gallery: as it was when the move began.
@@ -174,9 +180,7 @@ class ReembeddingStore:
             dimension: of its embeddings; None: as those that are there.
             unusable: templates whose crop is damaged.
             with_crops: a template with a crop is waited for.
-
-        Returns:
-            False, and nothing has changed, if templates came that still must be embedded.
+            without_missing: switch although templates are left behind.
 
         Raises:
             MoveRefused: the gallery belongs to another extractor by now, or there is nothing to go back to.
@@ -184,9 +188,12 @@ class ReembeddingStore:
         with self._sessions.writing() as session:
             owner = self._locked(session, gallery)
             if with_crops and self._waiting(session, owner, extractor, unusable):
-                return False
+                return Switch("waiting")
+            left_behind = tuple(_incomplete(session, owner.id, extractor, with_crops=False))
+            if left_behind and not without_missing:
+                return Switch("refused", left_behind)
             exchange_embeddings(session, self._seals, owner, extractor, dimension=dimension)
-            return True
+            return Switch("done", left_behind)
 
     def discard(self, gallery: Gallery) -> int:
         """Erase all embeddings of other extractors that the gallery has; answers how many those were."""
@@ -219,3 +226,22 @@ def _of(gallery_id: int) -> ColumnElement[bool]:
 
 def _has_crop() -> ColumnElement[bool]:
     return exists().where(CropRow.template_id == TemplateRow.id).correlate(TemplateRow)
+
+
+def _incomplete(session: Session, gallery_id: int, extractor: str, *, with_crops: bool) -> list[IncompleteSubject]:
+    lost = ~has_spare(extractor) & ~_has_crop() if with_crops else ~has_spare(extractor)
+    missing = (
+        select(TemplateRow.subject_id, func.count().label("missing"))
+        .where(_of(gallery_id), lost)
+        .group_by(TemplateRow.subject_id)
+        .subquery()
+    )
+    templates = (
+        select(func.count()).where(TemplateRow.subject_id == SubjectRow.id).correlate(SubjectRow).scalar_subquery()
+    )
+    query = (
+        select(SubjectRow.key, missing.c.missing, templates)
+        .join(missing, missing.c.subject_id == SubjectRow.id)
+        .order_by(SubjectRow.key)
+    )
+    return [IncompleteSubject(*row) for row in session.execute(query)]

@@ -1,12 +1,14 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 import structlog
 
+from app.gallery.engine_leftovers import EngineLeftovers
+from app.gallery.engines import storage_name, storage_prefix
 from app.gallery.errors import Busy, ExtractorMismatch, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.history import GalleryHistory
@@ -39,16 +41,16 @@ class Replicas:
         self._by_gallery: dict[int, GalleryReplica] = {}
         self._lock = threading.Lock()
         self._upkeep: Upkeep | None = None
+        self._leftovers = EngineLeftovers(store.engine, indexes.engine) if indexes.engine is not None else None
+        self._owed: dict[int, Gallery] = {}  # galleries in which an erasure could not be followed yet
 
-    def start(self, chore: Callable[[], None]) -> None:
+    def start(self, chores: Sequence[Callable[[], None]]) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all.
 
         Args:
-            chore: done in the background at every look, each second or so.
+            chores: done in the background at every look, each second or so.
         """
-        self._upkeep = Upkeep(
-            self.all, self._history, self._indexes, drop=self._let_go, chores=[self._look_for_galleries, chore]
-        )
+        self._upkeep = Upkeep(self.all, self._history, self._indexes, drop=self._let_go, chores=self._chores(chores))
         for gallery in self._store.galleries():
             try:
                 self.of(gallery).follow(gallery.revision)
@@ -124,15 +126,62 @@ class Replicas:
     # -- after an erasure
 
     def follow(self, gallery: Gallery) -> None:
-        """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one."""
-        with self._lock:
-            replica = self._by_gallery.get(gallery.id)
-        with suppress(GalleryNotFound, ExtractorMismatch, Busy):  # Busy: the upkeep loads it, and misses nothing
+        """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one.
+
+        What an engine has of extractors that the gallery has left is dropped: nothing follows there.
+
+        Raises:
+            DatabaseUnavailable, Busy: the engine did not do its part; the upkeep tries again.
+        """
+        self._owed[gallery.id] = gallery
+        with suppress(GalleryNotFound):
             present = self._store.gallery(gallery.name)
-            if replica is None and self._indexes.engine is not None:
-                replica = self.of(present)
-            if replica is not None and (replica.applied_revision >= 0 or self._indexes.engine is not None):
+            if self._leftovers is not None:
+                self._leftovers.drop_left(present.name)
+            if present.extractor == self._extractor:
+                self._follow(present)
+            else:
+                self._follow_for_others(present)
+        self._owed.pop(gallery.id, None)
+
+    def follow_again(self) -> None:
+        """Do what an engine could not do at the moment of an erasure."""
+        for gallery in list(self._owed.values()):
+            self.follow(gallery)
+
+    def settle_engine(self) -> None:
+        """Bring an engine up to date with every gallery, and have it drop what nobody needs, now."""
+        if self._leftovers is not None:
+            self._leftovers.sweep()
+            for gallery in self._store.galleries():
+                self.follow(gallery)
+
+    def _follow(self, present: Gallery) -> None:
+        with self._lock:
+            replica = self._by_gallery.get(present.id)
+        if replica is None and self._indexes.engine is not None:
+            replica = self.of(present)
+        if self._indexes.engine is not None:
+            if replica is not None:
                 replica.catch_up(present.revision)
+        elif replica is not None and replica.applied_revision >= 0:
+            with suppress(Busy):  # the upkeep loads it, and misses nothing
+                replica.catch_up(present.revision)
+
+    def _follow_for_others(self, present: Gallery) -> None:
+        """The gallery belongs to another extractor by now: forget it, and write to the engine in place of others."""
+        with self._lock:
+            replica = self._by_gallery.pop(present.id, None)
+        if replica is not None and replica.snapshots is not None:
+            replica.snapshots.resign()
+        engine = self._indexes.engine
+        if engine is not None and storage_name(present) in engine.names(storage_prefix(present)):
+            stranger = GalleryReplica(present, self._history, partial(self._indexes.make, present))
+            stranger.catch_up(present.revision)
+
+    def _chores(self, others: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
+        leftovers = [self._leftovers.look] if self._leftovers is not None else []
+        return [self._look_for_galleries, *others, self.follow_again, *leftovers]
 
     def erase_traces(self, gallery: Gallery, at_once: bool) -> int | None:
         """Erase what this machine's snapshots of a gallery's index remember of what was erased.

@@ -98,11 +98,7 @@ def hand_over(
     images = [(crop_of[crop.template_id], crop.image) for crop in crops]
     for crop, image in zip(crops, reseal_values(seals, "crop", images, source=source, target=target), strict=True):
         crop.image = image
-    aside = session.scalars(select(SetAsideRow).filter_by(subject_id=source.id)).all()
-    known = set(session.scalars(select(SetAsideRow.crop_sha256).filter_by(subject_id=target.id)))
-    for row in [row for row in aside if row.crop_sha256 in known]:
-        session.delete(row)
-    aside = [row for row in aside if row.crop_sha256 not in known]
+    aside = _hand_over_crops_aside(session, seals, source=source, target=target)
     spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(crop_of))).all()
     digests = [
         *(template.crop_sha256 for template in templates),
@@ -117,6 +113,29 @@ def hand_over(
     owned: list[TemplateRow | SetAsideRow] = [*templates, *aside]
     for one in owned:
         one.subject_id = target.id
+
+
+def _hand_over_crops_aside(
+    session: Session, seals: RowSeals, *, source: SubjectRow, target: SubjectRow
+) -> list[SetAsideRow]:
+    """Seal the crops of what was set aside of a subject for another; answers the rows that the other lacks.
+
+    Of those that both have the other's stays, with the crop that either has.
+    """
+    aside = session.scalars(select(SetAsideRow).filter_by(subject_id=source.id)).all()
+    known = {row.crop_sha256: row for row in session.scalars(select(SetAsideRow).filter_by(subject_id=target.id))}
+    with_crop = [(row, row.crop) for row in aside if row.crop is not None]
+    images = [(row.crop_sha256, image) for row, image in with_crop]
+    for (row, _), image in zip(
+        with_crop, reseal_values(seals, "crop", images, source=source, target=target), strict=True
+    ):
+        kept = known.get(row.crop_sha256, row)
+        if kept is row or kept.crop is None:
+            kept.crop = image
+    for row in aside:
+        if row.crop_sha256 in known:
+            session.delete(row)
+    return [row for row in aside if row.crop_sha256 not in known]
 
 
 def reseal_values(
@@ -154,6 +173,9 @@ def _seal_values(
     owned: list[TemplateRow | SetAsideRow] = [*templates, *aside]
     for row in owned:
         own.setdefault(row.subject_id, []).append((row, "embedding", template_identity(row)))
+    for row in aside:
+        if row.crop is not None:
+            own.setdefault(row.subject_id, []).append((row, "crop", crop_identity(row)))
     for other in spare:
         template = by_id[other.template_id]
         own.setdefault(template.subject_id, []).append((other, "embedding", template_identity(template)))

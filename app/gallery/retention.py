@@ -112,10 +112,7 @@ class Retention:
         expired = {}
         for gallery in galleries:
             try:
-                erased = sum(
-                    self._forgetting.erase_those(gallery, ids, lambda row, gallery=gallery: self._due(gallery, row))  # type: ignore[misc]
-                    for ids in self._due_ids(gallery)
-                )
+                erased = sum(self._forgetting.erase_those(gallery, ids, self._due) for ids in self._due_ids(gallery))
             except GalleryNotFound:  # erased meanwhile
                 continue
             if erased:
@@ -123,6 +120,17 @@ class Retention:
                 _log.info("retention.erased", gallery=gallery.name, subjects=erased)
                 self._forgetting.finish(gallery)
         return Sweep(expired, came_back)
+
+    def erase_if_due(self, gallery: Gallery, subject_id: int) -> bool:
+        """Erase a subject whose time is over still, now that nobody else can prolong it; answers whether it was.
+
+        Raises:
+            GalleryNotFound: it was erased meanwhile.
+        """
+        erased = self._forgetting.erase_those(gallery, [subject_id], self._due)
+        if erased:
+            self._forgetting.finish(gallery)
+        return bool(erased)
 
     def due(self) -> dict[str, int]:
         """How many subjects a sweep would erase, by gallery."""

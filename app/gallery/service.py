@@ -3,10 +3,12 @@
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
-from app.gallery.consent import Terms, check_terms
+from app.gallery.consent import PrivacyRules, Terms, check_terms
 from app.gallery.enrolling import Enroller
+from app.gallery.errors import SubjectNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.identifying import Identifier
@@ -21,15 +23,17 @@ from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
+from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
+_log = structlog.get_logger()
 
 
 class GalleryService:
     """The one place where photos, galleries and decisions meet; every method may be called from any thread.
 
-    `enroll`, `identify`, `identify_embedding`, `verify` and `verify_subject` are those of its parts (see `enrolling`,
-    `identifying`, `verifying`); galleries and the people in them are administered here.
+    `enroll`, `admit`, `identify`, `identify_embedding`, `verify` and `verify_subject` are those of its parts (see
+    `enrolling`, `identifying`, `verifying`); galleries and the people in them are administered here.
     """
 
     def __init__(
@@ -54,7 +58,8 @@ class GalleryService:
         self.replicas = Replicas(store, history, indexes, extractor=reader.extractor)
         forgetting.connect(follow=self.replicas.follow, erase_traces=self.replicas.erase_traces)
         self._thresholds = thresholds = Thresholds(policy or DEFAULT_POLICY, reader.networks.extractor.card.thresholds)
-        self.enroll = Enroller(store, reader, forgetting=forgetting, retention=retention, keep_crops=keep_crops).enroll
+        enroller = Enroller(store, reader, retention=retention, keep_crops=keep_crops)
+        self.enroll, self.admit = enroller.enroll, enroller.admit
         identifier = Identifier(store, reader, self.replicas, retention=retention, thresholds=thresholds, rule=rule)
         self.identify, self.identify_embedding = identifier.identify, identifier.identify_embedding
         verifier = Verifier(store, reader, retention=retention, thresholds=thresholds, rule=rule)
@@ -67,7 +72,7 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
-        self.replicas.start(self.retention.look)
+        self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
@@ -96,10 +101,14 @@ class GalleryService:
 
     # -- galleries
 
-    def create_gallery(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
+    def create_gallery(self, name: str, policy: ThresholdPolicy | None, privacy: PrivacyRules | None = None) -> Gallery:
         """Make an empty gallery for this extractor."""
         return self.store.create_gallery(
-            normalise_gallery_name(name), extractor=self.extractor, dimension=self.reader.dimension, policy=policy
+            normalise_gallery_name(name),
+            extractor=self.extractor,
+            dimension=self.reader.dimension,
+            policy=policy,
+            privacy=privacy,
         )
 
     def describe(self, gallery: Gallery) -> tuple[GallerySize, ThresholdPolicy, float | None]:
@@ -111,11 +120,12 @@ class GalleryService:
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
-        gallery = self.store.gallery(normalise_gallery_name(name))
-        self.indexes.forget(gallery)  # first: what SQL has forgotten, nobody would look for in an engine
-        self.store.delete_gallery(gallery.name)
+        gallery = self.store.delete_gallery(normalise_gallery_name(name))
         self.replicas.drop(gallery)
-        self.indexes.erase_snapshots(gallery)  # one may have been written meanwhile
+        try:
+            self.indexes.forget(gallery)
+        except (FacegalleryError, OSError) as error:  # a sweep drops what an engine has
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
         self.forgetting.finish(gallery)
 
     # -- people
@@ -139,12 +149,20 @@ class GalleryService:
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
-        """Move the templates of one subject to another, and erase the first; answers the other."""
-        return self.store.merge_subjects(
-            normalise_gallery_name(gallery),
-            normalise_name(key, part="subject"),
-            normalise_name(into, part="merge_into"),
-        )
+        """Move the templates of one subject to another, and erase the first with its key; answers the other.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; a subject
+                whose time is over is not found, so that a merge prolongs nobody's retention.
+        """
+        name = normalise_gallery_name(gallery)
+        key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
+        found = self.store.gallery(name)
+        if self.retention.is_due(found, self.store.subject(name, key)):
+            raise SubjectNotFound(f"subject {key!r} is past its retention", part="subject")
+        merged = self.store.merge_subjects(name, key, into)
+        self.forgetting.finish(self.store.gallery(name))
+        return merged
 
     def delete_subject(self, gallery: str, key: str) -> int:
         """Erase a subject with its key; answers how many templates went with it."""

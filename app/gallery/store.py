@@ -11,6 +11,7 @@ from sqlalchemy import Engine, select, text
 
 from app.gallery.consent import PrivacyRules, Terms
 from app.gallery.encryption import PlainRows, RowSeals
+from app.gallery.engines import storage_prefix
 from app.gallery.errors import GalleryExists
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event, Journal, NoJournal
@@ -44,7 +45,7 @@ from app.gallery.stored_subjects import (
     subject_for_enrolment,
 )
 from app.gallery.stored_templates import add_templates, erase_template, find_templates, template_of
-from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
+from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
 
 
 class GalleryStore:
@@ -72,8 +73,16 @@ class GalleryStore:
         with self._sessions.reading() as session:
             return gallery_of(gallery_row(session, name))
 
-    def create_gallery(self, name: str, *, extractor: str, dimension: int, policy: ThresholdPolicy | None) -> Gallery:
-        """Make an empty gallery.
+    def create_gallery(
+        self,
+        name: str,
+        *,
+        extractor: str,
+        dimension: int,
+        policy: ThresholdPolicy | None,
+        privacy: PrivacyRules | None = None,
+    ) -> Gallery:
+        """Make an empty gallery, with its rules of consent and retention: it never stands there without them.
 
         Raises:
             GalleryExists: the name is taken.
@@ -83,7 +92,12 @@ class GalleryStore:
                 raise GalleryExists(f"gallery {name!r} exists already", part="name")
             details = {"policy": None if policy is None else policy_to_json(policy)}
             self.journal.write(session, Event("create-gallery", name, details=details))
-            return gallery_of(gallery_row(session, name))
+            row = gallery_row(session, name)
+            if privacy is not None:
+                row.privacy = privacy.to_json()
+                session.flush()
+                self.journal.write(session, Event("change-gallery", name, details=row.privacy))
+            return gallery_of(row)
 
     def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
         """Give a gallery its own threshold policy, or none."""
@@ -103,12 +117,16 @@ class GalleryStore:
             self.journal.write(session, Event("change-gallery", name, details=row.privacy))
             return gallery_of(row)
 
-    def delete_gallery(self, name: str) -> None:
-        """Erase a gallery with all that is in it."""
+    def delete_gallery(self, name: str) -> Gallery:
+        """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was."""
         with self._sessions.writing() as session:
-            session.delete(gallery_row(session, name, lock=True))
+            row = gallery_row(session, name, lock=True)
+            gallery = gallery_of(row)
+            session.delete(row)
+            session.add(StorageToDropRow(prefix=storage_prefix(gallery)))
             session.flush()
             self.journal.write(session, Event("delete-gallery", name))
+            return gallery
 
     def size(self, gallery_id: int) -> GallerySize:
         """Subjects and templates of a gallery."""

@@ -159,6 +159,7 @@ class SetAsideRow(Base):
     pose: Mapped[dict[str, float]] = mapped_column(JSON)
     crop_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    crop: Mapped[bytes | None] = mapped_column(LargeBinary)  # as in `CropRow`, where it was kept
 
 
 class ChangeRow(Base):
@@ -194,3 +195,15 @@ class KeyToDestroyRow(Base):
 
     key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     destroyed: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+
+
+class StorageToDropRow(Base):
+    """What an engine outside the process keeps of an erased gallery; the row is written with the erasure.
+
+    It stays for a while, as a process that has not heard of the erasure yet may make the table or collection anew.
+    """
+
+    __tablename__ = "storage_to_drop"
+
+    prefix: Mapped[str] = mapped_column(String(60), primary_key=True)  # see `storage_prefix`
+    since: Mapped[datetime] = mapped_column(UtcDateTime, default=now)

@@ -1,5 +1,6 @@
 """What goes on in the background: indexes are tended, snapshots written, followers reported, old changes dropped."""
 
+import contextvars
 import os
 import socket
 import threading
@@ -58,7 +59,9 @@ class Upkeep:
         self._chores = chores
         self._pause = pause
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
+        # In the caller's context, which says on whose behalf the chores are done.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._snapshots: dict[int, tuple[int, float]] = {}  # revision and time of the last snapshot
         self._erasing_since: dict[int, float] = {}
         self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import structlog
 
+from app.gallery.engines import EngineIndex
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
 from app.gallery.owners import TemplateOwners
@@ -94,21 +95,35 @@ class ViewSource:
         Those are some ten thousand rows: who wants them all calls again until the view has the revision.
 
         Raises:
-            Gap: changes in between were pruned.
+            Gap: changes in between were pruned, or an engine has dropped what the view searches.
         """
         if view.revision >= revision:
             return view, False
         changes, end = self._changes(view.revision, revision)
-        replay(view, changes)
-        if isinstance(view.index, SharedIndex):
-            view.index.set_position(end)
-        return View(view.index, view.owners, end), asks_for_rebuild(changes)
+        rebuild, index = asks_for_rebuild(changes), view.index
+        if rebuild and isinstance(index, SharedIndex):
+            index = self._reopened()
+        followed = View(index, view.owners, end)
+        replay(followed, changes)
+        if isinstance(index, SharedIndex):
+            index.set_position(end)
+        return followed, rebuild
+
+    def _reopened(self) -> TemplateIndex:
+        """The index outside the process, opened anew: a gallery that leaves an extractor and comes back loses it.
+
+        Raises:
+            Gap: it must be filled before anybody is found in it.
+        """
+        index = self._make_index()
+        if isinstance(index, SharedIndex) and index.position() < 0:
+            raise Gap
+        return index
 
     def _beside_shared(self, index: SharedIndex, revision: int, *, fill: bool, given_up: Callable[[], bool]) -> View:
         """Owners from SQL, beside an index that other processes may have filled already.
 
-        Filling anew overwrites and never clears, as others are searching: what SQL no longer has stays in the engine
-        without an owner, and names nobody.
+        Filling anew overwrites and never clears, as others are searching; what SQL does not have is removed afterwards.
         """
         position = index.position()
         # Read after the position: only a database that was set back is behind it then.
@@ -120,6 +135,7 @@ class ViewSource:
                 _go_on_unless(given_up)
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self._name, templates=len(index))
+            self._remove_surplus(index)
         if position > revision:
             index.lower_position(revision)
         else:
@@ -142,6 +158,26 @@ class ViewSource:
         except Gap:
             return False
         return True
+
+    def _remove_surplus(self, index: SharedIndex) -> None:
+        """Remove what SQL does not have.
+
+        Only what SQL has committed is ever written to an engine, so what is there and then not in SQL was erased, or
+        undone by a backup. The latter may give an id away again at any moment; hence the second look.
+        """
+        if not isinstance(index, EngineIndex):
+            return
+        there = index.ids()
+        surplus = np.setdiff1d(there, self._owners().pairs()[0])
+        if not len(surplus):
+            return
+        index.remove(surplus)
+        back = np.intersect1d(surplus, self._owners().pairs()[0])
+        embeddings = self._history.embeddings(back, index.dimension)
+        opened = ~np.isnan(embeddings[:, 0])
+        if opened.any():
+            index.add(back[opened], embeddings[opened])
+        _log.warning("index.surplus_removed", gallery=self._name, templates=len(surplus) - len(back))
 
     def _owners(self) -> TemplateOwners:
         blocks = list(self._history.owner_blocks(self._id))

@@ -18,6 +18,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "database_timeout": ("2.5", 2.5),
     "authentication": ("keys", "keys"),
     "key_pepper": ("p" * 32, SecretStr("p" * 32)),
+    "audit_days": ("365", 365.0),
     "rate_limit": ("2.5", 2.5),
     "rate_burst": ("7", 7.0),
     "cors_origins": ("https://desk.example.org", "https://desk.example.org"),
@@ -175,3 +176,9 @@ def test_the_limits_of_quality_are_the_networks_own_unless_set() -> None:
         min_detection_score=0.1, min_face_size=2, min_sharpness=3, max_yaw=4, max_pitch=5, max_roll=6
     ).quality_limits
     assert chosen == QualityLimits(min_score=0.1, min_face_size=2, min_sharpness=3, max_yaw=4, max_pitch=5, max_roll=6)
+
+
+@pytest.mark.parametrize("proxies", ["*", "10.0.0.1/8", "proxy.example.org", "127.0.0.1, 10.0.0.0/33"])
+def test_a_trusted_proxy_is_an_address_or_a_network(proxies: str) -> None:
+    with pytest.raises(ValidationError, match="is no address or network of a proxy"):
+        Settings(trusted_proxies=proxies, _env_file=None)

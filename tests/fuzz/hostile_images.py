@@ -32,6 +32,16 @@ def png(
     )
 
 
+def png_of_16_bits(width: int, height: int) -> bytes:
+    """A whole PNG file of 16 bits in each of four channels: eight bytes a pixel, of which next to nothing is sent."""
+    packer, parts = zlib.compressobj(1), list[bytes]()
+    for _ in range(height):
+        parts.append(packer.compress(bytes(1 + width * 8)))
+    header = struct.pack(">IIBBBBB", width, height, 16, 6, 0, 0, 0)
+    pixels = b"".join([*parts, packer.flush()])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
 def plain(form: str, size: tuple[int, int] = (64, 64), **options: Any) -> bytes:
     """A harmless file."""
     file = BytesIO()
@@ -54,9 +64,11 @@ def jpeg_of_size(width: int, height: int) -> bytes:
     return bytes(file)
 
 
-def scans(count: int) -> bytes:
+def scans(count: int, size: tuple[int, int] = (64, 64)) -> bytes:
     """A progressive JPEG file whose last scan comes again and again: work without pixels."""
-    file = plain("JPEG", progressive=True)
+    flat = BytesIO()
+    Image.new("L", size).save(flat, "JPEG", progressive=True)
+    file = plain("JPEG", progressive=True) if size == (64, 64) else flat.getvalue()
     at = file.rindex(b"\xff\xda")
     return file[:at] + file[at:-2] * count + file[-2:]
 
@@ -65,6 +77,13 @@ def bmp(width: int, height: int, bits: int = 24, compression: int = 0) -> bytes:
     """A BMP file with that header and next to no pixels."""
     info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54 + 64, 0, 0, 54) + info + bytes(64)
+
+
+def bmp_of_runs(width: int, height: int) -> bytes:
+    """A whole BMP file of which every pixel is a run of its own: 18 MiB that make much work."""
+    body = (b"\x01\x05" * width + b"\x00\x00") * height + b"\x00\x01"
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + info + bytes(1024) + body
 
 
 def gif(width: int, height: int, frames: int = 1) -> bytes:
@@ -121,11 +140,13 @@ def hostile_images() -> dict[str, bytes]:
         "bmp-2-to-the-31": bmp(2**31 - 1, 2**31 - 1),
         "bmp-negative": bmp(-5, -(2**31)),
         "bmp-rle": bmp(60_000, 800, bits=8, compression=1),
+        "bmp-rle-of-single-pixels": bmp_of_runs(3000, 3000),
         "webp-16384x16384": webp_of_size(16_384, 16_384),
         "webp-larger-canvas": webp_of_size(6000, 6000),
         "jpeg-65500x65500": jpeg_of_size(65_500, 65_500),
         "jpeg-7000x7000-lie": jpeg_of_size(7000, 7000),
         "jpeg-1000-scans": scans(1000),
+        "jpeg-20-mib-of-scans": scans(250_000, (7000, 7000)),
         # lengths and places that lie
         "png-chunk-length": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13), length=2**31 - 1),
         "png-palette-missing": png(64, 64, bytes(65 * 64), colour=3),

@@ -16,7 +16,7 @@ from app.access.audit_log import AuditLog
 from app.access.errors import KeyNotFound
 from app.access.keys import ALL_SCOPES
 from app.cli import cli
-from app.gallery.errors import InvalidInput
+from app.gallery.errors import InvalidInput, StorageUnwritable
 from app.settings import Settings
 from tests.http.conftest import Server, running
 
@@ -108,8 +108,25 @@ def test_the_commands_make_keys_check_the_log_and_print_it(tmp_path: Path) -> No
     assert [entry["action"] for entry in exported] == ["create-key", "create-key", "rotate-key", "revoke-key"]
     assert all(entry["by"].startswith("cli:") for entry in exported)
     assert facegallery("audit", "verify", "--expect", head).exit_code == 0
+    old = tmp_path / "old.jsonl"
+    done = facegallery("audit", "prune", "--before", "2020-01-01", "--archive", str(old))
+    assert (done.exit_code, done.stdout, old.read_text(), old.stat().st_mode & 0o777) == (
+        0,
+        "0 entries removed\n",
+        "",
+        0o600,
+    )
+    assert isinstance(
+        facegallery("audit", "prune", "--before", "2090-01-01", "--archive", str(old)).exception, StorageUnwritable
+    )
+    assert facegallery("audit", "verify").stdout.startswith("4 entries")
+    done = facegallery("audit", "prune", "--before", "2090-01-01", "--archive", str(tmp_path / "older.jsonl"))
+    assert done.stdout == "3 entries removed\n"
+    archived = [json.loads(line)["entry"] for line in (tmp_path / "older.jsonl").read_text().splitlines()]
+    assert archived == exported
+    assert facegallery("audit", "verify", "--expect", head).exit_code == 0
     with closing(sqlite3.connect(tmp_path / "facegallery.db", isolation_level=None)) as database:
-        database.execute("UPDATE audit SET entry = replace(entry, 'desk', 'roof') WHERE number = 1")
+        database.execute("UPDATE audit SET entry = replace(entry, 'before', 'behind') WHERE number = 5")
     done = facegallery("audit", "verify")
     assert (done.exit_code, done.stdout.split(", ")[1]) == (1, "1 flaws")
     assert facegallery("audit", "verify", "--expect", "head").exit_code == 2

@@ -5,8 +5,10 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from app.api.body_guard import MAX_PLAIN_BYTES
 from app.settings import Settings
-from tests.fuzz.hostile_images import hostile_images
+from tests.fuzz.hostile_images import hostile_images, png_of_16_bits
 from tests.http.conftest import Server, running
 from tests.http.test_bad_input import is_problem
 
@@ -39,12 +42,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def answer_to(server: Server, sent: bytes) -> bytes:
     """What comes back until the server hangs up, which it does by itself."""
     url = server.client.base_url
+    parts = []
     with socket.create_connection((url.host, url.port or 80), timeout=30) as connection:
-        connection.sendall(sent)
-        parts = []
-        while part := connection.recv(65536):
-            parts.append(part)
-        return b"".join(parts)
+        with suppress(ConnectionError):  # it hung up while more was being sent
+            connection.sendall(sent)
+        with suppress(ConnectionError):
+            while part := connection.recv(65536):
+                parts.append(part)
+    return b"".join(parts)
 
 
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
@@ -81,6 +86,58 @@ def test_who_is_slow_or_endless_is_cut_off(server: Server, sent: bytes, status: 
     if status != b"200":
         assert json.loads(answer.split(b"\r\n\r\n", 1)[1])["status"] == int(status)
     assert server.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX-Behind: ", b"1;"], ids=["header behind a body", "header of a chunk"])
+@pytest.mark.parametrize("call", [b"/identify", b"/healthz"])
+def test_what_is_endless_between_chunks_is_cut_off_before_it_is_late(
+    server: Server, call: bytes, endless: bytes
+) -> None:
+    start = b"POST " + call + b" HTTP/1.1\r\nHost: localhost\r\n" + CHUNKED + b"\r\n" + endless
+    answer = answer_to(server, start + b"x" * 2_000_000)
+    assert b"408" not in answer
+    assert server.client.get("/healthz").status_code == 200
+
+
+def test_who_does_not_take_the_answer_is_cut_off(server: Server) -> None:
+    url = server.client.base_url
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((url.host, url.port or 80))
+        connection.setblocking(False)
+        asked = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 200
+        with suppress(BlockingIOError):
+            connection.sendall(asked)
+        for _ in range(600):
+            if "answer.not_taken" in server.log:
+                break
+            time.sleep(0.1)
+        connection.setblocking(True)
+        taken = 0
+        with suppress(ConnectionError):
+            while more := connection.recv(65536):
+                taken += len(more)
+    assert taken < 100 * len(server.client.get("/openapi.json").content)
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("kind", ["application/json", "application/x-www-form-urlencoded", "text/plain", None])
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+def test_a_body_that_is_no_form_with_files_is_short(client: TestClient, kind: str | None, declared: bool) -> None:
+    body = b"[" + b"[]," * (MAX_PLAIN_BYTES // 3) + b"[]]"
+    headers = {} if kind is None else {"Content-Type": kind}
+    # In chunks its length is not known before it is read, and what a route cannot read is refused first.
+    refused = {413} if declared or kind == "application/json" else {413, 415, 422}
+    for method, call in (("POST", "/identify"), ("POST", "/galleries"), ("PATCH", "/galleries/none")):
+        answer = client.request(method, call, content=body if declared else iter([body]), headers=headers)
+        assert answer.status_code in refused
+
+
+def test_a_length_that_is_no_number_is_refused(client: TestClient) -> None:
+    for length in ("-1", "1e3", "\N{SUPERSCRIPT TWO}"):
+        headers = [(b"content-length", length.encode("latin-1"))]
+        answer = client.post("/galleries", headers=headers)
+        assert is_problem(answer, 400, "http")
 
 
 def part(name: str, value: bytes = b"", file: bool = False) -> bytes:
@@ -132,12 +189,14 @@ def peak_memory(server: Server) -> int:
 
 
 def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Server, portrait: bytes) -> None:
-    file = BytesIO()
-    Image.new("RGBA", (7000, 7000)).save(file, "PNG")  # 190 KB that are 49 million pixels
+    rgba, grey = BytesIO(), BytesIO()
+    Image.new("RGBA", (7000, 7000)).save(rgba, "PNG")  # 190 KB that are 49 million pixels
+    Image.new("I;16", (7000, 7000)).save(grey, "PNG")
+    bombs = [rgba.getvalue(), grey.getvalue(), png_of_16_bits(7000, 7000), hostile_images()["png-30000x30000"]]
     before = peak_memory(server)
 
     def send(number: int) -> int:
-        photo = file.getvalue() if number % 2 else hostile_images()["png-30000x30000"]
+        photo = bombs[number % 4]
         answer = httpx.post(f"{server.client.base_url}/identify", files={"image": photo}, timeout=120)
         return answer.status_code
 

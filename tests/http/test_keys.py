@@ -148,6 +148,19 @@ def test_a_key_for_another_gallery_learns_nothing_of_this_one(service: Service, 
     assert service.call(call, service.key(galleries=["guests", "staff"])).status_code not in {401, 403, 500}
 
 
+def test_a_merge_erases_somebody_and_needs_the_scope_for_it(service: Service, good: str) -> None:
+    address = "/galleries/staff/subjects/eileen"
+    body = {"merge_into": "somebody"}
+    for scopes, status in (((Scope.ENROLL,), 403), ((Scope.DELETE,), 403), ((Scope.ENROLL, Scope.DELETE), 404)):
+        headers = {"Authorization": f"Bearer {service.key(*scopes)}"}
+        assert service.client.patch(address, json=body, headers=headers).status_code == status
+
+
+def test_metrics_are_of_all_galleries_and_for_keys_of_all(service: Service) -> None:
+    assert is_problem(service.call(("GET", "/metrics"), service.key(Scope.READ, galleries=["staff"])), 403, "forbidden")
+    assert service.call(("GET", "/metrics"), service.key(Scope.READ)).status_code == 200
+
+
 def test_a_probe_as_json_is_for_the_keys_galleries_only(service: Service) -> None:
     headers = {"Authorization": f"Bearer {service.key(galleries=['guests'])}"}
     probe = {"embedding": [1.0] + [0.0] * 127}
@@ -187,6 +200,9 @@ def test_a_key_in_the_address_is_refused(service: Service, good: str, query: str
         query = query.replace("key=", "q=")
     headers = {"Authorization": f"Bearer {good}"}
     answer = service.client.get("/galleries" + query.format(key=good), headers=headers)
+    assert is_problem(answer, 400, "key-in-address")
+    assert good not in answer.text
+    answer = service.client.get(f"/galleries/staff/subjects/{good}", headers=headers)
     assert is_problem(answer, 400, "key-in-address")
     assert good not in answer.text
 
@@ -336,6 +352,10 @@ def test_trusted_proxies_ask_for_keys_on_a_loopback_address_too(tmp_path: Path) 
         {"Host": "203.0.113.5:8000"},
         {"Origin": "https://elsewhere.example.org"},
         {"Origin": "null"},
+        {"Origin": "http://["},
+        {"Host": "["},
+        {"Host": "[::1"},
+        {"Via": "1.1 proxy"},
     ],
     ids=str,
 )

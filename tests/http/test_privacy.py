@@ -17,6 +17,7 @@ from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.master_keys import MasterKey
 from app.gallery.receipts import check_receipt
+from app.gallery.records import Gallery, Subject
 from app.gallery.service import GalleryService
 from app.main import create_app
 from app.settings import Settings
@@ -121,6 +122,44 @@ def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
         again = send(client, "ada", mirrored).json()  # erased, then enrolled as a new person
         assert (again["subject"]["templates"], again["subject"]["expires_at"]) == (1, None)
         assert service.retention.sweep().expired == {}
+
+
+def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        address = "/galleries/default/subjects"
+        send(client, "eileen", portrait)
+        send(client, "ada", mirrored)
+        send(client, "bob", mirrored, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        assert client.patch(f"{address}/ada", json={"merge_into": "eileen"}).status_code == 200
+        wrapped = service.forgetting.vault.wrapped_by()
+        service.forgetting.destroy_keys()
+        assert service.forgetting.vault.wrapped_by() == wrapped  # nothing was left for a sweep
+        service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+        merged = client.patch(f"{address}/bob", json={"merge_into": "eileen"})
+        assert is_problem(merged, 404, "subject-not-found")
+
+
+def test_who_is_enrolled_anew_by_two_at_once_loses_nothing(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+        is_due, between = service.retention.is_due, list[httpx.Response]()
+
+        def another_comes_between(gallery: Gallery, subject: Subject) -> bool:
+            found = is_due(gallery, subject)
+            if not between:
+                between.append(httpx.Response(500))
+                between[0] = send(client, "ada", mirrored)
+            return found
+
+        service.retention.is_due = another_comes_between  # type: ignore[method-assign]
+        answer = send(client, "ada", portrait).json()
+        assert between[0].json()["subject"]["templates"] == 1
+        assert answer["subject"]["templates"] == 2
 
 
 def test_an_identification_is_noted_where_a_rule_asks(tmp_path: Path, portrait: bytes) -> None:

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import make_url
+import structlog
+from sqlalchemy import Engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
+from app.access.settings_watch import described
 from app.cli import cli
+from app.settings import Settings
+from app.telemetry import set_up_logging
 from tests.http.conftest import Server
 from tests.postgresql import postgresql
 
@@ -98,3 +103,46 @@ def test_secrets_and_embeddings_are_in_nothing_that_a_run_writes(
     everything = "\n".join(written)
     for secret in (key, key.rsplit("_", 1)[1], PASSWORD, PEPPER, *shapes(embedding)):
         assert secret not in everything
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_traceback_shows_no_values(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        photo = "planted " + "photo"
+        raise ValueError(len(photo))
+
+    set_up_logging(form=form, level="info")
+    try:
+        fail()
+    except ValueError as error:
+        structlog.get_logger().error("request.failed", exc_info=error)
+    finally:
+        structlog.reset_defaults()
+    written = capsys.readouterr().err
+    assert "in fail" in written
+    assert "planted photo" not in written
+
+
+def test_an_error_of_the_database_shows_no_values(engine: Engine) -> None:
+    with pytest.raises(DBAPIError) as caught, engine.begin() as connection:
+        connection.execute(text("INSERT INTO nowhere VALUES (:metadata)"), {"metadata": "planted metadata"})
+    assert "nowhere" in str(caught.value)
+    assert "planted" not in str(caught.value)
+
+
+def test_the_settings_in_the_audit_log_show_no_secret() -> None:
+    shown = described(
+        Settings(
+            database_url="postgresql://faces:planted@db/faces",
+            vault_url="postgresql://faces@vault/faces?password=planted&sslpassword=planted&sslmode=require",
+            milvus_uri="http://root:planted@milvus:19530/faces?token=planted",
+            milvus_token="root:planted",
+            key_pepper="planted" * 5,
+            master_key="planted",
+            _env_file=None,
+        )
+    )
+    assert "planted" not in json.dumps(shown)
+    assert shown["vault"] == "postgresql://faces@vault/faces?sslmode=require"
+    assert shown["milvus"] == "milvus:19530/faces"
+    assert (shown["key_pepper"], shown["master_key"], shown["milvus_token"]) == (True, True, True)

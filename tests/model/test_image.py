@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model.errors import ImageTooLarge, UnsupportedImage
-from model.image import ImageLimits, decode_image
+from model.image import MAX_SCANS, ImageLimits, decode_image
+from tests.fuzz.hostile_images import bmp_of_runs, scans
 
 PICTURE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
 
@@ -117,3 +118,23 @@ def test_a_damaged_file_is_read_or_refused_and_nothing_else(data: st.DataObject)
         file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
     with suppress(UnsupportedImage, ImageTooLarge):
         assert decode_image(bytes(file)).shape[2] == 3
+
+
+def test_a_jpeg_file_has_so_many_scans_and_no_more() -> None:
+    own = scans(0).count(b"\xff\xda")
+    assert decode_image(scans(MAX_SCANS - own)).shape == (64, 64, 3)
+    with pytest.raises(UnsupportedImage, match="more than 64 scans"):
+        decode_image(scans(MAX_SCANS - own + 1))
+    with pytest.raises(UnsupportedImage, match="more than 64 scans"):
+        decode_image(scans(250_000, (7000, 7000)))
+
+
+def test_what_looks_like_scans_behind_the_end_or_in_metadata_is_none(astronaut_jpeg: bytes) -> None:
+    decode_image(astronaut_jpeg + b"\xff\xda" * 1000)  # such as a film behind a photo
+    comment = b"\xff\xfe" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    decode_image(astronaut_jpeg[:2] + comment + astronaut_jpeg[2:])
+
+
+def test_bmp_files_of_runs_are_refused_for_the_time_they_take() -> None:
+    with pytest.raises(UnsupportedImage, match="run-length"):
+        decode_image(bmp_of_runs(30, 30))

@@ -20,38 +20,53 @@ from app.gallery.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.telemetry import set_up_logging
 from tests.postgresql import postgresql
-from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, index_source
+from tests.soak.people import BASE, DIMENSION, EXTRACTOR, GALLERY, index_source, templates_of
+
+State = dict[str, int | None]
+"""How many templates subjects have; none: no such subject."""
 
 
 @dataclass
 class Acknowledged:
-    """What the journals say must be there, must be gone, and may be either."""
+    """What the journals say must be there, must be gone, and may be as it was before a call or as it was after it."""
 
     present: dict[str, int] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
-    doubtful: set[str] = field(default_factory=set)
+    doubts: list[tuple[State, State]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     def read(self, journal: Path) -> None:
         """Take in one process's journal; its last line may be cut."""
-        begun: dict[str, int] = {}
+        begun: dict[int, tuple[State, State]] = {}
         for line in journal.read_text().split("\n")[:-1]:
             entry = json.loads(line)
-            key = entry.get("key")
             if "broken" in entry:
                 self.broken.append(entry["broken"])
-            elif entry.get("begin") == "enroll":
-                begun[key] = entry["templates"]
-                self.doubtful.add(key)
-            elif entry.get("begin") == "delete":
-                self.present.pop(key)
-                self.doubtful.add(key)
-            elif entry["done"] == "enroll":
-                self.present[key] = begun[key]
-                self.doubtful.discard(key)
+            elif "after" in entry:
+                begun[entry["thread"]] = (entry["before"], entry["after"])
+                for key in entry["before"]:
+                    self.present.pop(key, None)
             else:
-                self.gone.add(key)
-                self.doubtful.discard(key)
+                _, after = begun.pop(entry["thread"])
+                self.present |= {key: count for key, count in after.items() if count is not None}
+                self.gone |= {key for key, count in after.items() if count is None}
+        self.doubts += begun.values()
+
+    def check(self, stored: dict[str, int]) -> None:
+        """Hold what is stored, templates by subject, against it.
+
+        Raises:
+            AssertionError: they differ.
+        """
+        assert self.broken == []
+        lost = {key: count for key, count in self.present.items() if stored.get(key) != count}
+        assert lost == {}, f"acknowledged and lost: {lost}"
+        back = self.gone & stored.keys()
+        assert back == set(), f"erased and back: {back}"
+        for before, after in self.doubts:
+            found = {key: stored.get(key) for key in before}
+            assert found in (before, after), f"half done: {found} is neither {before} nor {after}"
+        assert stored.keys() <= self.present.keys() | {key for before, _ in self.doubts for key in before}
 
 
 def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress: Progress | None = None) -> int:
@@ -68,6 +83,10 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
     source = index_source(folder / "index")
     store.create_gallery(GALLERY, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
     known = Acknowledged()
+    for number in range(BASE):
+        key, templates = f"base-{number}", templates_of(f"base-{number}", 100)
+        store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+        known.present[key] = len(templates)
     task = progress.add_task("kills", total=rounds) if progress else None
     for turn in range(rounds):
         journal = folder / f"journal-{turn}"
@@ -80,7 +99,6 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
             finally:
                 process.kill()
         known.read(journal)
-        assert known.broken == []
         stored = {}
         after = 0
         while True:
@@ -89,11 +107,7 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
             if page.next_cursor is None:
                 break
             after = page.next_cursor
-        lost = {key: count for key, count in known.present.items() if stored.get(key) != count}
-        assert lost == {}, f"acknowledged and lost: {lost}"
-        back = known.gone & stored.keys()
-        assert back == set(), f"erased and back: {back}"
-        assert stored.keys() <= known.present.keys() | known.doubtful
+        known.check(stored)
         consistency = check_gallery(store.gallery(GALLERY), history, source)
         assert consistency.whole, consistency
         assert consistency.templates == sum(stored.values())

@@ -1,6 +1,7 @@
-"""A process under mixed load, made to be killed: enrolls, searches, deletes, and writes down what was acknowledged.
+"""A process under mixed load, made to be killed: it enrolls, searches, deletes subjects and templates, merges.
 
-Every line of its journal is one write, whole or not there: `begin` before the call, `done` after it.
+Every line of its journal is one write, whole or not there. Before a call it says how many templates the subjects that
+the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged.
 """
 
 import itertools
@@ -8,6 +9,8 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,14 @@ import numpy as np
 from app.gallery.database import open_engine
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
-from app.gallery.records import NewTemplate
+from app.gallery.matching import Candidate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from app.gallery.upkeep import Upkeep
 from app.telemetry import set_up_logging
-from model.quality import Quality
-from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, QUALITY, embedding_of, index_source
+from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, embedding_of, index_source, templates_of
+
+_SAME = 1e-3  # distance within which a template is found as itself
 
 
 def main(url: str, folder: str, journal: str, turn: int) -> None:
@@ -41,32 +45,65 @@ def main(url: str, folder: str, journal: str, turn: int) -> None:
     def note(**entry: Any) -> None:
         os.write(file, json.dumps(entry).encode() + b"\n")
 
+    def nearest(name: str) -> Candidate:
+        """Who is nearest to a template, whether it is there or not."""
+        replica.catch_up(store.gallery(GALLERY).revision)
+        ((found,),) = replica.search(embedding_of(name)[None], top_k=1, rule="best")
+        return found
+
     def work(thread: int) -> None:
         chance = np.random.default_rng([turn, thread])
-        mine: list[str] = []
-        for number in itertools.count():
-            key = f"{turn}-{thread}-{number}"
-            templates = [
-                NewTemplate(embedding_of(f"{key}-{one}"), Quality(**QUALITY), f"{key}-{one}")
-                for one in range(chance.integers(1, 4))
-            ]
-            note(begin="enroll", key=key, templates=len(templates))
-            store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
-            note(done="enroll", key=key)
-            mine.append(key)
-            replica.catch_up(store.gallery(GALLERY).revision)
-            ((nearest,),) = replica.search(templates[0].embedding[None], top_k=1, rule="best")
-            if nearest.distance > 1e-3:
+        mine: dict[str, dict[str, int]] = {}  # ids of templates by their names, by subject
+
+        @contextmanager
+        def written(before: dict[str, int | None], after: dict[str, int | None]) -> Iterator[None]:
+            note(thread=thread, before=before, after=after)
+            yield
+            note(thread=thread, done=True)
+
+        def enroll(key: str) -> None:
+            templates = templates_of(key, int(chance.integers(1, 4)))
+            with written({key: None}, {key: len(templates)}):
+                made = store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+            mine[key] = {one.crop_sha256: one.id for one in made.added}
+            if nearest(f"{key}-0").distance > _SAME:
                 note(broken=f"{key} was acknowledged and is not found")
-            if chance.random() < 0.4:
-                gone = mine.pop(int(chance.integers(len(mine))))
-                note(begin="delete", key=gone)
-                store.delete_subject(GALLERY, gone)
-                note(done="delete", key=gone)
-                replica.catch_up(store.gallery(GALLERY).revision)
-                ((nearest,),) = replica.search(embedding_of(f"{gone}-0")[None], top_k=1, rule="best")
-                if nearest.distance < 1e-3:
-                    note(broken=f"{gone} was erased and is found")
+
+        def delete(key: str) -> None:
+            with written({key: len(mine[key])}, {key: None}):
+                store.delete_subject(GALLERY, key)
+            for name in mine.pop(key):
+                if nearest(name).distance < _SAME:
+                    note(broken=f"{key} was erased and is found")
+
+        def delete_template(key: str) -> None:
+            name = str(chance.choice(list(mine[key])))
+            with written({key: len(mine[key])}, {key: len(mine[key]) - 1}):
+                store.delete_template(GALLERY, mine[key].pop(name))
+            if nearest(name).distance < _SAME:
+                note(broken=f"{name} was erased and is found")
+
+        def merge(key: str, into: str) -> None:
+            gone, kept = len(mine[key]), len(mine[into])
+            with written({key: gone, into: kept}, {key: None, into: gone + kept}):
+                subject = store.merge_subjects(GALLERY, key, into)
+            moved = mine.pop(key)
+            mine[into] |= moved
+            for name in moved:
+                found = nearest(name)
+                if found.distance > _SAME or found.subject_id != subject.id:
+                    note(broken=f"{name} is {into}'s now and is not found as such")
+
+        for number in itertools.count():
+            enroll(f"{turn}-{thread}-{number}")
+            key, *others = chance.permutation(list(mine)).tolist()
+            step = chance.random()
+            if step < 0.25:
+                delete(key)
+            elif step < 0.45 and mine[key]:
+                delete_template(key)
+            elif step < 0.6 and others:
+                merge(key, others[0])
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:

@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.index import SegmentedIndex, TemplateIndex
+from app.gallery.index.codebook import LEAST_TRAINING
+from app.gallery.index.upkeep import Limits
 from app.gallery.index_source import IndexSource
+from app.gallery.records import Gallery, NewTemplate
+from model.quality import Quality
 
 GALLERY, EXTRACTOR, DIMENSION = "soak", "net@0123456789ab", 32
 QUALITY = {"detection_score": 0.9, "face_size": 80.0, "sharpness": 100.0, "yaw": 0.0, "pitch": 0.0, "roll": 0.0}
+
+
+_LIMITS = Limits(block=256, tail=32, merged=4, dead_share=0.05, least_dead=8)
+BASE = 11  # subjects of a hundred templates that are there from the start, so that there are codes
 
 
 def embedding_of(name: str) -> NDArray[np.float32]:
@@ -18,6 +27,22 @@ def embedding_of(name: str) -> NDArray[np.float32]:
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
+def templates_of(key: str, count: int) -> list[NewTemplate]:
+    """A person's templates; each has its name in place of its crop's digest."""
+    names = [f"{key}-{number}" for number in range(count)]
+    return [NewTemplate(embedding_of(name), Quality(**QUALITY), name) for name in names]
+
+
+class SmallIndexSource(IndexSource):
+    """Indexes that compress, merge and compact at every turn, so that a kill often falls into that."""
+
+    def make(self, gallery: Gallery) -> TemplateIndex:
+        return SegmentedIndex(gallery.dimension, compress_from=LEAST_TRAINING, limits=_LIMITS)
+
+    def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
+        return SegmentedIndex.load(folder, dimension, compress_from=LEAST_TRAINING, limits=_LIMITS)
+
+
 def index_source(folder: Path) -> IndexSource:
     """Snapshots at every look, so that a kill often falls into one."""
-    return IndexSource(kind="auto", folder=folder, snapshot_interval=0.01, erase_interval=1.0)
+    return SmallIndexSource(folder=folder, snapshot_interval=0.01, erase_interval=1.0)

@@ -84,7 +84,7 @@ class Receipt(BaseModel):
     subject: str
     erased_at: datetime
     erased: Erased
-    pending: list[str] = Field(description="what a sweep has yet to do: key, database-log, snapshots")
+    pending: list[str] = Field(description="what a sweep has yet to do: key, vault-log, database-log, index, snapshots")
     public_key: str = Field(description="Ed25519, 32 bytes as base64")
     signature: str = Field(description="Ed25519, 64 bytes as base64")
 

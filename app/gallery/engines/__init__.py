@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from app.gallery.engines.protocol import IndexEngine, storage_name
+from app.gallery.engines.protocol import EngineIndex, IndexEngine, storage_name, storage_prefix
 from app.gallery.errors import IndexEngineUnusable
 
 EngineKind = Literal["pgvector", "milvus"]
@@ -81,8 +81,10 @@ _OPEN: Mapping[EngineKind, Callable[[EngineAddress], IndexEngine]] = {
 __all__ = [
     "ENGINE_KINDS",
     "EngineAddress",
+    "EngineIndex",
     "EngineKind",
     "IndexEngine",
     "open_index_engine",
     "storage_name",
+    "storage_prefix",
 ]

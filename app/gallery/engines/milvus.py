@@ -61,6 +61,9 @@ class MilvusEngine:
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=gallery.dimension)
         with milvus_errors():
+            if not self._client.has_collection(name, timeout=self._timeout):
+                # A position that is there belongs to a collection that was dropped.
+                self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
             self._ensure(name, schema, "embedding", self._kind)
         index = MilvusIndex(
             self._client,
@@ -73,13 +76,21 @@ class MilvusEngine:
         index.position()
         return index
 
-    def drop(self, gallery: Gallery) -> None:
-        """As `IndexEngine.drop`."""
-        name = storage_name(gallery)
+    def names(self, prefix: str) -> list[str]:
+        """As `IndexEngine.names`."""
         with milvus_errors():
-            if self._client.has_collection(name, timeout=self._timeout):
+            found = self._client.list_collections(timeout=self._timeout)
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def drop(self, prefix: str, *, but: str = "") -> None:
+        """As `IndexEngine.drop`."""
+        for name in self.names(prefix):
+            if name == but:
+                continue
+            with milvus_errors():
+                # The position first: without it a collection is filled again, whatever is left of it.
+                self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
                 self._client.drop_collection(name, timeout=self._timeout)
-            self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
 
     def close(self) -> None:
         """As `IndexEngine.close`."""

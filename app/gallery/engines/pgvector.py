@@ -18,6 +18,7 @@ HNSW_ABOVE = 20_000
 """Templates above which a gallery gets a graph; up to here every distance is computed."""
 
 _LEAST_VERSION = (0, 8)  # the first that goes on searching until there are enough rows
+_DROP_TIMEOUT = "3s"  # writers of the gallery may be waiting meanwhile
 _SETUP_LOCK = 7_310_219_004  # two processes that start together must not make the same things
 
 
@@ -54,14 +55,27 @@ class PgvectorEngine:
         index.position()
         return index
 
-    def drop(self, gallery: Gallery) -> None:
-        """As `IndexEngine.drop`."""
-        name = storage_name(gallery)
-        self.builder.forget(name)
-        with self._connections.one() as connection, connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
-            connection.execute("DELETE FROM storage WHERE name = %s", (name,))
+    def names(self, prefix: str) -> list[str]:
+        """As `IndexEngine.names`."""
+        with self._connections.one() as connection:
+            rows = connection.execute(
+                "SELECT tablename::text FROM pg_tables WHERE schemaname = %s AND starts_with(tablename::text, %s) "
+                "UNION SELECT name FROM storage WHERE starts_with(name, %s)",
+                (SCHEMA, prefix, prefix),
+            ).fetchall()
+        return sorted(name for (name,) in rows)
+
+    def drop(self, prefix: str, *, but: str = "") -> None:
+        """As `IndexEngine.drop`; a table whose graph another process is building stays until that is done."""
+        for name in self.names(prefix):
+            if name == but:
+                continue
+            self.builder.forget(name)
+            with self._connections.one() as connection, connection.transaction():
+                connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_TIMEOUT,))
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
+                connection.execute("DELETE FROM storage WHERE name = %s", (name,))
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""

@@ -2,13 +2,16 @@
 
 import hashlib
 from datetime import UTC
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index import RankedTemplates, SharedIndex
 from app.gallery.records import Gallery
+
+STORAGE = "gallery_"
+"""What the name of every gallery's table or collection begins with."""
 
 
 class IndexEngine(Protocol):
@@ -26,13 +29,21 @@ class IndexEngine(Protocol):
             DatabaseUnavailable, Busy, StorageUnwritable, IndexEngineUnusable: as named.
         """
 
-    def drop(self, gallery: Gallery) -> None:
-        """Erase all that the engine keeps of a gallery; nothing happens where it keeps nothing."""
+    def names(self, prefix: str) -> list[str]:
+        """Names of the tables or collections that begin so, ascending."""
+
+    def drop(self, prefix: str, *, but: str = "") -> None:
+        """Erase all whose names begin so, but one; nothing happens where there is nothing.
+
+        Raises:
+            Busy: another process works on one of them at length; it is still there.
+        """
 
     def close(self) -> None:
         """Give all connections back."""
 
 
+@runtime_checkable
 class EngineIndex(SharedIndex, Protocol):
     """A shared index that can also say which templates it has, so that a check can compare it with SQL."""
 
@@ -43,12 +54,19 @@ class EngineIndex(SharedIndex, Protocol):
 def storage_name(gallery: Gallery) -> str:
     """Name of a gallery's table or collection.
 
-    It is made of the gallery's id and 12 hexadecimal digits of a digest over its extractor and the moment it was made.
-    So two services that share an engine by mistake do not mix their templates, though both have a gallery 1.
+    It is made of `storage_prefix` and 12 hexadecimal digits of a digest over the extractor.
+    """
+    return storage_prefix(gallery) + hashlib.sha256(gallery.extractor.encode()).hexdigest()[:12]
+
+
+def storage_prefix(gallery: Gallery) -> str:
+    """What the names of all that an engine keeps of a gallery begin with, whichever extractors it belonged to.
+
+    It is made of the gallery's id and 12 hexadecimal digits of a digest over the moment it was made. So two services
+    that share an engine by mistake do not mix their templates, though both have a gallery 1.
     """
     moment = gallery.created_at.astimezone(UTC).isoformat(timespec="microseconds")
-    digest = hashlib.sha256(f"{gallery.extractor} {moment}".encode()).hexdigest()
-    return f"gallery_{gallery.id}_{digest[:12]}"
+    return f"{STORAGE}{gallery.id}_{hashlib.sha256(moment.encode()).hexdigest()[:12]}_"
 
 
 def ranked(ids: NDArray[np.int64], stored: NDArray[np.float32], probe: NDArray[np.float32]) -> RankedTemplates:

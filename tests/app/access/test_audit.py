@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import Engine, delete, event, select, text, update
@@ -285,4 +286,116 @@ def test_the_log_can_be_checked_while_it_grows(audit: AuditLog, sessions: Sessio
 
     report = audit.verify()
     event.remove(engine, "after_cursor_execute", grow)
+    assert (report.head.count, report.flaws) == (11, ())
+
+
+# -- entries that go
+
+
+@pytest.fixture
+def a_year_old(audit: AuditLog, sessions: Sessions, ten: Head) -> datetime:
+    """Ten entries, and the moment before the last four."""
+    with sessions.reading() as session:
+        entry = json.loads(session.get_one(AuditRow, 7).entry)
+    return datetime.fromisoformat(entry["at"])
+
+
+def prune(audit: AuditLog, moment: datetime) -> int:
+    token = current_caller.set(Caller("service"))
+    try:
+        return audit.prune(moment)
+    finally:
+        current_caller.reset(token)
+
+
+def test_a_pruned_log_can_be_checked_and_says_what_went(
+    audit: AuditLog, sessions: Sessions, engine: Engine, ten: Head, a_year_old: datetime
+) -> None:
+    sixth = json.loads(list(audit.entries())[5])["hash"]
+    archived = [json.loads(line)["entry"]["number"] for line in audit.entries(before=a_year_old)]
+    assert prune(audit, a_year_old) == 6 == len(archived)
+    assert prune(audit, a_year_old) == 0
+    report = audit.verify(ten)
+    assert (report.head.count, report.flaws) == (11, ())
+    entries = [json.loads(line)["entry"] for line in audit.entries()]
+    assert [entry["number"] for entry in entries] == [7, 8, 9, 10, 11]
+    assert (entries[-1]["action"], entries[-1]["by"]) == ("prune-audit", "service")
+    assert entries[-1]["details"] == {"before": a_year_old.isoformat(), "entries": 6, "start": f"6:{sixth}"}
+    assert audit.verify(Head(6, bytes.fromhex(sixth))).flaws == ()
+    assert audit.verify(Head(6, bytes(32))).flaws == ("entry 6 is not the one that was written down",)
+    assert audit.verify(Head(3, bytes(32))).flaws[0].startswith("entry 3 was pruned")
+    with sessions.writing() as session:
+        AuditLog(engine, PEPPER).write(session, Event("enroll"))
+    assert audit.verify().flaws == ()
+    assert prune(audit, datetime.now(UTC) + timedelta(days=1)) == 5  # the last one stays
+    assert audit.verify().flaws == ()
+
+
+def lose_the_start(session: Session) -> None:
+    session.execute(delete(AuditHeadRow).filter_by(id=2))
+
+
+def prune_more(session: Session) -> None:
+    row = session.get_one(AuditRow, 8)
+    session.execute(update(AuditHeadRow).filter_by(id=2).values(count=8, hash=row.hash))
+    session.execute(delete(AuditRow).where(AuditRow.number <= 8))
+
+
+def prune_with_a_head_of_old(session: Session) -> None:
+    head = session.get_one(AuditHeadRow, 1)
+    session.execute(update(AuditHeadRow).filter_by(id=2).values(count=head.count, hash=head.hash, seal=head.seal))
+    session.execute(delete(AuditRow))
+
+
+def change_the_first_that_is_left(session: Session) -> None:
+    row = session.get_one(AuditRow, 7)
+    row.entry = row.entry.replace("person 6", "person X")
+
+
+@pytest.mark.parametrize(
+    ("tamper", "flaw"),
+    [
+        (lose_the_start, "entries 1 to 6 are missing"),
+        (prune_more, "the start was changed"),
+        (prune_with_a_head_of_old, "the start was changed"),
+        (change_the_first_that_is_left, "entry 7 was changed"),
+    ],
+)
+def test_who_prunes_by_hand_is_found(
+    audit: AuditLog, sessions: Sessions, a_year_old: datetime, tamper: Callable[[Session], None], flaw: str
+) -> None:
+    prune(audit, a_year_old)
+    with sessions.writing() as session:
+        tamper(session)
+    assert any(flaw in found for found in audit.verify().flaws), audit.verify().flaws
+
+
+@pytest.mark.usefixtures("ten")
+def test_a_service_removes_what_is_past_its_days(engine: Engine) -> None:
+    turned = [datetime.now(UTC)]
+    audit = AuditLog(engine, PEPPER, keep_days=30, clock=lambda: turned[0])
+    audit.tidy()
+    assert len(actions(audit)) == 10
+    turned[0] += timedelta(days=31)
+    audit.tidy()  # not within the hour
+    assert len(actions(audit)) == 10
+    audit._next_pruning = 0
+    audit.tidy()
+    assert actions(audit) == ["enroll", "prune-audit"]
+    assert audit.verify().flaws == ()
+
+
+@pytest.mark.usefixtures("ten")
+def test_the_log_can_be_checked_while_it_is_pruned(audit: AuditLog, engine: Engine, a_year_old: datetime) -> None:
+    pruned: list[int] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def interfere(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM audit \n" in statement and "LIMIT" in statement and not pruned:
+            pruned.append(0)
+            pruned[0] = audit.prune(a_year_old)
+
+    report = audit.verify()
+    event.remove(engine, "before_cursor_execute", interfere)
+    assert pruned == [6]
     assert (report.head.count, report.flaws) == (11, ())

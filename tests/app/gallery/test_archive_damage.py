@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.orm import Session
 
 from app.gallery.archive import ArchiveReader
 from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES
+from app.gallery.consent import PrivacyRules
 from app.gallery.database import open_engine
 from app.gallery.errors import ArchiveDamaged
+from app.gallery.journal import Event, NoJournal
 from app.gallery.migrations import migrate
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
@@ -171,6 +174,9 @@ def embedding(*numbers: float) -> str:
         {"quality": {"detection_score": True, "face_size": 1, "sharpness": 1, "yaw": 0, "pitch": 0, "roll": 0}},
         {"crop_sha256": "x"},
         {"created_at": "yesterday"},
+        {"created_at": "0001-01-01T00:00:00+14:00"},
+        {"created_at": "9999-12-31T23:59:59-14:00"},
+        {"quality": {"detection_score": 10**400, "face_size": 1, "sharpness": 1, "yaw": 0, "pitch": 0, "roll": 0}},
         {"subject": "anna"},
         {"subject": 7},
         {"crop": base64.b64encode(bytes(70_000)).decode()},
@@ -203,6 +209,47 @@ def test_a_line_that_is_no_subject_is_refused(other: GalleryStore, networks: Net
     with pytest.raises(ArchiveDamaged, match=r"^subjects\.jsonl"):
         read_back(rewritten(good, put_first, honest=True), other, networks)
     assert other.subjects("people", after=0, limit=10).items == ()
+
+
+def test_embeddings_of_another_length_than_the_extractors_are_refused(
+    other: GalleryStore, networks: Networks, good: Path
+) -> None:
+
+    def shorten(members: dict[str, bytes]) -> None:
+        members[MANIFEST] = json.dumps(json.loads(members[MANIFEST]) | {"dimension": 64}).encode()
+        templates = [json.loads(line) for line in members[TEMPLATES].splitlines()]
+        short = [one | {"embedding": embedding(1.0, *[0.0] * 63)} for one in templates]
+        members[TEMPLATES] = b"".join(json.dumps(one).encode() + b"\n" for one in short)
+
+    with pytest.raises(ArchiveDamaged, match="have 64 numbers; they have 128"):
+        read_back(rewritten(good, shorten, honest=True), other, networks)
+    assert other.galleries() == ()
+
+
+def test_an_import_that_dies_leaves_no_gallery_without_its_rules(
+    other: GalleryStore, networks: Networks, tmp_path: Path
+) -> None:
+    rules = PrivacyRules(require_consent=True, keep_days=30)
+    source = open_engine(f"sqlite:///{(tmp_path / 'source.db').as_posix()}", timeout=30)
+    migrate(source)
+    store = GalleryStore(source)
+    store.create_gallery("people", extractor=networks.extractor.card.identity, dimension=128, policy=None)
+    store.set_privacy("people", rules)
+    export(store, tmp_path / "b.zip")
+    source.dispose()
+
+    class Died(BaseException): ...
+
+    class Journal(NoJournal):
+        def write(self, _session: Session, event: Event) -> None:
+            if event.action == "change-gallery":
+                raise Died
+
+    with pytest.raises(Died):
+        read_back(tmp_path / "b.zip", GalleryStore(other.engine, journal=Journal()), networks)
+    assert other.galleries() == ()
+    read_back(tmp_path / "b.zip", other, networks)
+    assert other.gallery("people").privacy == rules
 
 
 def test_a_crop_that_is_not_the_templates_makes_no_embedding(

@@ -244,3 +244,17 @@ def test_going_down_to_nothing_needs_no_vault(
 ) -> None:
     enroll(sealed_store, "anna", new_templates(1))
     migrate(engine, "base")
+
+
+def test_a_reader_of_the_vaults_log_delays_its_cut_and_the_receipt_says_so(
+    tmp_path: Path, new_templates: Templates
+) -> None:
+    gallery = OnDisk(tmp_path)
+    enroll(gallery.store, "anna", new_templates(1))
+    with gallery.vault.engine.connect() as reader:
+        (wrapped,) = reader.execute(text("SELECT wrapped FROM data_key WHERE wrapped IS NOT NULL")).scalars()
+        assert gallery.forgetting.forget("people", "anna")["pending"] == ["vault-log"]
+        assert wrapped in gallery.content("vault")
+    gallery.forgetting.try_again()
+    assert wrapped not in gallery.content("vault")
+    gallery.close()

@@ -1,8 +1,11 @@
 """Many photos into a gallery: once, again, and after a break."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine
 
+from app.gallery.consent import Consent, PrivacyRules
+from app.gallery.enrolling import Enroller
 from app.gallery.errors import ExtractorMismatch, SourceUnreadable
+from app.gallery.forgetting import Forgetting
 from app.gallery.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
+from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from model.image import ImageLimits
 from model.pipeline import Networks
@@ -223,3 +230,111 @@ def test_names_and_metadata_that_cannot_be_kept_are_refused_row_by_row(folder: P
 def test_a_folder_without_people_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceUnreadable, match="expected a folder for each person"):
         people_of_folder(tmp_path)
+
+
+# -- consent and retention
+
+
+@pytest.fixture
+def strict(store: GalleryStore, reader: PhotoReader, forgetting: Forgetting) -> Callable[..., ImportReport]:
+    """Imports into a gallery that requires consent, as the command does."""
+    store.create_gallery(
+        "people",
+        extractor=reader.extractor,
+        dimension=reader.dimension,
+        policy=None,
+        privacy=PrivacyRules(require_consent=True),
+    )
+
+    def run(source: PeopleSource, *, later: timedelta = timedelta()) -> ImportReport:
+        retention = Retention(store.engine, forgetting, clock=lambda: datetime.now(UTC) + later)
+        enroller = Enroller(store, reader, forgetting=forgetting, retention=retention, keep_crops=False)
+        return PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, admit=enroller.admit).run(source)
+
+    return run
+
+
+def consent(**values: Any) -> Consent:
+    return Consent("the lab", datetime(2026, 1, 1, tzinfo=UTC), **values)
+
+
+def add(store: GalleryStore, key: str, *, expires_at: datetime | None = None) -> int:
+    """A subject with a consent and without templates."""
+    made = store.enroll(
+        "people",
+        key,
+        [],
+        metadata=None,
+        extractor=store.gallery("people").extractor,
+        dimension=128,
+        terms={"consent": consent(), "expires_at": expires_at},
+    )
+    return made.subject.id
+
+
+def test_who_has_no_consent_is_refused_and_the_others_go_on(
+    folder: Path, strict: Callable[..., ImportReport], store: GalleryStore
+) -> None:
+    add(store, "bob")
+    for added, passed_over in ((2, 0), (0, 2)):
+        report = strict(people_of_folder(folder))
+        assert (report.added, report.passed_over) == (added, passed_over)
+        assert [(one.photo, one.slug) for one in report.refused] == [
+            ("anna/0.png", "consent-required"),
+            ("anna/1.png", "consent-required"),
+            ("anna/2.png", "consent-required"),
+            ("bob/x.jpg", "unsupported-image"),
+        ]
+    assert [one.key for one in store.subjects("people", after=0, limit=9).items] == ["bob"]
+
+
+def test_rules_that_come_while_photos_are_read_are_kept(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore, reader: PhotoReader
+) -> None:
+    store.create_gallery("people", extractor=reader.extractor, dimension=reader.dimension, policy=None)
+    store.set_privacy("people", PrivacyRules(require_consent=True))
+    report = run(people_of_folder(folder))  # asks nobody before
+    assert (report.added, len(report.refused), store.size(store.gallery("people").id).subjects) == (0, 6, 0)
+
+
+def test_whose_time_is_over_is_erased_first_and_imported_anew(
+    folder: Path, strict: Callable[..., ImportReport], store: GalleryStore
+) -> None:
+    first = add(store, "bob", expires_at=datetime.now(UTC) + timedelta(days=1))
+    assert strict(people_of_folder(folder)).added == 2
+    report = strict(people_of_folder(folder), later=timedelta(days=2))
+    assert (report.added, report.passed_over) == (0, 0)
+    assert store.subjects("people", after=0, limit=9).items == ()  # with his time his consent is gone
+    assert add(store, "bob") != first
+    assert strict(people_of_folder(folder), later=timedelta(days=2)).added == 2
+
+
+def test_a_table_brings_consent(folder: Path, strict: Callable[..., ImportReport], store: GalleryStore) -> None:
+    head = "subject,file,consent_purpose,consent_granted_at,consent_reference,consent_expires_at\n"
+    rows = (
+        "anna,anna/0.png,the lab,2026-01-01T01:00:00+01:00,form 7,\n"
+        "bob,bob/3.png,,,,\n"
+        "carl,bob/4.png,the lab,yesterday,,\n"
+        "dora,anna/1.png,the lab,2026-01-01T00:00:00Z,,2026-01-02T00:00:00Z\n"
+        "eve,anna/2.png,,2026-01-01T00:00:00Z,,\n"
+    )
+    source = people_of_table(table(folder, head + rows))
+    for added in (1, 0):
+        report = strict(source)
+        assert report.added == added
+        assert sorted((one.photo, one.slug) for one in report.refused) == [
+            ("anna/1.png", "invalid-input"),
+            ("anna/2.png", "invalid-input"),
+            ("bob/3.png", "consent-required"),
+            ("bob/4.png", "invalid-input"),
+        ]
+    anna = store.subject("people", "anna")
+    assert (anna.consent, anna.metadata) == (consent(reference="form 7"), {})
+    newer = replace(consent(reference="form 8"), granted_at=datetime(2026, 2, 1, tzinfo=UTC))
+    store.update_subject("people", "anna", terms={"consent": newer})
+    strict(source)
+    assert store.subject("people", "anna").consent == newer  # an old table takes nothing back
+    table(folder, head + "anna,anna/0.png,the lab,2026-03-01T00:00:00Z,form 9,\n")
+    assert strict(people_of_table(folder / "people.csv")).passed_over == 1
+    renewed = store.subject("people", "anna").consent
+    assert (renewed and renewed.reference) == "form 9"

@@ -1,9 +1,12 @@
 import base64
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import structlog.testing
 
 from app.gallery.errors import MasterKeyMissing, StorageUnwritable
 from app.gallery.master_keys import MasterKey, MasterKeys, load_master_keys, read_master_keys
@@ -15,6 +18,22 @@ def test_the_first_start_makes_a_file_for_its_owner_alone(tmp_path: Path) -> Non
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert load_master_keys(None, file, make=True).ids == keys.ids
     assert [path.name for path in file.parent.iterdir()] == ["master.key"]
+
+
+def test_of_two_first_starts_the_one_whose_key_it_is_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(4)
+    exists = Path.exists
+
+    def exists_for_nobody_yet(path: Path) -> bool:
+        found = exists(path)
+        both.wait(10)
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists_for_nobody_yet)
+    with structlog.testing.capture_logs() as logs, ThreadPoolExecutor(4) as pool:
+        keys = list(pool.map(lambda _: load_master_keys(None, tmp_path / "master.key", make=True), range(4)))
+    assert len({one.ids for one in keys}) == 1
+    assert [line["event"] for line in logs] == ["master_key.made"]
 
 
 def test_a_missing_file_is_not_made_later(tmp_path: Path) -> None:

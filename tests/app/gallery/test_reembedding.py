@@ -325,8 +325,9 @@ def test_an_extractor_of_another_dimension(
     moves = ReembeddingStore(engine, old.store.seals)
     ids = [one.id for one in old.store.templates("people", subject=None, after=0, limit=9).items]
     moves.add(before, "wide@1", ids, np.eye(1, 512, dtype=np.float32))
-    assert moves.switch(before, "wide@1", dimension=None, unusable=(), with_crops=True)
+    assert moves.switch(before, "wide@1", dimension=None, unusable=(), with_crops=True).state == "done"
     assert old.store.gallery("people").dimension == 512
-    assert moves.switch(old.store.gallery("people"), old.extractor, dimension=None, unusable=(), with_crops=False)
+    back = moves.switch(old.store.gallery("people"), old.extractor, dimension=None, unusable=(), with_crops=False)
+    assert back.state == "done"
     assert old.store.gallery("people").dimension == before.dimension
     assert answer(old, views[1]) == answered

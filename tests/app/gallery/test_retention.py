@@ -143,7 +143,7 @@ def test_a_consent_that_is_renewed_while_the_sweep_runs_saves_the_subject(
     sealed_store.update_subject("people", "anna", terms={"expires_at": clock() + timedelta(days=3)})
     late = clock() + timedelta(days=2)
     due = forgetting.erase_those(
-        gallery, [made.subject.id], lambda row: row.expires_at is not None and row.expires_at <= late
+        gallery, [made.subject.id], lambda _gallery, row: row.expires_at is not None and row.expires_at <= late
     )
     assert due == 0
     assert keys(sealed_store) == ["anna"]
@@ -258,3 +258,18 @@ def test_a_gallery_that_requires_consent_is_asked_within_the_transaction(
     enroll(sealed_store, "anna", new_templates(1))
     with pytest.raises(ConsentRequired):
         sealed_store.update_subject("people", "anna", terms={"consent": None})
+
+
+def test_a_rule_that_is_loosened_while_the_sweep_runs_saves_the_subject(
+    sealed_store: GalleryStore, retention: Retention, forgetting: Forgetting, clock: Clock, new_templates: Templates
+) -> None:
+    made = enroll(sealed_store, "anna", new_templates(1))
+    strict = sealed_store.set_privacy("people", PrivacyRules(keep_days=1))
+    clock.turn(days=2)
+    assert retention.is_due(strict, made.subject)
+    sealed_store.set_privacy("people", PrivacyRules(keep_days=30))
+    assert not retention.erase_if_due(strict, made.subject.id)
+    assert keys(sealed_store) == ["anna"]
+    clock.turn(days=30)
+    assert retention.erase_if_due(strict, made.subject.id)
+    assert keys(sealed_store) == []

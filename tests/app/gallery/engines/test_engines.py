@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from app.gallery.engines import EngineAddress, IndexEngine, open_index_engine, storage_name
+from app.gallery.engines import EngineAddress, IndexEngine, open_index_engine, storage_name, storage_prefix
 from app.gallery.errors import IndexEngineUnusable
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
@@ -101,8 +101,12 @@ def test_a_dropped_gallery_leaves_nothing(shared: IndexEngine) -> None:
     index = shared.index(gallery)
     index.add(np.array([1]), unit_vectors(1, seed=0))
     index.set_position(4)
-    shared.drop(gallery)
-    shared.drop(gallery)
+    assert shared.names(storage_prefix(gallery)) == [storage_name(gallery)]
+    shared.drop(storage_prefix(gallery), but=storage_name(gallery))
+    assert len(index) == 1
+    shared.drop(storage_prefix(gallery))
+    shared.drop(storage_prefix(gallery))
+    assert shared.names(storage_prefix(gallery)) == []
     again = shared.index(gallery)
     assert (len(again), again.position(), len(kept)) == (0, -1, 1)
 
@@ -118,10 +122,13 @@ def test_ids_are_all_of_them_in_order(shared: IndexEngine) -> None:
 def test_a_name_is_made_of_gallery_extractor_and_moment() -> None:
     gallery = new_gallery()
     name = storage_name(gallery)
-    assert name.startswith(f"gallery_{gallery.id}_")
+    assert name.startswith(storage_prefix(gallery))
+    assert storage_prefix(gallery).startswith(f"gallery_{gallery.id}_")
     assert name == storage_name(replace(gallery, revision=9, name="renamed"))
-    assert name != storage_name(replace(gallery, extractor="net@ba9876543210"))
-    assert name != storage_name(replace(gallery, created_at=gallery.created_at + timedelta(microseconds=1)))
+    other = replace(gallery, extractor="net@ba9876543210")
+    assert (name != storage_name(other), storage_prefix(other)) == (True, storage_prefix(gallery))
+    later = replace(gallery, created_at=gallery.created_at + timedelta(microseconds=1))
+    assert storage_prefix(later) != storage_prefix(gallery)
 
 
 @pytest.mark.parametrize(

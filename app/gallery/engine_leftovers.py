@@ -1,0 +1,85 @@
+"""What an engine outside the process still has of extractors that galleries have left, and of erased galleries."""
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Engine, delete, select
+
+from app.gallery.engines import IndexEngine, storage_name, storage_prefix
+from app.gallery.engines.protocol import STORAGE
+from app.gallery.errors import GalleryNotFound
+from app.gallery.records import Gallery
+from app.gallery.rows import Sessions, gallery_of, gallery_row
+from app.gallery.tables import GalleryRow, StorageToDropRow, now
+
+_EVERY = 60.0  # seconds between two sweeps of `look`
+_LATE = timedelta(days=1)  # how long a process may take to hear that a gallery is gone
+_log = structlog.get_logger()
+
+
+class EngineLeftovers:
+    """Drops them. SQL says what is needed, so whatever broke off in between is done by the next sweep of any process.
+
+    Args:
+        database: engine of the gallery's database.
+        engine: where indexes are kept.
+    """
+
+    def __init__(self, database: Engine, engine: IndexEngine) -> None:
+        self._sessions = Sessions(database)
+        self._engine = engine
+        self._next_sweep = time.monotonic()
+
+    def drop_left(self, name: str) -> None:
+        """Drop what is kept of a gallery by other extractors than its present one.
+
+        Raises:
+            GalleryNotFound, DatabaseUnavailable, Busy: as named; what is still there goes with the next sweep.
+        """
+        with self._sessions.reading() as session:
+            gallery = gallery_of(gallery_row(session, name))
+        if not self._left(gallery, self._engine.names(storage_prefix(gallery))):
+            return
+        # Locked, so that the gallery does not move to the extractor whose index is being dropped.
+        with self._sessions.writing() as session:
+            gallery = gallery_of(gallery_row(session, name, lock=True))
+            self._engine.drop(storage_prefix(gallery), but=storage_name(gallery))
+        _log.info("index.dropped", gallery=name, reason="the gallery has left its extractor")
+
+    def sweep(self) -> None:
+        """Drop all that nobody needs.
+
+        Raises:
+            DatabaseUnavailable, Busy: as named.
+        """
+        self._drop_gone()
+        names = self._engine.names(STORAGE)
+        with self._sessions.reading() as session:
+            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow))]
+        for gallery in galleries:
+            if self._left(gallery, names):
+                with suppress(GalleryNotFound):
+                    self.drop_left(gallery.name)
+
+    def look(self) -> None:
+        """Sweep if it is time, the first time at once; called every second or so."""
+        if time.monotonic() >= self._next_sweep:
+            self._next_sweep = time.monotonic() + _EVERY
+            self.sweep()
+
+    def _drop_gone(self) -> None:
+        with self._sessions.reading() as session:
+            prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
+        for prefix in prefixes:
+            self._engine.drop(prefix)
+        if prefixes:
+            old = (StorageToDropRow.prefix.in_(prefixes)) & (StorageToDropRow.since < now() - _LATE)
+            with self._sessions.writing() as session:
+                session.execute(delete(StorageToDropRow).where(old), execution_options={"synchronize_session": False})
+
+    @staticmethod
+    def _left(gallery: Gallery, names: list[str]) -> list[str]:
+        prefix, present = storage_prefix(gallery), storage_name(gallery)
+        return [name for name in names if name.startswith(prefix) and name != present]
