@@ -14,7 +14,7 @@ def reindex_command(
     gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="One gallery; else all.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild indexes from SQL; running services do so on their next call."""
+    """Rebuild indexes from SQL; running services do so in the background."""
     rows = []
     with opened_service() as service:
         names = [gallery] if gallery else [one.name for one in service.store.galleries()]

@@ -180,7 +180,7 @@ class GalleryHistory:
         return up_to, taken
 
     def request_rebuild(self, gallery: str) -> Gallery:
-        """Have every process build its index of the gallery anew on its next call."""
+        """Have every process build its index of the gallery anew, beside its searches."""
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
             record_changes(session, owner, "rebuild", [(0, 0)])

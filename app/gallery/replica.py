@@ -44,6 +44,7 @@ class GalleryReplica:
         *,
         tended: bool = False,
     ) -> None:
+        self.gallery = gallery  # as it was when this was made
         self.gallery_id = gallery.id
         self.name = gallery.name
         self.extractor = gallery.extractor
@@ -132,12 +133,12 @@ class GalleryReplica:
             given_up: whether the process is ending; the rebuild stays wanted then.
         """
         with self._tending:
-            revision = self._source.present()
-            if revision is None:
+            gallery = self._source.gallery()
+            if gallery is None or gallery.extractor != self.extractor:
                 return
             self._rebuild_wanted, done = False, False  # one that is asked for from now on is another
             try:
-                done = self._switch(self._source.built(revision, fill=True, given_up=given_up))
+                done = self._switch(self._source.built(gallery.revision, fill=True, given_up=given_up))
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
             finally:

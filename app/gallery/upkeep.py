@@ -143,13 +143,13 @@ class Upkeep:
 
     def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
         """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
-        self._drop(replica)
         for kept in (self._snapshots, self._erasing_since, self._erase_from):
             kept.pop(replica.gallery_id, None)
         if replica.snapshots is not None:
             replica.snapshots.resign()
-            if gone:
-                replica.snapshots.erase()
+        if gone:
+            self._source.forget(replica.gallery)  # where that fails the next look tries again
+        self._drop(replica)
         _log.info("gallery.let_go", gallery=replica.name, gone=gone)
 
     def _erase_if_wished(self, replica: GalleryReplica, snapshots: Snapshots) -> None:

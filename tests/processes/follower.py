@@ -25,7 +25,7 @@ def main(url: str, folder: str, name: str, kind: IndexKind) -> None:
     source = IndexSource(kind=kind, folder=Path(folder), snapshot_interval=0.5)
     gallery = store.gallery(name)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
-    replica.catch_up(gallery.revision)
+    replica.follow(gallery.revision)
     upkeep = Upkeep(lambda: [replica], history, source)
     upkeep.start()
     print("ready", flush=True)

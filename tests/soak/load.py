@@ -37,7 +37,7 @@ def main(url: str, folder: str, journal: str, turn: int) -> None:
     source: IndexSource = index_source(Path(folder))
     gallery = store.gallery(GALLERY)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
-    replica.catch_up(gallery.revision)
+    replica.follow(gallery.revision)
     upkeep = Upkeep(lambda: [replica], history, source, pause=0.02)
     upkeep.start()
     file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -15,7 +15,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import SegmentedIndex
+from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.index_source import IndexSource
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
@@ -335,6 +335,7 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
                 shutil.rmtree(folder.parent)
                 if rewritten != "removed":
                     leader.write_snapshot()
+                    raise SnapshotDamaged("the reader was at a file that went")
             return SegmentedIndex.load(folder, DIMENSION, compress_from=None)
 
         return Snapshots(source.folder or Path(), gallery, open_index)

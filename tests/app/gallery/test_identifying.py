@@ -1,0 +1,71 @@
+"""Who is merged or erased while somebody is looked for."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine
+
+from app.gallery.forgetting import Forgetting
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
+from app.gallery.photos import PhotoReader
+from app.gallery.records import NewTemplate, Subject
+from app.gallery.retention import Retention
+from app.gallery.service import GalleryService
+from app.gallery.store import GalleryStore
+from model.image import ImageLimits
+from model.pipeline import Networks
+from model.quality import Quality, QualityLimits
+
+
+class WrittenBeside(GalleryStore):
+    """A store in which something is written between a search and the naming of what it found."""
+
+    write: Callable[[], object] | None = None
+
+    def subjects_by_id(self, ids: Sequence[int]) -> dict[int, Subject]:
+        if (write := self.write) is not None:
+            self.write = None
+            write()
+        return super().subjects_by_id(ids)
+
+
+@pytest.fixture
+def service(engine: Engine, forgetting: Forgetting, networks: Networks) -> GalleryService:
+    reader = PhotoReader(
+        networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=1, queue_timeout=60
+    )
+    return GalleryService(
+        WrittenBeside(engine),
+        GalleryHistory(engine),
+        reader,
+        IndexSource(),
+        forgetting=forgetting,
+        retention=Retention(engine, forgetting),
+    )
+
+
+def enroll(service: GalleryService, key: str, embedding: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+    quality = Quality(detection_score=0.9, face_size=80.5, sharpness=130.25, yaw=-3.5, pitch=2.0, roll=0.25)
+    template = NewTemplate(embedding, quality, key)
+    extractor, dimension = service.extractor, service.reader.dimension
+    service.store.enroll("people", key, [template], metadata=None, extractor=extractor, dimension=dimension)
+
+
+def named(service: GalleryService, probe: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str | None:
+    (match,) = service.identify_embedding("people", probe.tolist(), threshold=1.0).matches
+    return None if match.identity is None else match.identity.subject.key
+
+
+def test_who_is_merged_or_erased_between_the_search_and_the_naming(service: GalleryService) -> None:
+    one, other, third = np.eye(3, service.reader.dimension, dtype=np.float32)
+    near = (one + 0.8 * third) / np.linalg.norm(one + 0.8 * third)
+    for key, embedding in (("anna", one), ("hanna", other), ("zoe", near.astype(np.float32))):
+        enroll(service, key, embedding)
+    assert isinstance(service.store, WrittenBeside)
+    service.store.write = lambda: service.store.merge_subjects("people", "hanna", "anna")
+    assert named(service, other) == "anna"
+    service.store.write = lambda: service.store.delete_subject("people", "anna")
+    assert named(service, one) == "zoe"
+    assert named(service, other) is None
