@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 import structlog
@@ -197,14 +198,11 @@ class GalleryReplica:
         present = self._source.present()
         if self.snapshots is None or present is None:
             return 0
-        behind = False
-        try:
+        with suppress(Busy):  # a view that is behind is not written below
             self.catch_up(present)
-        except Busy:
-            behind = True
         with self._tending:  # one that is being written is waited for
             there = len(self.snapshots.revisions)
-            if behind:
+            if self._view.revision < present:
                 self.snapshots.drop()
                 return there
         if there:

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import structlog
 
@@ -19,13 +18,12 @@ from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
 from app.gallery.snapshot_files import Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshot_lead import SnapshotLead
+from app.gallery.steady_look import look_steadily
 from model.replaced_file import flush_folder
 
-Seen = TypeVar("Seen")
 _log = structlog.get_logger()
 _WISH = "erase"
 _REVISION = re.compile(r"\d{20}")
-_LOOKS = 5  # at a snapshot that others write anew meanwhile
 
 
 class Snapshots:
@@ -175,7 +173,7 @@ class Snapshots:
                 return self._open(place, found) if self._is_open(place, found) else None
 
             try:
-                opened = self._steadily(found, look)
+                opened = look_steadily(self._places(found), look)
             except SnapshotDamaged as error:
                 self._set_aside(place, str(error))
                 continue
@@ -203,7 +201,7 @@ class Snapshots:
                     raise SnapshotDamaged("it is ahead of the gallery")
 
             try:
-                self._steadily(revision, look)
+                look_steadily(self._places(revision), look)
             except SnapshotDamaged as error:
                 found.append(f"snapshot of revision {revision}: {error}")
         return found
@@ -219,38 +217,10 @@ class Snapshots:
         if self._sealed is not None:
             self._sealed.erase()
 
-    def _steadily(self, revision: int, look: Callable[[], Seen]) -> Seen | None:
-        """What a look at a snapshot gives; None where another process has removed it meanwhile.
-
-        Raises:
-            SnapshotDamaged: the look says so, and what it looked at is still there.
-        """
-        for _ in range(_LOOKS):
-            before = self._identity(revision)
-            try:
-                return look()
-            except SnapshotDamaged:
-                after = self._identity(revision)
-                if after == before:
-                    raise
-                if not any(after):
-                    return None
-        return None
-
-    def _identity(self, revision: int) -> tuple[tuple[int, int] | None, ...]:
-        """What tells the snapshot of a revision, open and sealed, from one that takes its place."""
-        places = [self.folder / f"{revision:020d}"]
-        if self._sealed is not None:
-            places.append(self._sealed.place_of(revision))
-        found = list[tuple[int, int] | None]()
-        for place in places:
-            try:
-                stat = place.stat()
-            except OSError:
-                found.append(None)
-            else:
-                found.append((stat.st_ino, stat.st_mtime_ns))
-        return tuple(found)
+    def _places(self, revision: int) -> list[Path]:
+        """Where the snapshot of a revision lies, open and sealed."""
+        sealed = [] if self._sealed is None else [self._sealed.place_of(revision)]
+        return [self.folder / f"{revision:020d}", *sealed]
 
     def _is_open(self, place: Path, revision: int) -> bool:
         """Whether the snapshot lies open, now that its sealed copy was opened if it did not.

@@ -22,7 +22,7 @@ class Follower:
     def nearest(self, embedding: NDArray[np.float32]) -> int | None:
         """The subject whose template this is."""
         found = self._ask(json.dumps(embedding.tolist()))
-        return found[0] if found is not None and found[1] < 1e-3 else None
+        return int(found[0]) if found is not None and found[1] < 1e-3 else None
 
     def compressed(self) -> bool:
         """Whether the index has codes."""
