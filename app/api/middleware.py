@@ -6,6 +6,7 @@ import uuid
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import internal
@@ -13,6 +14,7 @@ from app.telemetry import REQUEST_SECONDS
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_ID = "facegallery.request_id"  # where the scope of a request has its id
+_GONE = 499  # as nginx logs a request whose caller left before the answer
 _log = structlog.get_logger()
 
 
@@ -46,6 +48,8 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            status = status or _GONE
         except Exception as error:
             # Answered here and not by the framework, whose answer would not carry the request's id.
             _log.error("request.failed", exc_info=error)

@@ -200,7 +200,8 @@ class KeyToDestroyRow(Base):
 class StorageToDropRow(Base):
     """What an engine outside the process keeps of an erased gallery; the row is written with the erasure.
 
-    It stays for a while, as a process that has not heard of the erasure yet may make the table or collection anew.
+    It stays for a while, as a process that has not heard of the erasure yet may make the table or collection anew, and
+    where no engine is set, until there is one. It says nothing about anybody.
     """
 
     __tablename__ = "storage_to_drop"
