@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.gallery.index import COMPRESS_FROM
+
 Row = Mapping[str, float | str]
 
 FLOAT32 = 512  # bytes of an embedding
@@ -134,6 +136,8 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
                 sentence = f"{size:,} templates, {engine}: {kind.replace('_', '-')} decisions as exact"
                 found.append(Wanted(sentence, value, 0.999, at_least=True))
         for engine, most in (("compressed", 1.25), ("compressed, half", 0.75)):
+            if size < COMPRESS_FROM["auto"]:
+                continue  # exact still, in float32
             value = ratio(figure(engine, size, "bytes"), FLOAT32)
             found.append(Wanted(f"{size:,} templates, {engine}: memory of float32's", value, most, at_least=False))
         longest, median = figure("compressed", size, "longest_upkeep_s"), figure("compressed", size, "p50_s")
