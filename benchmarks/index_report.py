@@ -158,9 +158,9 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     engines = list(dict.fromkeys(str(row["engine"]) for row in rows))
-    colours = {engine: f"C{number % 10}" for number, engine in enumerate(engines)}
+    colours = {engine: f"C{number}" if number < 10 else "black" for number, engine in enumerate(engines)}
     own = {"compressed", "compressed, half", "flat"}
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for engine in engines:
         points = sorted((float(row["templates"]), 1e3 * float(row["p50_s"])) for row in rows if row["engine"] == engine)
         sizes, times = zip(*points, strict=True)
@@ -168,7 +168,7 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
         axes.plot(sizes, times, style, color=colours[engine], label=engine, markersize=5)
     axes.set(xscale="log", yscale="log", xlabel="templates", ylabel="ms for one probe, median, one core")
     axes.grid(which="major", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(folder / "index-search.png", dpi=110)
     plt.close(figure)
 
