@@ -6,7 +6,7 @@ Every run is measured on the people whom its config keeps for testing, whom no r
 import argparse
 import csv
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,12 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from model.commands.options import network_folder
-from model.extractor import Extractor
-from model.importing import SFACE
-from model.network_file import write_network
 from model.pipeline import WEIGHTS
-from model.runtime import open_network
 from model.training.config import LossConfig, TrainingConfig, read_config
+from model.training.exporting import serving_extractor
 from model.training.loop import Watch
 from model.training.running import open_training
 from model.training.steering import Steering, some_photos, steer_by
@@ -85,11 +82,7 @@ def _measure(config: TrainingConfig, output: Path, most: int, progress: Progress
     training.run(Watch(lambda step: progress.update(task, completed=step.number)))
     photos = some_photos(training.split.test, most)
     with TemporaryDirectory() as folder:
-        # As it is served, which is several times as fast as torch on a processor.
-        write_network(training.average.eval(), Path(folder) / "network.onnx", half=False)
-        card = replace(SFACE.card, dimension=training.joint_dimension)
-        extractor = Extractor(open_network(Path(folder) / "network.onnx"), card)
-        return steer_by(photos, extractor.embed)
+        return steer_by(photos, serving_extractor(training.average.eval(), Path(folder), half=False).embed)
 
 
 _FIGURES = ("clean_fnir", "clean_tar", "clean_eer", "degraded_fnir", "degraded_tar", "degraded_eer")

@@ -13,10 +13,10 @@ from app.gallery.index_source import IndexSource
 from app.gallery.owners import UNKNOWN
 from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
+from app.gallery.view import same_embeddings
 
 _log = structlog.get_logger()
 _LOOKS = 4  # at what differs, beside a service that writes
-_HALF_PRECISION = 1e-3  # distance between an embedding and its half-precision copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,8 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     for block in history.template_blocks(gallery.id):
         opened.append(block.ids)
         view = replica.view
-        vectors = view.index.vectors(block.ids)
-        apart = np.linalg.norm(vectors - block.embeddings, axis=1)
-        same = (apart < _HALF_PRECISION) & (view.owners.subjects_of(block.ids) == block.subject_ids)
+        same = same_embeddings(view.index.vectors(block.ids), block.embeddings)
+        same &= view.owners.subjects_of(block.ids) == block.subject_ids
         suspects += block.ids[~same].tolist()
     return _judged(gallery, history, replica, np.concatenate(opened), suspects, damaged)
 
@@ -145,7 +144,7 @@ def _apart(
     view = replica.view
     found = view.index.vectors(ids)
     missing = np.isnan(found[:, 0])
-    changed = ~missing & ~(np.linalg.norm(found - stored, axis=1) < _HALF_PRECISION)
+    changed = ~missing & ~same_embeddings(found, stored)
     moved = ~missing & (
         view.owners.subjects_of(ids) != np.array([owners.get(one, UNKNOWN) for one in ids.tolist()], np.int64)
     )

@@ -23,6 +23,11 @@ class View:
     revision: int
 
 
+def same_embeddings(stored: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which rows an index holds as SQL does, (N,); both (N, D), and a row of NaN, of one that is gone, is like none."""
+    return np.asarray(np.linalg.norm(stored - embeddings, axis=1) < _HALF_PRECISION)
+
+
 def asks_for_rebuild(changes: Sequence[Change]) -> bool:
     """Whether one of the changes has indexes built anew."""
     return any(change.kind == "rebuild" for change in changes)
@@ -55,7 +60,7 @@ def _move(view: View, moved: _Added) -> None:
     if not moved:
         return
     ids, embeddings = _stacked(moved)
-    stored = np.linalg.norm(view.index.vectors(ids) - embeddings, axis=1) < _HALF_PRECISION
+    stored = same_embeddings(view.index.vectors(ids), embeddings)
     view.owners.move((change.template_id, change.subject_id) for change, _ in moved)
     if not np.all(stored):
         view.index.add(ids[~stored], embeddings[~stored])

@@ -33,19 +33,15 @@ def shares_command(
     equal error rate, in %, on clean probes and on degraded ones. The folders are those of the run's config.
     """
     try:
-        from model.training.exporting import read_checkpoint, trained_network
+        from model.training.exporting import read_checkpoint, serving_extractor, trained_network
         from model.training.loop import CHECKPOINT
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"this needs {error.name}: install facegallery[train]") from error
-    from model.extractor import Extractor
-    from model.importing import SFACE
-    from model.network_file import write_network
-    from model.runtime import open_network
     from model.training.config import TrainingConfig
     from model.training.degradation import degrade_mixed
     from model.training.preparation import read_prepared
     from model.training.steering import read_crops, some_photos, steer
-    from model.training.training_set import split_identities
+    from model.training.training_set import split_by
 
     state = read_checkpoint(run / CHECKPOINT)
     config = TrainingConfig.model_validate(state["config"])
@@ -53,20 +49,13 @@ def shares_command(
     if base is None and share:
         raise FacegalleryError(f"{run} started from scratch: there is no base to average with")
     data = config.data
-    split = split_identities(
-        [read_prepared(folder) for folder in data.folders],
-        validation_people=data.validation_people,
-        test_people=data.test_people,
-        seed=data.split_seed,
-    )
+    split = split_by(data, [read_prepared(folder) for folder in data.folders])
     kept = some_photos(getattr(split, people), photos)
     if not len(kept.paths):
         raise FacegalleryError(f"the run kept nobody for {people}")
     groups = {"all": np.ones(len(kept.paths), np.bool_)}
     if len(data.folders) > 1:
-        # Where a folder is a link, the crops may be named by the folder itself.
-        roots = {folder.name: {folder, folder.resolve()} for folder in data.folders}
-        groups |= {name: np.array([bool(root & set(p.parents)) for p in kept.paths]) for name, root in roots.items()}
+        groups |= {one.name: np.array([one in path.parents for path in kept.paths]) for one in data.folders}
     clean = read_crops(kept)
     degraded = degrade_mixed(clean, [path.name for path in kept.paths])
     chosen = share or ([0, 0.25, 0.5, 0.75, 1] if base else [1])
@@ -75,9 +64,7 @@ def shares_command(
     with progress_bar() as bar, TemporaryDirectory() as folder:
         task = bar.add_task("embedding", total=len(chosen))
         for one in chosen:
-            file = Path(folder) / "network.onnx"
-            write_network(trained_network(state, base, one), file, half=True)
-            extractor = Extractor(open_network(file), SFACE.card)
+            extractor = serving_extractor(trained_network(state, base, one), Path(folder), half=True)
             found = extractor.embed(clean), extractor.embed(degraded)
             cells = [_cells(steer(found[0][rows], found[1][rows], kept.labels[rows])) for rows in groups.values()]
             bar.advance(task)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from model.card import ModelCard, file_sha256, read_card, write_card
 from model.errors import ModelFileError
+from model.extractor import Extractor
 from model.importing import SFACE
 from model.network_file import read_network, write_network
 from model.networks import ARCHITECTURES
+from model.runtime import open_network
 
 
 def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -57,6 +59,20 @@ def trained_network(state: dict[str, Any], base: Path | None, share: float) -> n
         weights = average_weights(read_network(base / read_card(base).file).state_dict(), weights, share)
     module.load_state_dict(weights)
     return module.eval()
+
+
+def serving_extractor(network: nn.Module, folder: Path, *, half: bool) -> Extractor:
+    """A network in evaluation mode as it is served, through a file in a folder; several times as fast as torch is.
+
+    Args:
+        network: of the form of `model.networks`.
+        folder: takes the file; what an earlier call left there is written over.
+        half: as `export_network`.
+    """
+    file = folder / "network.onnx"
+    write_network(network, file, half=half)
+    dimension = int(network.output_shapes["embedding"][1])  # type: ignore[index]
+    return Extractor(open_network(file), replace(SFACE.card, dimension=dimension))
 
 
 def export_network(

@@ -14,7 +14,7 @@ from model.networks import ARCHITECTURES
 from model.training.config import ConfigError, TrainingConfig
 from model.training.loop import Training
 from model.training.preparation import read_prepared
-from model.training.training_set import split_identities
+from model.training.training_set import split_by
 
 
 @contextmanager
@@ -49,12 +49,7 @@ def open_training(
         ModelFileError: the base is missing or damaged.
     """
     folders = [read_prepared(folder) for folder in config.data.folders]
-    split = split_identities(
-        folders,
-        validation_people=config.data.validation_people,
-        test_people=config.data.test_people,
-        seed=config.data.split_seed,
-    )
+    split = split_by(config.data, folders)
     torch.manual_seed(config.run.seed)
     if config.network.base:
         base = folder_of(config.network.base)

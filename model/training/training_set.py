@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from model.photo_folder import DatasetError
 from model.training.augmentation import Augmentation
+from model.training.config import DataConfig
 from model.training.preparation import PreparedFolder, name_words, read_crop
 
 
@@ -82,6 +83,13 @@ def split_identities(
     if len(sets["train"].people) < 2:
         raise DatasetError("fewer than two people remain to train on; keep fewer out")
     return IdentitySplit(**sets)
+
+
+def split_by(data: DataConfig, folders: Sequence[PreparedFolder]) -> IdentitySplit:
+    """As `split_identities`, by a run's config."""
+    return split_identities(
+        folders, validation_people=data.validation_people, test_people=data.test_people, seed=data.split_seed
+    )
 
 
 def _drawn(person: str, seed: int) -> str:

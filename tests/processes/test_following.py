@@ -17,6 +17,15 @@ EXTRACTOR = "net@0123456789ab"
 WRITES = {"sqlite": 1000, "postgresql": 1000}
 
 
+def store_of_people(url: str) -> GalleryStore:
+    """The store of an empty gallery in a new database."""
+    engine = open_engine(url, timeout=30)
+    migrate(engine)
+    store = GalleryStore(engine)
+    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    return store
+
+
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
 def test_thousands_of_reads_after_writes_in_other_processes(
     request: pytest.FixtureRequest,
@@ -26,10 +35,7 @@ def test_thousands_of_reads_after_writes_in_other_processes(
     new_templates: Callable[[int], list[NewTemplate]],
 ) -> None:
     url = str(request.getfixturevalue(f"{kind}_url"))
-    engine = open_engine(url, timeout=30)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    store = store_of_people(url)
     chance = random.Random(3)
     there: dict[str, tuple[int, NewTemplate]] = {}
     with following(url, tmp_path / "index", processes) as followers:
@@ -49,7 +55,7 @@ def test_thousands_of_reads_after_writes_in_other_processes(
                 key = chance.choice(list(there))
                 subject_id, template = there[key]
                 assert chance.choice(followers).nearest(template.embedding) == subject_id
-    engine.dispose()
+    store.engine.dispose()
 
 
 class People:
@@ -94,10 +100,7 @@ def test_compressed_indexes_follow_merges_deletions_and_rebuilds(
     new_templates: Callable[[int], list[NewTemplate]],
 ) -> None:
     url = str(request.getfixturevalue(f"{kind}_url"))
-    engine = open_engine(url, timeout=30)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    store = store_of_people(url)
     chance, people = random.Random(4), People(store, new_templates)
     for _ in range(12):
         people.enroll(500)
@@ -115,10 +118,10 @@ def test_compressed_indexes_follow_merges_deletions_and_rebuilds(
             else:
                 template = people.enroll(3)
             if number % 40 == 25:
-                GalleryHistory(engine).request_rebuild("people")
+                GalleryHistory(store.engine).request_rebuild("people")
             owner = {id(one): subject for subject, _, one in people.there.values()}.get(id(template))
             assert [one.nearest(template.embedding) for one in followers] == [owner] * processes
             subject, _, template = people.there[chance.choice(list(people.there))]
             assert chance.choice(followers).nearest(template.embedding) == subject
         assert all(follower.compressed() for follower in followers)
-    engine.dispose()
+    store.engine.dispose()
