@@ -196,7 +196,7 @@ ENGINES: dict[str, Entry] = {
     "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False), largest=1_000_000),
     "FAISS IVF": Entry(lambda: Faiss(_ivf, with_map=False), largest=1_000_000),
     "pgvector exact": Entry(lambda: Postgresql(hnsw=False), largest=1_000_000),
-    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), largest=100_000),
+    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), largest=1_000_000),
     "Milvus lite": Entry(Milvus, largest=1_000_000),
 }
 """By the name in the tables; the first two are what `auto` grows into."""

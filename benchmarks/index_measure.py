@@ -32,7 +32,9 @@ _TIMED, _TIMED_SECONDS = 1000, 8.0
 _COMPARED_SECONDS = 30.0
 _BUSY_SECONDS = 10.0
 _CHANGED = 1000
-_ROUNDS, _ONE_ROUND_ABOVE = 3, 2_000_000  # a round at ten million takes ten minutes
+_ROUNDS, _ONE_ROUND_ABOVE = 5, 2_000_000  # a round at ten million takes ten minutes
+_CODE_BYTES = 16  # of a compressed template
+_COPIED = 4096  # rows that upkeep moves in one step
 STOP = 0.02
 """Seconds from which a search counts as stopped."""
 
@@ -186,8 +188,9 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
     """Search times alone, beside writers, and beside everything that an index does in the background.
 
-    The last in several rounds: a stop that the index makes comes again in each. A control does nothing but read as many
-    rows as a search, for as long as a round takes: what stops it is the machine.
+    The last in several rounds: a stop that the index makes comes again in each. After each round a control reads as
+    much memory as a search, for as long as the round took, beside a thread that copies and writes as upkeep does. There
+    is no index in it: what stops it is the machine.
     """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
 
@@ -208,7 +211,8 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
             rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
             upkeep.join()
         seconds = rounds[-1].wall.sum()
-        controls.append(_timed(_reader(templates), probes, lambda _, passed, most=seconds: passed < most))  # type: ignore[misc]
+        with tempfile.TemporaryDirectory() as folder, _copying(templates, Path(folder) / "copy"):
+            controls.append(_timed(_reader(templates), probes, lambda _, passed, most=seconds: passed < most))  # type: ignore[misc]
         index.add(removed, templates[removed])
         while index.maintain():
             pass
@@ -230,10 +234,39 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
 
 
 def _reader(templates: Vectors) -> Callable[[Vectors], object]:
-    """Reads as many rows as a search ranks, at random places, and has no index."""
-    places = np.random.default_rng(0).integers(len(templates), size=(500, 3 * COUNT))
+    """Reads as many bytes in a row, and as many rows at random places, as a compressed search, without an index."""
+    random = np.random.default_rng(0)
+    codes = random.integers(256, size=_CODE_BYTES * len(templates), dtype=np.uint8)
+    places = random.integers(len(templates), size=(500, 3 * COUNT))
     turns = itertools.count()
-    return lambda _: templates.take(places[next(turns) % len(places)], axis=0)
+    return lambda _: (codes.max(), templates.take(places[next(turns) % len(places)], axis=0))
+
+
+@contextmanager
+def _copying(templates: Vectors, file: Path) -> Iterator[None]:
+    """Copies of most templates made in memory, then written to a file, one after the other."""
+    done = threading.Event()
+    rows = len(templates) * 3 // 4
+
+    def copy() -> None:
+        _step_back()
+        while not done.is_set():
+            own = np.empty((rows, templates.shape[1]), np.float32)
+            for start in range(0, rows, _COPIED):
+                own[start : start + _COPIED] = templates[start : min(start + _COPIED, rows)]
+            with file.open("wb") as opened:
+                for start in range(0, rows, _COPIED):
+                    opened.write(own[start : start + _COPIED].tobytes())
+                opened.flush()
+                os.fsync(opened.fileno())
+
+    copier = threading.Thread(target=copy)
+    copier.start()
+    try:
+        yield
+    finally:
+        done.set()
+        copier.join()
 
 
 @contextmanager
@@ -261,8 +294,7 @@ def _writing(index: SegmentedIndex, fresh: Vectors, *, first: int) -> Iterator[N
 
 def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, removed: Ids, folder: Path) -> None:
     """New templates to be sealed, a fourth of all removed and compacted, a snapshot and the switch to its files."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    _step_back()
     for start in range(0, 5000, 500):
         index.add(np.arange(first + start, first + start + 500), fresh[start : start + 500])
         time.sleep(0.001)
@@ -274,3 +306,9 @@ def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, removed: Ids, fol
     while index.maintain():
         pass
     index.save(folder)
+
+
+def _step_back() -> None:
+    """Let other threads of the process go first, as the service's upkeep does."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

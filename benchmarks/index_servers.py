@@ -33,7 +33,7 @@ class Postgresql:
         self._hnsw = hnsw
         for setting in (
             "CREATE EXTENSION IF NOT EXISTS vector",
-            "SET maintenance_work_mem = '1GB'",
+            "SET maintenance_work_mem = '4GB'",
             "SET max_parallel_maintenance_workers = 0",
             "SET max_parallel_workers_per_gather = 0",
             "SET hnsw.ef_search = 128",

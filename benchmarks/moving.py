@@ -1,4 +1,4 @@
-"""How long it takes to move a large gallery: out, in, checked, looked through for duplicates, to another extractor.
+"""How long it takes to move a large gallery: out, in, checked, searched for doubles, served, to another extractor.
 
     python benchmarks/moving.py [--templates 100000] [--photos DIR]
 
@@ -12,6 +12,7 @@ nobody else writes to SQLite.
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from index_data import Population
+from serving import service_on
 
 from app.commands.options import opened_store
 from app.gallery.portable import PortableSubject, PortableTemplate
@@ -83,6 +85,11 @@ def main() -> None:
         _timed("check", lambda: here.command("check"))
         _timed("check again, from a snapshot", lambda: here.command("check"))
         _timed("backup", lambda: here.command("backup", str(copy)))
+        (empty := Place(Path(folder) / "empty")).command("migrate")
+        _started("with an empty gallery", empty)
+        _started("from a sealed snapshot", here)
+        shutil.rmtree(here.folder / "index")
+        _started("without a snapshot", here)
         if arguments.photos is not None:
             count = sum(1 for path in arguments.photos.rglob("*") if path.is_file())
             taken = _timed(
@@ -91,6 +98,13 @@ def main() -> None:
             print(f"{count / taken:.1f} photos in a second of the processor")
         with opened_store() as store:
             _exchange(store)
+
+
+def _started(name: str, place: Place) -> None:
+    """Print how long a start of the service took, until `/readyz` said yes."""
+    start = time.perf_counter()
+    with service_on(place.settings):
+        print(f"start of the service {name}: {time.perf_counter() - start:.1f} s", flush=True)
 
 
 def _timed(name: str, work: Callable[[], object]) -> float:

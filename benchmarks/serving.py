@@ -6,14 +6,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 _COMMAND = [sys.executable, "-c", "from app.cli import main; main()"]
-_START_SECONDS = 60.0
+_START_SECONDS = 1800.0  # with millions of templates and no snapshot
 
 
 @contextmanager
@@ -26,13 +26,26 @@ def running_service() -> Iterator[str]:
         RuntimeError: the service ended or was not ready in time; the message ends with its log.
     """
     with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
+        own = {"FACEGALLERY_DATA_DIR": folder, "FACEGALLERY_DATABASE_URL": ""}
+        subprocess.run([*_COMMAND, "migrate"], env={**os.environ, **own}, check=True)
+        with service_on(own) as url:
+            yield url
+
+
+@contextmanager
+def service_on(settings: Mapping[str, str]) -> Iterator[str]:
+    """Serve what the settings name (`FACEGALLERY_…`, beside those of the environment) on a free port.
+
+    Raises:
+        RuntimeError: as for `running_service`.
+    """
+    with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        own = {"DATA_DIR": folder, "DATABASE_URL": "", "LOG_LEVEL": "warning", "HOST": "127.0.0.1", "PORT": str(port)}
-        environment = {**os.environ, **{f"FACEGALLERY_{name}": value for name, value in own.items()}}
+        own = {"LOG_LEVEL": "warning", "HOST": "127.0.0.1", "PORT": str(port)}
+        environment = {**os.environ, **settings, **{f"FACEGALLERY_{name}": value for name, value in own.items()}}
         log = Path(folder) / "serve.log"
-        subprocess.run([*_COMMAND, "migrate"], env=environment, check=True)
         with log.open("wb") as output:
             process = subprocess.Popen([*_COMMAND, "serve"], env=environment, stderr=output, stdout=output)
         try:
@@ -52,5 +65,5 @@ def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> 
                 return
         except httpx.TransportError:
             pass  # nothing listens yet
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise RuntimeError("the service did not get ready; its log:\n" + log.read_text(errors="replace")[-4000:])

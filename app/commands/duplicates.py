@@ -11,6 +11,7 @@ from app.commands.options import GalleryOption, JsonOption, opened_service
 from app.gallery.errors import ExtractorMismatch
 from app.gallery.likeness import alike_pairs, find_places, outlying_templates
 from app.gallery.names import normalise_gallery_name
+from app.gallery.neighbours import neighbours_of
 from app.gallery.service import DEFAULT_GALLERY
 
 
@@ -41,8 +42,9 @@ def duplicates_command(
                 f"gallery {name!r} belongs to {found.extractor}, whose threshold is not known here; give --threshold"
             )
         places = find_places(service.history.template_blocks(found.id), found.dimension)
-        pairs = alike_pairs(places, threshold, most=most)
-        outliers = outlying_templates(service.history.template_blocks(found.id), places, threshold, most=most)
+        near = neighbours_of(places.means)
+        pairs = alike_pairs(places, near, threshold, most=most)
+        outliers = outlying_templates(service.history.template_blocks(found.id), places, near, threshold, most=most)
         ids = {one.first for one in pairs} | {one.second for one in pairs} | {one.subject_id for one in outliers}
         ids |= {one.nearest_id for one in outliers if one.nearest_id is not None}
         subjects = service.store.subjects_by_id(sorted(ids)) if ids else {}

@@ -43,7 +43,7 @@ def import_command(
 ) -> None:
     """Import people. Running it again adds nothing, and after a break it goes on.
 
-    Exit codes: 0 done, 1 failed, 3 done but some photos were refused.
+    Exit codes: 0 done, 1 failed, 3 done but some photos, or subjects of an archive, were refused.
     """
     if report is not None and report.suffix not in {".json", ".csv"}:
         raise typer.BadParameter("name a file that ends in .json or .csv", param_hint="--report")
@@ -57,9 +57,10 @@ def import_command(
     else:
         for one in outcome.refused:
             complain(f"refused {one.photo}: {one.detail}", style="yellow")
+        what = "subjects" if is_archive else "photos"
         print(
             f"{outcome.added} templates added, {outcome.known} known, {outcome.passed_over} photos imported before, "
-            f"{len(outcome.refused)} photos refused"
+            f"{len(outcome.refused)} {what} refused"
         )
     raise typer.Exit(Exit.PARTLY if outcome.refused else Exit.DONE)
 
@@ -91,7 +92,8 @@ def _import_archive(source: Path, gallery: str | None) -> tuple[str, ImportRepor
             stored = import_archive(
                 archive, name, service.store, extractor, keep_crops=Settings().keep_crops, progress=progress
             )
-    return name, ImportReport(stored.added, stored.known, 0, ())
+    refused = tuple(RefusedPhoto(f"subject {one.subject}", one.slug, one.detail) for one in stored.refused)
+    return name, ImportReport(stored.added, stored.known, 0, refused)
 
 
 def _document(gallery: str, outcome: ImportReport) -> dict[str, object]:

@@ -31,6 +31,8 @@ def import_archive(
 ) -> Stored:
     """Store what an archive holds; again adds nothing, and after a break it goes on.
 
+    People without a consent are told in the answer where the gallery requires one, and the others stored.
+
     The archive is read through and checked before anything is stored. Every transaction stores whole subjects. The
     gallery is made where it is missing, with the archive's threshold policy and rules of consent and retention. Where
     the embeddings are another extractor's, they are made anew from the crops, if every template has one.
@@ -46,7 +48,6 @@ def import_archive(
     Raises:
         ArchiveDamaged: it is not as it was written; nothing was stored, except whole subjects before a wrong line.
         ExtractorMismatch: the gallery or the archive belongs to another extractor; nothing was stored.
-        ConsentRequired: the gallery requires a consent that somebody does not have; whole subjects before stay.
     """
     manifest, identity = archive.manifest, extractor.card.identity
     with suppress(GalleryNotFound):

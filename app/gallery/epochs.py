@@ -10,9 +10,10 @@ from app.gallery.rows import Sessions, gallery_row, record_changes
 from app.gallery.tables import GalleryRow
 
 _BEGINNING = 1_735_689_600  # 2025 in Unix time
-# Bits of a second: no second gives out as many revisions, or ids. Ids stay below 2**53 until 2093, as clients may keep
-# them in a double.
-_REVISION_BITS, _ID_BITS = 32, 22
+# Clients may keep revisions and ids in a double, so both stay below 2**53 until 2058. Of the 30 bits of the seconds
+# revisions leave out 6 in favour of chance, as two epochs of one minute must not meet. No 64 seconds give out 2**29
+# revisions, and no second 2**22 ids.
+_REVISIONS, _IDS = (6, 29), (0, 22)  # bits of the seconds that are left out, bits behind them
 
 
 def begin_epoch(engine: Engine) -> int:
@@ -27,16 +28,16 @@ def begin_epoch(engine: Engine) -> int:
         names = session.scalars(select(GalleryRow.name).order_by(GalleryRow.id)).all()
         for name in names:
             owner = gallery_row(session, name, lock=True)
-            owner.revision = _leap(owner.revision, _REVISION_BITS)
+            owner.revision = _leap(owner.revision, *_REVISIONS)
             record_changes(session, owner, "rebuild", [(0, 0)])
         for table in ("gallery", "subject", "template"):
             _leap_ids(session, table)
         return len(names)
 
 
-def _leap(before: int, bits: int) -> int:
-    seconds = min(max(int(time.time()) - _BEGINNING, 0), 2**30)
-    return max(before, seconds << bits) + (1 << bits) + secrets.randbits(bits)
+def _leap(before: int, left_out: int, bits: int) -> int:
+    seconds = min(max(int(time.time()) - _BEGINNING, 0), 2**30 - 1)
+    return max(before, seconds >> left_out << bits) + (1 << bits) + secrets.randbits(bits)
 
 
 def _leap_ids(session: Session, table: str) -> None:
@@ -49,4 +50,4 @@ def _leap_ids(session: Session, table: str) -> None:
     else:
         before = session.scalar(text("SELECT nextval(pg_get_serial_sequence(:name, 'id'))"), name)
         statement = "SELECT setval(pg_get_serial_sequence(:name, 'id'), :first)"
-    session.execute(text(statement), {**name, "first": _leap(before or 0, _ID_BITS)})
+    session.execute(text(statement), {**name, "first": _leap(before or 0, *_IDS)})

@@ -1,8 +1,7 @@
 """Subjects that look like one person, and templates that do not look like their subject.
 
 A subject's place is the L2-normalised mean of its templates, and the distance of two subjects is that of their places:
-one photo under a wrong name moves it less than it would move a nearest template. All is done with blocks of matrix
-products, so that memory is bounded by the places themselves and two blocks of fixed size.
+one photo under a wrong name moves it less than it would move a nearest template.
 """
 
 from collections.abc import Iterable
@@ -11,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.neighbours import Neighbours
 from app.gallery.records import TemplateBlock
 
-_BLOCK = 2048  # subjects or templates of one side of a product: 16 MiB of cosines
+_BLOCK = 2048  # templates that are looked at together
 _NO_DIRECTION = 1e-4  # length of a sum of unit vectors that cancel each other
 
 
@@ -74,23 +74,17 @@ def find_places(blocks: Iterable[TemplateBlock], dimension: int) -> Places:
     return Places(np.fromiter(rows, np.int64, len(rows)), sums[: len(rows)], counts[: len(rows)])
 
 
-def alike_pairs(places: Places, threshold: float, *, most: int) -> list[AlikePair]:
-    """Pairs of subjects whose distance is at most the threshold (0 to 2), nearest first, `most` of them."""
-    means, limit = places.means, _cosine(threshold)
-    first, second, cosines = np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0, np.float32)
-    for row in range(0, len(means), _BLOCK):
-        for column in range(row, len(means), _BLOCK):
-            product = means[row : row + _BLOCK] @ means[column : column + _BLOCK].T
-            # What cannot be among the nearest any more is not even collected.
-            least = limit if len(cosines) < most else max(limit, float(cosines.min()))
-            rows, columns = np.nonzero(product >= least)
-            later = columns + column > rows + row
-            first = np.concatenate([first, rows[later] + row])
-            second = np.concatenate([second, columns[later] + column])
-            cosines = np.concatenate([cosines, product[rows[later], columns[later]]])
-            if len(cosines) > most:
-                nearest = np.argpartition(-cosines, most)[:most]
-                first, second, cosines = first[nearest], second[nearest], cosines[nearest]
+def alike_pairs(places: Places, near: Neighbours, threshold: float, *, most: int) -> list[AlikePair]:
+    """Pairs of subjects whose distance is at most the threshold (0 to 2), nearest first, `most` of them.
+
+    Args:
+        places: of the subjects.
+        near: the neighbours of their means.
+        threshold: distance, 0 to 2.
+        most: how many are listed.
+    """
+    means = places.means
+    first, second = near.pairs(_cosine(threshold), most)
     distances = np.linalg.norm(means[first] - means[second], axis=1)  # cosines lose the digits of small distances
     order = np.lexsort((second, first, distances))
     return [
@@ -101,20 +95,20 @@ def alike_pairs(places: Places, threshold: float, *, most: int) -> list[AlikePai
 
 
 def outlying_templates(
-    blocks: Iterable[TemplateBlock], places: Places, threshold: float, *, most: int
+    blocks: Iterable[TemplateBlock], places: Places, near: Neighbours, threshold: float, *, most: int
 ) -> list[OutlyingTemplate]:
     """Templates beyond the threshold from their subject's others, or nearer to another subject; farthest first.
 
     Args:
         blocks: the templates of the gallery, a second time; subjects that came since are passed over.
         places: of the subjects.
+        near: the neighbours of their means.
         threshold: distance, 0 to 2.
         most: how many are listed.
 
     Returns:
         No more than `most`. A subject's only template cannot lie far from the others.
     """
-    means = places.means
     rows = {subject_id: row for row, subject_id in enumerate(places.ids.tolist())}
     found: list[OutlyingTemplate] = []
     for block in blocks:
@@ -124,7 +118,7 @@ def outlying_templates(
             several = np.flatnonzero((own >= 0) & (places.counts[own] > 1))
             if len(several):
                 found += _outlying(
-                    block.ids[part][several], block.embeddings[part][several], own[several], places, means, threshold
+                    block.ids[part][several], block.embeddings[part][several], own[several], places, near, threshold
                 )
         found = sorted(found, key=lambda one: (-one.own_distance, one.template_id))[:most]
     return found
@@ -135,21 +129,15 @@ def _outlying(
     embeddings: NDArray[np.float32],
     own: NDArray[np.intp],
     places: Places,
-    means: NDArray[np.float32],
+    near: Neighbours,
     threshold: float,
 ) -> list[OutlyingTemplate]:
     others = _normalised(places.sums[own] - embeddings)
     own_distances = np.linalg.norm(others - embeddings, axis=1)
-    cosines, nearest = np.full(len(ids), -np.inf, np.float32), np.full(len(ids), -1, np.intp)
-    for column in range(0, len(means), _BLOCK):
-        product = embeddings @ means[column : column + _BLOCK].T
-        mine = np.flatnonzero((own >= column) & (own < column + _BLOCK))
-        product[mine, own[mine] - column] = -np.inf
-        best = product.argmax(axis=1)
-        values = product[np.arange(len(ids)), best]
-        better = values > cosines
-        cosines[better], nearest[better] = values[better], best[better] + column
-    distances = np.where(nearest >= 0, np.linalg.norm(means[nearest] - embeddings, axis=1), 2.0)
+    nearest = near.nearest_other(embeddings, own)
+    there = nearest >= 0
+    distances = np.full(len(ids), 2.0, np.float32)
+    distances[there] = np.linalg.norm(_normalised(places.sums[nearest[there]]) - embeddings[there], axis=1)
     return [
         OutlyingTemplate(
             int(ids[one]),

@@ -51,11 +51,21 @@ class OldEmbedding:
 
 
 @dataclass(frozen=True, slots=True)
+class RefusedSubject:
+    """A subject that a gallery does not take, and why."""
+
+    subject: str
+    slug: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stored:
-    """What was stored of what came: templates added, and templates that were there already."""
+    """What was stored of what came: templates added, templates that were there already, subjects not taken."""
 
     added: int = 0
     known: int = 0
+    refused: tuple[RefusedSubject, ...] = ()
 
     def __add__(self, other: "Stored") -> "Stored":
-        return Stored(self.added + other.added, self.known + other.known)
+        return Stored(self.added + other.added, self.known + other.known, self.refused + other.refused)

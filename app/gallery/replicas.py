@@ -1,7 +1,7 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -50,7 +50,15 @@ class Replicas:
         Args:
             chores: done in the background at every look, each second or so.
         """
-        self._upkeep = Upkeep(self.all, self._history, self._indexes, drop=self._let_go, chores=self._chores(chores))
+        leftovers = [self._leftovers.look] if self._leftovers is not None else []
+        self._upkeep = Upkeep(
+            self.all,
+            self._history,
+            self._indexes,
+            meet=self._take_up,
+            drop=self._let_go,
+            chores=[*chores, self.follow_again, *leftovers],
+        )
         for gallery in self._store.galleries():
             try:
                 self.of(gallery).follow(gallery.revision)
@@ -111,9 +119,9 @@ class Replicas:
             if self._by_gallery.get(replica.gallery_id) is replica:
                 del self._by_gallery[replica.gallery_id]
 
-    def _look_for_galleries(self) -> None:
+    def _take_up(self, galleries: Iterable[Gallery]) -> None:
         """Have the upkeep load what was made elsewhere, or moved to this extractor, before somebody waits for it."""
-        for gallery in self._store.galleries():
+        for gallery in galleries:
             if gallery.extractor == self._extractor:
                 self.of(gallery)
 
@@ -178,10 +186,6 @@ class Replicas:
         if engine is not None and storage_name(present) in engine.names(storage_prefix(present)):
             stranger = GalleryReplica(present, self._history, partial(self._indexes.make, present))
             stranger.catch_up(present.revision)
-
-    def _chores(self, others: Sequence[Callable[[], None]]) -> list[Callable[[], None]]:
-        leftovers = [self._leftovers.look] if self._leftovers is not None else []
-        return [self._look_for_galleries, *others, self.follow_again, *leftovers]
 
     def erase_traces(self, gallery: Gallery, at_once: bool) -> int | None:
         """Erase what this machine's snapshots of a gallery's index remember of what was erased.

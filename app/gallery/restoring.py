@@ -1,15 +1,16 @@
 """People out of an archive into the database, as they were."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
 from app.gallery.encryption import RowSeals
+from app.gallery.errors import ConsentRequired
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event, Journal
-from app.gallery.portable import PortableSubject, PortableTemplate, Stored
+from app.gallery.portable import PortableSubject, PortableTemplate, RefusedSubject, Stored
 from app.gallery.rows import (
     Sessions,
     gallery_of,
@@ -31,23 +32,25 @@ def restore_people(
     journal: Journal,
     seals: RowSeals,
 ) -> Stored:
-    """Store people as they were, all or none of them; a subject that is there gets the templates it lacks.
+    """Store people as they were, in one transaction; a subject that is there gets the templates it lacks.
 
-    Such a subject keeps its own metadata, consent and expiry, which may be newer.
+    Such a subject keeps its own metadata, consent and expiry, which may be newer. Where the gallery requires a consent,
+    whoever has no good one, neither there nor here, is not stored and told in the answer.
 
     Raises:
         GalleryNotFound: there is no such gallery.
         ExtractorMismatch: the gallery belongs to another extractor.
-        ConsentRequired: the gallery requires a consent, and one of them has no good one, neither there nor here.
         KeyUnavailable: a subject's key is not in the vault.
     """
     with Sessions(engine).writing() as session:
         owner = gallery_row(session, gallery, lock=True)
         check_extractor(gallery_of(owner), extractor)
-        rules = rules_from_json(owner.privacy)
         keys = {subject.key for subject in subjects}
         there = select(SubjectRow).where(SubjectRow.gallery_id == owner.id, SubjectRow.key.in_(keys))
         rows = {row.key: row for row in session.scalars(there)}
+        refused = _refused(owner, subjects, rows)
+        subjects = [subject for subject in subjects if subject.key not in refused]
+        keys -= refused.keys()
         crops_of = _crops_of(session, [row.id for row in rows.values()])
         made: list[tuple[TemplateRow, str | None, bytes | None]] = []
         known = 0
@@ -55,8 +58,6 @@ def restore_people(
         for subject in subjects:
             row = rows.get(subject.key)
             is_new = row is None
-            stored = consent_from_json(row.consent) if row else subject.consent
-            check_consent(rules, Terms(), stored, now())
             if row is None:
                 row = rows[subject.key] = _subject_row(owner, subject, next(key_ids))
                 session.add(row)
@@ -78,7 +79,21 @@ def restore_people(
         session.flush()
         counts = {"added": len(made), "known": known}
         journal.write(session, Event("import", gallery, tuple(sorted(keys)), counts))
-        return Stored(added=len(made), known=known)
+        return Stored(len(made), known, tuple(refused.values()))
+
+
+def _refused(
+    owner: GalleryRow, subjects: Sequence[PortableSubject], rows: Mapping[str, SubjectRow]
+) -> dict[str, RefusedSubject]:
+    """Those whom the gallery's rules do not let in, by their keys."""
+    rules, refused = rules_from_json(owner.privacy), {}
+    for subject in subjects:
+        row = rows.get(subject.key)
+        try:
+            check_consent(rules, Terms(), consent_from_json(row.consent) if row else subject.consent, now())
+        except ConsentRequired as error:
+            refused[subject.key] = RefusedSubject(subject.key, error.slug, str(error))
+    return refused
 
 
 def _subject_row(owner: GalleryRow, subject: PortableSubject, key_id: str | None) -> SubjectRow:

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
@@ -21,6 +21,7 @@ from model.errors import FacegalleryError
 
 _log = structlog.get_logger()
 _PAUSE = 1.0  # seconds between two looks
+_TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
 _REPORTS = 30.0  # seconds between two reports to other processes
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
@@ -36,6 +37,7 @@ class Upkeep:
         replicas: those that this process has.
         history: that they follow.
         source: where their indexes come from.
+        meet: told at every look of all galleries that there are.
         drop: forgets a replica whose gallery is gone, or of another extractor by now.
         chores: what else is done at every look.
         pause: seconds between two looks.
@@ -47,6 +49,7 @@ class Upkeep:
         history: GalleryHistory,
         source: IndexSource,
         *,
+        meet: Callable[[Iterable[Gallery]], None] = lambda _galleries: None,
         drop: Callable[[GalleryReplica], None] = lambda _replica: None,
         chores: Sequence[Callable[[], None]] = (),
         pause: float = _PAUSE,
@@ -55,6 +58,7 @@ class Upkeep:
         self._replicas = replicas
         self._history = history
         self._source = source
+        self._meet = meet
         self._drop = drop
         self._chores = chores
         self._pause = pause
@@ -66,6 +70,7 @@ class Upkeep:
         self._erasing_since: dict[int, float] = {}
         self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for
         self._reported = 0.0
+        self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
         self._without_folder: set[int] = set()  # galleries whose snapshots have no folder; told once
 
     def start(self) -> None:
@@ -105,6 +110,7 @@ class Upkeep:
     def _tend_all(self) -> None:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
         galleries = self._history.galleries()
+        self._quietly(self._meet, galleries.values())
         for replica in replicas:
             if not self._ended.is_set():
                 self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
@@ -220,6 +226,14 @@ class Upkeep:
         try:
             work(*arguments)
         except FacegalleryError as error:
-            _log.warning("upkeep.failed", reason=str(error))
+            if self._news(str(error)):
+                _log.warning("upkeep.failed", reason=str(error))
         except Exception as error:
-            _log.error("upkeep.failed", exc_info=error)
+            if self._news(repr(error)):
+                _log.error("upkeep.failed", exc_info=error)
+
+    def _news(self, reason: str) -> bool:
+        """Whether a reason is to be told: what fails at every look is told once in a while."""
+        clock = time.monotonic()
+        self._told = {one: since for one, since in self._told.items() if clock - since < _TOLD_AGAIN}
+        return self._told.setdefault(reason, clock) == clock

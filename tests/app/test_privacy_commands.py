@@ -113,8 +113,11 @@ def test_all_that_is_held_about_a_person_goes_into_one_archive_and_back(
     assert store.subject("copy", "eileen").consent == consent
     assert store.gallery("copy").privacy == PrivacyRules(require_consent=True, keep_days=9)
     facegallery("export", tmp_path / "all.zip")
-    refused = facegallery("import", tmp_path / "all.zip", "--gallery", "copy")
-    assert (refused.returncode, "takes nobody without a consent" in refused.stderr) == (1, True)
+    refused = facegallery("import", tmp_path / "all.zip", "--gallery", "copy", "--report", tmp_path / "report.json")
+    assert (refused.returncode, "takes nobody without a consent" in refused.stderr) == (3, True)
+    assert refused.stdout.endswith("0 templates added, 1 known, 0 photos imported before, 1 subjects refused\n")
+    (reason,) = json.loads((tmp_path / "report.json").read_text())["refused"]
+    assert (reason["photo"], reason["reason"]) == ("subject mirror", "consent-required")
     assert [one.key for one in store.subjects("copy", after=0, limit=9).items] == ["eileen"]
     engine.dispose()
 

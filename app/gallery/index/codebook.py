@@ -16,7 +16,9 @@ LEAST_TRAINING = 1024
 MOST_TRAINING = 20_480
 """More make training longer and the codes no better."""
 
-_BITS = 4
+BITS = 4
+"""Of a code."""
+
 _COMPONENTS = 4  # of an embedding for each code
 _BLOCK = 128  # codes that lie together; a fifth faster than FAISS's 32 for one probe at a time
 
@@ -31,7 +33,7 @@ class Codebook:
     def train(cls, embeddings: NDArray[np.float32]) -> "Codebook":
         """Train with embeddings (N, D), float32, at least `LEAST_TRAINING`, in a quarter of a second."""
         dimension = embeddings.shape[1]
-        empty = faiss.IndexPQFastScan(dimension, _parts(dimension), _BITS, faiss.METRIC_L2, _BLOCK)
+        empty = faiss.IndexPQFastScan(dimension, code_length(dimension), BITS, faiss.METRIC_L2, _BLOCK)
         empty.train(np.ascontiguousarray(embeddings, np.float32))
         return cls(empty)
 
@@ -40,7 +42,7 @@ class Codebook:
         return faiss.clone_index(self.empty)
 
 
-def _parts(dimension: int) -> int:
+def code_length(dimension: int) -> int:
     """Codes for each embedding: one for four components, more for short embeddings, and all of the same length."""
     wanted = max(dimension // _COMPONENTS, min(dimension, 16))
     return next(parts for parts in range(wanted, 0, -1) if dimension % parts == 0)

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy import Engine
 
 from app.gallery.archive import ArchiveReader, write_archive
 from app.gallery.archive_manifest import SUBJECTS, TEMPLATES
+from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.crops import decode_crop
 from app.gallery.database import open_engine
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
@@ -88,6 +90,25 @@ def test_again_adds_nothing(filled: GalleryStore, networks: Networks, tmp_path: 
     before = filled.gallery("people")
     assert read_back(tmp_path / "a.zip", filled, networks) == Stored(known=5)
     assert filled.gallery("people") == before
+
+
+def test_people_without_a_consent_are_refused_and_the_others_stored(
+    filled: GalleryStore, other: GalleryStore, networks: Networks, extractor: str, tmp_path: Path
+) -> None:
+    """Also where a subject is there already: its stored consent counts, not the archive's."""
+    consent = Consent("the lab", datetime(2026, 1, 1, tzinfo=UTC))
+    filled.update_subject("people", "bob/é", terms={"consent": consent})
+    export(filled, tmp_path / "a.zip")
+    other.create_gallery("people", extractor=extractor, dimension=128, policy=None)
+    other.set_privacy("people", PrivacyRules(require_consent=True))
+    stored = read_back(tmp_path / "a.zip", other, networks)
+    assert (stored.added, [one.subject for one in stored.refused]) == (3, ["anna", "nobody"])
+    assert {one.slug for one in stored.refused} == {"consent-required"}
+    assert [one.key for one in other.subjects("people", after=0, limit=9).items] == ["bob/é"]
+    filled.update_subject("people", "anna", terms={"consent": consent})
+    export(filled, tmp_path / "b.zip")
+    stored = read_back(tmp_path / "b.zip", other, networks)
+    assert (stored.added, stored.known, [one.subject for one in stored.refused]) == (2, 3, ["nobody"])
 
 
 def test_a_subject_that_is_there_gets_what_it_lacks_and_keeps_its_metadata(

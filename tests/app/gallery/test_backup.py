@@ -151,7 +151,7 @@ def test_the_same_copy_that_is_restored_twice_begins_two_epochs(
     assert store.subject("people", "bob").id != given_out[0]
     (template,) = store.templates("people", subject="bob", after=0, limit=1).items
     assert template.id != given_out[1].items[0].id
-    assert template.id < 2**53
+    assert max(template.id, store.gallery("people").revision) < 2**53
 
 
 def test_a_new_gallery_is_never_taken_for_one_that_was_undone(

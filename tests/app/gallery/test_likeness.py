@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.gallery import likeness
+from app.gallery import likeness, neighbours
 from app.gallery.likeness import alike_pairs, find_places, outlying_templates
+from app.gallery.neighbours import neighbours_of
 from app.gallery.records import TemplateBlock
 
 
@@ -40,7 +41,8 @@ class Gallery:
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likeness, "_BLOCK", 16)
+    for module in (likeness, neighbours):
+        monkeypatch.setattr(module, "_BLOCK", 16)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -53,8 +55,9 @@ def test_pairs_are_those_of_all_comparisons(seed: int) -> None:
         for two in subjects
         if one < two
     )
+    places = find_places(gallery.blocks(), 16)
     for threshold, most in ((0.9, 1000), (0.9, 3), (0.0, 10), (2.0, 5000), (2.0, 7)):
-        found = alike_pairs(find_places(gallery.blocks(), 16), threshold, most=most)
+        found = alike_pairs(places, neighbours_of(places.means), threshold, most=most)
         expected = [pair for pair in wanted if pair[0] <= threshold][:most]
         np.testing.assert_allclose([pair.distance for pair in found], [one for one, _ in expected], atol=1e-5)
         if most >= len(wanted):  # else two that are equally near may stand for each other
@@ -79,12 +82,12 @@ def test_outliers_are_those_of_all_comparisons(seed: int) -> None:
             wanted.append((own, template_id, subject_id, nearest, distance))
     wanted.sort(reverse=True)
     places = find_places(gallery.blocks(), 16)
-    found = outlying_templates(gallery.blocks(), places, threshold, most=1000)
+    found = outlying_templates(gallery.blocks(), places, neighbours_of(places.means), threshold, most=1000)
     assert {(one.template_id, one.subject_id, one.nearest_id) for one in found} == {row[1:4] for row in wanted}
     np.testing.assert_allclose([one.own_distance for one in found], [row[0] for row in wanted], atol=1e-5)
     distances = {row[1]: row[4] for row in wanted}
     assert {one.template_id: pytest.approx(one.nearest_distance, abs=1e-5) for one in found} == distances
-    assert outlying_templates(gallery.blocks(), places, threshold, most=4) == found[:4]
+    assert outlying_templates(gallery.blocks(), places, neighbours_of(places.means), threshold, most=4) == found[:4]
 
 
 def test_twins_are_found_at_distance_zero_and_opposites_have_no_place() -> None:
@@ -92,19 +95,21 @@ def test_twins_are_found_at_distance_zero_and_opposites_have_no_place() -> None:
     ids, subject_ids = np.arange(4, dtype=np.int64), np.array([1, 2, 3, 3], np.int64)
     block = TemplateBlock(ids, subject_ids, np.stack([one[0], one[0], one[1], -one[1]]))
     places = find_places([block], 4)
-    (pair,) = alike_pairs(places, 0.5, most=10)
+    (pair,) = alike_pairs(places, neighbours_of(places.means), 0.5, most=10)
     assert (pair.first, pair.second, pair.distance) == (1, 2, 0.0)
-    assert [found.own_distance for found in outlying_templates([block], places, 1.0, most=10)] == [2.0, 2.0]
+    assert [
+        found.own_distance for found in outlying_templates([block], places, neighbours_of(places.means), 1.0, most=10)
+    ] == [2.0, 2.0]
 
 
 def test_nobody_is_like_nobody() -> None:
     places = find_places([], 4)
-    assert alike_pairs(places, 2.0, most=10) == []
-    assert outlying_templates([], places, 2.0, most=10) == []
+    assert alike_pairs(places, neighbours_of(places.means), 2.0, most=10) == []
+    assert outlying_templates([], places, neighbours_of(places.means), 2.0, most=10) == []
 
 
 def test_who_came_between_the_two_readings_is_passed_over() -> None:
     gallery = Gallery(0)
     late = TemplateBlock(np.array([999], np.int64), np.array([7], np.int64), gallery.embeddings[:1])
     places = find_places(gallery.blocks(), 16)
-    assert outlying_templates([late], places, 0.1, most=10) == []
+    assert outlying_templates([late], places, neighbours_of(places.means), 0.1, most=10) == []

@@ -1,6 +1,7 @@
 """What goes on in the background of each process: following, rebuilding, letting go, reporting."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -397,6 +398,25 @@ def test_where_there_is_no_folder_for_snapshots_each_process_tends_its_own(
 
 
 # -- reports
+
+
+def test_what_fails_at_every_look_is_told_once_in_a_while(
+    history: GalleryHistory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reasons = iter(["the engine is away"] * 3 + ["the disk is full"] + ["the engine is away"] * 2)
+
+    def chore() -> None:
+        raise Busy(next(reasons))
+
+    upkeep = Upkeep(lambda: [], history, IndexSource(), chores=[chore])
+    for _ in range(5):
+        upkeep.tick()
+    told = "".join(capsys.readouterr())
+    assert (told.count("the engine is away"), told.count("the disk is full")) == (1, 1)
+    late = time.monotonic() + 61
+    monkeypatch.setattr("app.gallery.upkeep.time.monotonic", lambda: late)
+    upkeep.tick()
+    assert "".join(capsys.readouterr()).count("the engine is away") == 1
 
 
 def test_processes_report_one_snapshot_at_the_same_moment(store: GalleryStore, history: GalleryHistory) -> None:
