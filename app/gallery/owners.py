@@ -28,6 +28,7 @@ class TemplateOwners:
         self._order = np.argsort(subject_ids, kind="stable").astype(np.uint32)
         self._sorted_subjects = subject_ids[self._order]
         self._gone: set[int] = set()
+        self._touched: set[int] | None = None  # templates that came, went or moved since `begin_folding`
         self._new_subject_of: dict[int, int] = {}
         # Tuples that are replaced, not lists that change: a reader beside the writer has the old one or the new one.
         self._new_templates_of: dict[int, tuple[int, ...]] = {}
@@ -50,7 +51,7 @@ class TemplateOwners:
     @property
     def wants_folding(self) -> bool:
         """Whether so much came and went that new arrays are due."""
-        return self.unfolded > max(_MANY, len(self._ids) // 8)
+        return self.unfolded > _MANY
 
     def subject_of(self, template_id: int) -> int | None:
         """The subject of a template, or None where it is not known."""
@@ -91,6 +92,7 @@ class TemplateOwners:
         added: dict[int, list[int]] = {}
         for template_id, subject_id in owned:
             if self.subject_of(template_id) is None:
+                self._touch(template_id)
                 self._new_subject_of[template_id] = subject_id
                 added.setdefault(subject_id, []).append(template_id)
         for subject_id, template_ids in added.items():
@@ -109,6 +111,7 @@ class TemplateOwners:
         had = sum(bool(self.templates_of(one)) for one in subjects)
         came: dict[int, list[int]] = {}
         for template_id, _, now in moved:
+            self._touch(template_id)
             self._new_subject_of[template_id] = now  # before it leaves the arrays: readers look there first
             came.setdefault(now, []).append(template_id)
         for subject_id, template_ids in came.items():
@@ -131,6 +134,7 @@ class TemplateOwners:
         """Forget templates; unknown ids are passed over."""
         owners = set()
         for template_id in template_ids:
+            self._touch(template_id)
             subject_id = self._new_subject_of.pop(template_id, None)
             if subject_id is not None:
                 left = tuple(one for one in self._new_templates_of[subject_id] if one != template_id)
@@ -146,7 +150,7 @@ class TemplateOwners:
     def copy(self) -> "TemplateOwners":
         """The same owners as they are now; cheap, as the arrays are shared."""
         twin = object.__new__(TemplateOwners)
-        twin.__dict__.update(self.__dict__)
+        twin.__dict__.update(self.__dict__, _touched=None)
         twin._gone, twin._new_subject_of = set(self._gone), dict(self._new_subject_of)
         twin._new_templates_of = dict(self._new_templates_of)
         return twin
@@ -169,19 +173,26 @@ class TemplateOwners:
         """The same owners, all of them in arrays."""
         return TemplateOwners(*self.pairs())
 
-    def follow(self, then: "TemplateOwners", now: "TemplateOwners") -> None:
-        """Take in what happened between a copy and its original, after this was folded from the copy."""
-        self.remove(now._gone - then._gone)
-        self.remove(
-            template_id
-            for template_id, subject_id in then._new_subject_of.items()
-            if now._new_subject_of.get(template_id) != subject_id
-        )
-        self.add(
-            (template_id, subject_id)
-            for template_id, subject_id in now._new_subject_of.items()
-            if then._new_subject_of.get(template_id) != subject_id
-        )
+    def begin_folding(self) -> "TemplateOwners":
+        """A copy to be folded; what happens from now on is noted here, for `follow`."""
+        twin = self.copy()
+        self._touched = set()
+        return twin
+
+    def follow(self, now: "TemplateOwners") -> None:
+        """Take in what has happened to owners since they began to be folded into these; it takes as long as that was.
+
+        Args:
+            now: the owners whose `begin_folding` gave the copy that these were folded from.
+        """
+        subjects = {template_id: now.subject_of(template_id) for template_id in now._touched or ()}
+        self.remove(one for one, subject_id in subjects.items() if self.subject_of(one) != subject_id)
+        self.add((one, subject_id) for one, subject_id in subjects.items() if subject_id is not None)
+        now._touched = None
+
+    def _touch(self, template_id: int) -> None:
+        if self._touched is not None:
+            self._touched.add(template_id)
 
     def _row(self, template_id: int) -> int | None:
         """Row of a template in the arrays, unless it is gone."""

@@ -157,6 +157,12 @@ class GalleryReplica:
             index = self._view.index
             return index.maintain() if isinstance(index, SegmentedIndex) else False
 
+    @property
+    def neglected(self) -> bool:
+        """Whether work that keeps searches quick has been due for long."""
+        index = self._view.index
+        return self._view.owners.wants_folding or (isinstance(index, SegmentedIndex) and index.neglected)
+
     def write_snapshot(self, *, erase: bool = False) -> int | None:
         """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
 
@@ -174,15 +180,15 @@ class GalleryReplica:
                     self.snapshots.drop()
                 return None
             index = self._view.index
-            erase = erase or self.snapshots.outdated
-            while erase and index.erase_pending and index.maintain(erase=True):
+            anew = erase or self.snapshots.outdated
+            while anew and index.erase_pending and index.maintain(erase=True):
                 pass
             with self._lock:
                 view = self._view
                 owners = view.owners.copy()
             try:
                 # What the index takes in between is newer than the revision; replaying it again does no harm.
-                self.snapshots.write(index, owners, view.revision, erase=erase)
+                self.snapshots.write(index, owners, view.revision, anew=anew, erase=erase)
             finally:
                 # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
                 here = self._source.present() is not None
@@ -288,10 +294,10 @@ class GalleryReplica:
 
     def _fold_owners(self) -> None:
         with self._lock:
-            then = self._view.owners.copy()
+            then = self._view.owners.begin_folding()
         folded = then.folded()
         with self._lock:
-            folded.follow(then, self._view.owners)
+            folded.follow(self._view.owners)
             self._view = View(self._view.index, folded, self._view.revision)
 
     def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -210,5 +210,5 @@ class Replicas:
         # A command has no upkeep: either it leads, or a service does.
         if (at_once or self._upkeep is None) and replica.snapshots.lead():
             return replica.erase_snapshots()
-        replica.snapshots.wish_erasure()
+        replica.snapshots.erasure.make()
         return None

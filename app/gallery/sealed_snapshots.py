@@ -80,13 +80,14 @@ class SealedSnapshots:
         """Folder of the sealed snapshot of a revision, there or not."""
         return self.folder / f"{revision:020d}.sealed"
 
-    def write(self, source: Path, revision: int, *, anew: bool) -> None:
+    def write(self, source: Path, revision: int, *, anew: bool, alone: bool) -> None:
         """Seal a snapshot's folder, and drop the older ones.
 
         Args:
             source: the folder; it stays.
             revision: of the snapshot.
-            anew: with a new key, the others' keys are destroyed; also where this fails.
+            anew: with a new key, and nothing linked from the earlier one.
+            alone: nothing else stays, also where this fails: all other keys are destroyed, other machines' too.
 
         Raises:
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
@@ -115,7 +116,7 @@ class SealedSnapshots:
             kept = [key_id]
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-            if anew:
+            if alone:
                 self.drop(but=place if kept else None, keys=kept)
         self._sweep(place)
 

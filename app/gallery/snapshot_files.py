@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from model.replaced_file import flush_folder
 
-_FORMAT = 1
+_FORMAT = 2
+_CHUNK = 1 << 22
 _ABOUT = "snapshot.json"
+INDEX = "index"
+"""Folder of the index within a snapshot's."""
 _OWNERS = "owners.i64"
 
 Opened = tuple[SegmentedIndex, TemplateOwners, int]
@@ -23,9 +27,10 @@ Opened = tuple[SegmentedIndex, TemplateOwners, int]
 
 @dataclass(frozen=True, slots=True)
 class SnapshotsOfGallery:
-    """Which gallery a snapshot is of."""
+    """Which gallery a snapshot is of; the moment tells it from one of the same id in another database."""
 
     gallery: int
+    created_at: datetime
     extractor: str
     dimension: int
 
@@ -34,6 +39,7 @@ class SnapshotsOfGallery:
         return {
             "format": _FORMAT,
             "gallery": self.gallery,
+            "created_at": self.created_at.astimezone(UTC).isoformat(),
             "extractor": self.extractor,
             "dimension": self.dimension,
             "revision": revision,
@@ -48,16 +54,13 @@ def write_files(
     Raises:
         OSError: the disk is full or not writable.
     """
-    part = folder / "index"
+    part = folder / INDEX
     part.mkdir()
     index.save(part)
-    pairs = np.stack(owners.pairs()).astype("<i8")
-    _write(folder / _OWNERS, pairs.tobytes())
-    about = of.at(revision) | {
-        "templates": pairs.shape[1],
-        "owners_sha256": hashlib.sha256(pairs.tobytes()).hexdigest(),
-    }
-    _write(folder / _ABOUT, json.dumps(about, indent=1).encode())
+    pairs = np.stack(owners.pairs()).astype("<i8", copy=False)
+    digest = _write(folder / _OWNERS, pairs.reshape(-1).view(np.uint8).data)
+    about = of.at(revision) | {"templates": pairs.shape[1], "owners_sha256": digest}
+    _write(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
     flush_folder(folder)
     return int(pairs.shape[1])
 
@@ -83,7 +86,7 @@ def read_files(
         if isinstance(error, SnapshotDamaged):
             raise
         raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
-    index = open_index(folder / "index")
+    index = open_index(folder / INDEX)
     if not np.array_equal(index.ids(), ids):
         # Not damage: an index may be ahead of its owners by what came while it was written. Owners win.
         extra = np.setdiff1d(index.ids(), ids, assume_unique=True)
@@ -94,8 +97,13 @@ def read_files(
     return index, TemplateOwners(ids, subjects), revision
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: memoryview) -> str:
+    """Write piece by piece, so that no search waits for the interpreter; answers the SHA-256."""
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        file.write(content)
+        for start in range(0, len(content), _CHUNK):
+            digest.update(content[start : start + _CHUNK])
+            file.write(content[start : start + _CHUNK])
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -8,21 +8,22 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 
 import structlog
 
+from app.gallery.erasure_wish import ErasureWish
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
-from app.gallery.snapshot_files import Opened, SnapshotsOfGallery, read_files, write_files
+from app.gallery.snapshot_files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshot_lead import SnapshotLead
 from app.gallery.steady_look import look_steadily
 from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
-_WISH = "erase"
 _REVISION = re.compile(r"\d{20}")
 
 
@@ -50,11 +51,12 @@ class Snapshots:
         self.folder = folder / place
         self._sealed = None
         if sealed is not None:
-            name = f"{gallery.id}/{gallery.extractor}"
+            name = f"{gallery.id}/{gallery.created_at.astimezone(UTC).isoformat()}/{gallery.extractor}"
             self._sealed = SealedSnapshots(sealed[0] / place, place=name, gallery=gallery.id, keys=sealed[1])
-        self._of = SnapshotsOfGallery(gallery.id, gallery.extractor, gallery.dimension)
+        self._of = SnapshotsOfGallery(gallery.id, gallery.created_at, gallery.extractor, gallery.dimension)
         self._name = gallery.name
         self._open_index = open_index
+        self.erasure = ErasureWish(self.folder if self._sealed is None else self._sealed.folder)
         self._lead = SnapshotLead(self.folder)
         self._known = -1  # revision of the newest that this process has written or opened
 
@@ -66,6 +68,11 @@ class Snapshots:
             found |= {int(path.name) for path in self.folder.iterdir() if _REVISION.fullmatch(path.name)}
         return sorted(found)
 
+    @property
+    def lasting(self) -> int:
+        """Revision of the newest that outlasts this machine's memory; -1: there is none."""
+        return max(self.revisions if self._sealed is None else self._sealed.revisions, default=-1)
+
     def lead(self) -> bool:
         """Whether this process is the one of its machine that writes; once it is, it stays so until it ends."""
         return self._lead.take()
@@ -74,22 +81,6 @@ class Snapshots:
         """Let another process lead."""
         self._lead.resign()
 
-    # -- what was erased
-
-    def wish_erasure(self) -> None:
-        """Ask the process that leads to write the snapshot anew without what was erased."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _WISH).touch()
-
-    @property
-    def erasure_wished(self) -> bool:
-        """Whether somebody asked for that."""
-        return (self.folder / _WISH).exists()
-
-    def take_wish(self) -> None:
-        """See to it from now on: what is asked for later is asked for anew."""
-        (self.folder / _WISH).unlink(missing_ok=True)
-
     @property
     def outdated(self) -> bool:
         """Whether another machine erased something and destroyed the key of what this one has sealed."""
@@ -97,14 +88,23 @@ class Snapshots:
 
     # -- writing
 
-    def write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int, *, erase: bool = False) -> Path:
+    def write(
+        self,
+        index: SegmentedIndex,
+        owners: TemplateOwners,
+        revision: int,
+        *,
+        anew: bool = False,
+        erase: bool = False,
+    ) -> Path:
         """Write a snapshot and drop the older ones.
 
         Args:
             index: what is written, with its owners and the revision that both have.
             owners: as the index.
             revision: as the index.
-            erase: that nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
+            anew: with a new key, and nothing linked from the earlier one.
+            erase: also that nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
                 copies of them do not open any more, wherever they are.
 
         Raises:
@@ -114,7 +114,7 @@ class Snapshots:
         try:
             place = self._write(index, owners, revision)
             if self._sealed is not None:
-                self._sealed.write(place, revision, anew=erase)
+                self._sealed.write(place, revision, anew=anew or erase, alone=erase)
         except BaseException:
             if erase:
                 self.drop()
@@ -145,6 +145,7 @@ class Snapshots:
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
+            index.moved(draft / INDEX, place / INDEX)
             flush_folder(self.folder)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)

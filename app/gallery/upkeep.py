@@ -69,6 +69,7 @@ class Upkeep:
         self._snapshots: dict[int, tuple[int, float]] = {}  # revision and time of the last snapshot
         self._erasing_since: dict[int, float] = {}
         self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for
+        self._looked_at: set[int] = set()  # galleries whose index was asked what it has to erase
         self._reported = 0.0
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
         self._without_folder: set[int] = set()  # galleries whose snapshots have no folder; told once
@@ -128,7 +129,8 @@ class Upkeep:
         leads = snapshots is not None and self._leads(replica, snapshots)
         if leads is False and snapshots is not None:
             replica.adopt_snapshot()
-            return
+            if not replica.neglected:  # who leads may have no room for a snapshot
+                return
         while not self._ended.is_set() and replica.tend(self._ended.is_set):
             pass
         if leads and snapshots is not None and self._source.snapshot_interval:
@@ -151,6 +153,7 @@ class Upkeep:
         """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
         for kept in (self._snapshots, self._erasing_since, self._erase_from):
             kept.pop(replica.gallery_id, None)
+        self._looked_at.discard(replica.gallery_id)
         if replica.snapshots is not None:
             replica.snapshots.resign()
         if gone:
@@ -161,16 +164,15 @@ class Upkeep:
     def _erase_if_wished(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
         """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
         start = time.monotonic()
-        if not snapshots.erasure_wished or start < self._erase_from.get(replica.gallery_id, start):
+        if not snapshots.erasure.there or start < self._erase_from.get(replica.gallery_id, start):
             return
-        snapshots.take_wish()
-        try:
-            if replica.erase_snapshots():
-                self._snapshots[replica.gallery_id] = (self._found(replica), time.monotonic())
-        except BaseException:
-            snapshots.wish_erasure()
-            raise
+        self._erase(replica, snapshots)
         self._erase_from[replica.gallery_id] = time.monotonic() + _REST * (time.monotonic() - start)
+
+    def _erase(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+        with snapshots.erasure.granted():
+            if replica.erase_snapshots():
+                self._snapshots[replica.gallery_id] = (snapshots.lasting, time.monotonic())
 
     def _write_if_due(self, replica: GalleryReplica) -> None:
         if replica.rebuild_wanted:
@@ -178,10 +180,13 @@ class Upkeep:
         clock = time.monotonic()
         index = replica.view.index
         if isinstance(index, SegmentedIndex) and index.erase_pending:
-            since = self._erasing_since.setdefault(replica.gallery_id, clock)
+            # How long an earlier process has known of it nobody knows.
+            first = clock if replica.gallery_id in self._looked_at else float("-inf")
+            since = self._erasing_since.setdefault(replica.gallery_id, first)
         else:
             self._erasing_since.pop(replica.gallery_id, None)
             since = clock
+        self._looked_at.add(replica.gallery_id)
         revision, written = self._snapshots.get(replica.gallery_id, (self._found(replica), float("-inf")))
         erase = clock - since >= self._source.erase_interval and replica.gallery_id in self._erasing_since
         changed = replica.applied_revision != revision
@@ -206,13 +211,15 @@ class Upkeep:
             return
         if not self._leads(replica, replica.snapshots):
             return
+        if replica.snapshots.erasure.there:
+            self._erase(replica, replica.snapshots)
         revision, _ = self._snapshots.get(replica.gallery_id, (self._found(replica), 0.0))
         if replica.applied_revision not in {-1, revision}:
             self._write(replica, erase=False)
 
     @staticmethod
     def _found(replica: GalleryReplica) -> int:
-        return max(replica.snapshots.revisions, default=-1) if replica.snapshots is not None else -1
+        return replica.snapshots.lasting if replica.snapshots is not None else -1
 
     def _report(self, replica: GalleryReplica) -> None:
         self._history.report(replica.gallery_id, self.name, replica.applied_revision)

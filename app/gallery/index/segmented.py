@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -17,6 +18,7 @@ from app.gallery.index.search import rank
 from app.gallery.index.upkeep import Limits, build, due, training_sample
 
 _STANDARD = Limits()
+_LONG = 16  # times as much as is due
 
 
 class SegmentedIndex:
@@ -74,6 +76,14 @@ class SegmentedIndex:
         segments = self._contents.parts.segments
         return self._contents.removed_since_save or any(segment.left_on_disk for segment in segments)
 
+    @property
+    def neglected(self) -> bool:
+        """Whether so much is due that nobody can have called `maintain` for long."""
+        parts, limits = self._contents.parts, self._limits
+        new = sum(block.rows.size for block in parts.blocks)
+        dead = sum(segment.rows.dead for segment in parts.segments)
+        return new > _LONG * limits.tail or dead > 2 * limits.dead_share * max(len(self), _LONG * limits.least_dead)
+
     def __len__(self) -> int:
         """Number of templates."""
         return self._contents.size
@@ -121,7 +131,7 @@ class SegmentedIndex:
 
         It holds the index as it is at one moment near the end; additions, removals and searches go on meanwhile. What
         is due is done first. Files of segments that were saved or loaded before are linked, so that only new ones are
-        written. The caller names the folder by its final name when it is complete.
+        written. The caller names the folder by its final name when it is complete, and tells it to `moved`.
 
         Raises:
             OSError: the disk is full or does not take it; the index is as it was.
@@ -147,6 +157,13 @@ class SegmentedIndex:
                 for segment, files, rows in zip(segments, saved, mapped, strict=True):
                     segment.move_to(*rows)
                     segment.saved = files
+
+    def moved(self, before: Path, now: Path) -> None:
+        """The folder of a snapshot was renamed: the next one links the files from where they are now."""
+        with self._contents.writing:
+            for segment in self._contents.parts.segments:
+                if segment.saved is not None and segment.saved.folder == before:
+                    segment.saved = replace(segment.saved, folder=now)
 
     @classmethod
     def load(

@@ -52,6 +52,8 @@ def test_folded_owners_follow_what_happened_meanwhile(
         for step, templates in history:
             if step == "add":
                 owners.add((template, template % of) for template in templates)
+            elif step == "move":
+                owners.move((template, (template + 1) % of) for template in set(templates))
             else:
                 owners.remove(templates)
 
@@ -59,10 +61,9 @@ def test_folded_owners_follow_what_happened_meanwhile(
     play(owners, before, 4)
     owners = owners.folded()
     play(owners, start, 3)
-    copy = owners.copy()
-    folded = copy.folded()
+    folded = owners.begin_folding().folded()
     play(owners, meanwhile, 5)
-    folded.follow(copy, owners)
+    folded.follow(owners)
     for got, wanted in zip(folded.pairs(), owners.pairs(), strict=True):
         assert got.tolist() == wanted.tolist()
     assert folded.subjects == owners.subjects
@@ -97,11 +98,10 @@ def test_a_reader_finds_the_old_or_the_new_owner_of_what_moves() -> None:
 def test_what_moves_while_the_arrays_are_made_is_followed() -> None:
     owners = TemplateOwners(np.arange(6), np.array([1, 1, 1, 2, 2, 2]))
     owners.move([(0, 2)])
-    then = owners.copy()
-    folded = then.folded()
+    folded = owners.begin_folding().folded()
     owners.move([(0, 3), (1, 3), (7, 3)])
     owners.remove([3])
-    folded.follow(then, owners)
+    folded.follow(owners)
     assert folded.subjects_of(np.arange(8)).tolist() == owners.subjects_of(np.arange(8)).tolist()
     assert [sorted(folded.templates_of(one)) for one in (1, 2, 3)] == [[2], [4, 5], [0, 1, 7]]
     assert (folded.subjects, len(folded)) == (owners.subjects, len(owners)) == (3, 6)

@@ -14,9 +14,11 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app.gallery.database import open_engine
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.index_source import IndexSource
+from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.snapshots import Snapshots
@@ -214,6 +216,24 @@ def test_one_process_leads(store: GalleryStore, source: IndexSource, new_templat
     assert second.lead()
 
 
+def test_a_gallery_of_another_database_with_the_same_ids_is_another_one(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, tmp_path: Path
+) -> None:
+    """A database is removed and made anew, and its data folder stays."""
+    for key in ("anna", "bob"):
+        enroll(store, key, new_templates(1))
+    replica_of(store, source).write_snapshot()
+    engine = open_engine(f"sqlite:///{(tmp_path / 'new.db').as_posix()}", timeout=30)
+    migrate(engine)
+    new = GalleryStore(engine)
+    new.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    assert new.gallery("people").id == store.gallery("people").id
+    templates = new_templates(4)
+    ids = [enroll(new, f"{number}", [template]) for number, template in enumerate(templates)]
+    assert found(replica_of(new, source), templates) == ids
+    engine.dispose()
+
+
 def test_a_follower_takes_up_what_the_leader_has_written(
     store: GalleryStore, source: IndexSource, new_templates: Templates
 ) -> None:
@@ -250,6 +270,49 @@ def test_an_erased_embedding_leaves_the_files(
     replica.catch_up(2)
     replica.write_snapshot(erase=True)
     assert [files_hold(template) for template in templates] == [False, True, True]
+
+
+def test_what_does_not_change_is_written_once(store: GalleryStore, tmp_path: Path, new_templates: Templates) -> None:
+    source = IndexSource("compressed", folder=tmp_path / "index")
+    templates = new_templates(5000)
+    for first in range(0, 5000, 500):
+        enroll(store, f"{first}", templates[first : first + 500])
+    replica = replica_of(store, source)
+    seen = []
+    for number in range(3):
+        replica.write_snapshot()
+        folder = snapshots(replica).folder
+        seen.append({path.name: path.stat().st_ino for path in folder.rglob("segment-*.vectors")})
+        enroll(store, f"late {number}", new_templates(1))
+        replica.catch_up(11 + number)
+    assert len(seen[0]) == 1
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_what_an_earlier_process_was_to_erase_is_erased_at_the_next_start(
+    store: GalleryStore, tmp_path: Path, new_templates: Templates
+) -> None:
+    source = IndexSource("compressed", folder=tmp_path / "index", snapshot_interval=0.001)
+    templates = new_templates(5000)  # enough for a segment, whose files are linked
+    for first in range(0, 5000, 500):
+        enroll(store, f"{first}", templates[first : first + 500])
+    replica = replica_of(store, source)
+    replica.write_snapshot()
+    store.delete_subject("people", "0")
+    replica.catch_up(11)
+    replica.write_snapshot()
+
+    def files_hold(template: NewTemplate) -> bool:
+        files = [path for path in snapshots(replica).folder.rglob("*") if path.is_file()]
+        return any(template.embedding.tobytes() in path.read_bytes() for path in files)
+
+    assert files_hold(templates[0])
+    again = replica_of(store, source)
+    upkeep = Upkeep(lambda: [again], GalleryHistory(store.engine), source)
+    upkeep.tick()
+    assert not files_hold(templates[0])
+    assert files_hold(templates[600])
+    upkeep.stop()
 
 
 # -- pruning

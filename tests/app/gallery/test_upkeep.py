@@ -397,6 +397,30 @@ def test_where_there_is_no_folder_for_snapshots_each_process_tends_its_own(
     assert "upkeep.failed" not in told
 
 
+def test_who_does_not_lead_helps_itself_when_the_leader_cannot_write(
+    store: GalleryStore, tmp_path: Path, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.index.segmented._LONG", 2)
+    source = IndexSource(kind="compressed", folder=tmp_path / "index", snapshot_interval=0.001)
+    leader, follower = Process(store, source), Process(store, source)
+    assert leader.replica.snapshots is not None
+    assert leader.replica.snapshots.lead()  # and never writes
+    templates = new_templates(9500)
+
+    def tended(first: int, last: int) -> bool:
+        for one in range(first, last, 500):
+            enroll(store, f"{one}", templates[one : one + 500])
+        follower.upkeep.tick()
+        index = follower.replica.view.index
+        assert isinstance(index, SegmentedIndex)
+        return index.compressed
+
+    assert [tended(0, 500), tended(500, 5000), tended(5000, 9500)] == [False, False, True]
+    assert follower.found(templates[:1]) != [None]
+    follower.upkeep.stop()
+    leader.upkeep.stop()
+
+
 # -- reports
 
 
