@@ -3,8 +3,8 @@
     taskset -c 1 python benchmarks/index.py [--sizes 10000,100000,1000000] [--only ENGINE …] [--output DIR]
 
 One core: give it one, and nothing else to do. Each engine is measured in a process of its own, on the same templates of
-people drawn as `index_data.py` says, three for each. Writes `index.csv` and two plots; a run goes on where one with the
-same output stopped. All figures of a table that are compared should come from one run.
+people drawn as `index_data.py` says, three for each. Writes `index.csv`, two plots and a page, `index.md`; a run goes
+on where one with the same output stopped. All figures of a table that are compared should come from one run.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def main() -> None:
         os.environ[variable] = "1"
     from index_engines import ENGINES
     from index_measure import Gallery, draw, measure
-    from index_report import markdown, plot, read_csv, wanted, write_csv
+    from index_report import markdown, plot, read_csv, wanted, write_csv, write_page
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default="10000,100000,1000000", help="numbers of templates, with commas between")
     parser.add_argument("--only", nargs="+", choices=list(ENGINES), default=list(ENGINES), metavar="ENGINE")
-    parser.add_argument("--output", type=Path, default=Path("runs/index"), help="gets index.csv and the plots")
+    parser.add_argument("--output", type=Path, default=Path("runs/index"), help="gets the CSV, the plots and the page")
     parser.add_argument("--probes", type=int, default=4000, help="mated ones, and as many non-mated ones")
     parser.add_argument("--scratch", type=Path, help="folder for the drawn templates, 0.5 GB for each million")
     arguments = parser.parse_args()
@@ -64,6 +64,7 @@ def main() -> None:
                     write_csv(rows, table)
                     progress.advance(bar)
     plot(rows, arguments.output)
+    write_page(rows, arguments.output)
     print(markdown(rows))
     print("\n".join(one.line for one in wanted(rows)))
 

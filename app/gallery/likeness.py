@@ -83,9 +83,9 @@ def alike_pairs(places: Places, near: Neighbours, threshold: float, *, most: int
         threshold: distance, 0 to 2.
         most: how many are listed.
     """
-    means = places.means
     first, second = near.pairs(_cosine(threshold), most)
-    distances = np.linalg.norm(means[first] - means[second], axis=1)  # cosines lose the digits of small distances
+    # Cosines lose the digits of small distances.
+    distances = np.linalg.norm(_normalised(places.sums[first]) - _normalised(places.sums[second]), axis=1)
     order = np.lexsort((second, first, distances))
     return [
         AlikePair(int(places.ids[first[one]]), int(places.ids[second[one]]), float(distances[one]))
@@ -152,9 +152,8 @@ def _outlying(
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised: NDArray[np.float32] = np.where(
-        lengths > _NO_DIRECTION, vectors / np.maximum(lengths, _NO_DIRECTION), 0
-    ).astype(np.float32)
+    normalised = vectors / np.maximum(lengths, _NO_DIRECTION)
+    normalised[lengths[:, 0] <= _NO_DIRECTION] = 0
     return normalised
 
 
