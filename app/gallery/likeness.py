@@ -152,7 +152,7 @@ def _outlying(
 
 def _normalised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    normalised = vectors / np.maximum(lengths, _NO_DIRECTION)
+    normalised: NDArray[np.float32] = vectors / np.maximum(lengths, _NO_DIRECTION)
     normalised[lengths[:, 0] <= _NO_DIRECTION] = 0
     return normalised
 
