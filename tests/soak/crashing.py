@@ -15,12 +15,12 @@ from rich.progress import Progress
 
 from app.gallery.consistency import check_gallery
 from app.gallery.database import open_engine
-from app.gallery.history import GalleryHistory
 from app.gallery.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.telemetry import set_up_logging
 from tests.postgresql import postgresql
-from tests.soak.people import BASE, DIMENSION, EXTRACTOR, GALLERY, index_source, templates_of
+from tests.soak.deployed import deployed
+from tests.soak.people import BASE, DIMENSION, EXTRACTOR, GALLERY, templates_of
 
 State = dict[str, int | None]
 """How many templates subjects have; none: no such subject."""
@@ -79,18 +79,18 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
     chance = random.Random(seed)
     engine = open_engine(url, timeout=30)
     migrate(engine)
-    store, history = GalleryStore(engine), GalleryHistory(engine)
-    source = index_source(folder / "index")
-    store.create_gallery(GALLERY, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    engine.dispose()
     known = Acknowledged()
-    for number in range(BASE):
-        key, templates = f"base-{number}", templates_of(f"base-{number}", 100)
-        store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
-        known.present[key] = len(templates)
+    with deployed(url, folder) as parts:
+        parts.store.create_gallery(GALLERY, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+        for number in range(BASE):
+            key, templates = f"base-{number}", templates_of(f"base-{number}", 100)
+            parts.store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+            known.present[key] = len(templates)
     task = progress.add_task("kills", total=rounds) if progress else None
     for turn in range(rounds):
         journal = folder / f"journal-{turn}"
-        command = [sys.executable, "-m", "tests.soak.load", url, str(folder / "index"), str(journal), str(turn)]
+        command = [sys.executable, "-m", "tests.soak.load", url, str(folder), str(journal), str(turn)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             try:
                 assert process.stdout is not None
@@ -99,22 +99,25 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
             finally:
                 process.kill()
         known.read(journal)
-        stored = {}
-        after = 0
-        while True:
-            page = store.subjects(GALLERY, after=after, limit=1000)
-            stored.update({subject.key: subject.templates for subject in page.items})
-            if page.next_cursor is None:
-                break
-            after = page.next_cursor
-        known.check(stored)
-        consistency = check_gallery(store.gallery(GALLERY), history, source)
+        with deployed(url, folder) as parts:  # which removes what the killed process had open in memory
+            stored = _templates_by_subject(parts.store)
+            known.check(stored)
+            consistency = check_gallery(parts.store.gallery(GALLERY), parts.history, parts.source)
         assert consistency.whole, consistency
         assert consistency.templates == sum(stored.values())
         if progress and task is not None:
             progress.advance(task)
-    engine.dispose()
     return len(known.present) + len(known.gone)
+
+
+def _templates_by_subject(store: GalleryStore) -> dict[str, int]:
+    stored, after = dict[str, int](), 0
+    while True:
+        page = store.subjects(GALLERY, after=after, limit=1000)
+        stored.update({subject.key: subject.templates for subject in page.items})
+        if page.next_cursor is None:
+            return stored
+        after = page.next_cursor
 
 
 def main() -> None:

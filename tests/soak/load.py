@@ -17,29 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from app.gallery.database import open_engine
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource
 from app.gallery.matching import Candidate
 from app.gallery.replica import GalleryReplica
-from app.gallery.store import GalleryStore
 from app.gallery.upkeep import Upkeep
 from app.telemetry import set_up_logging
-from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, embedding_of, index_source, templates_of
+from tests.soak.deployed import Deployed, deployed
+from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, embedding_of, templates_of
 
 _SAME = 1e-3  # distance within which a template is found as itself
 
 
 def main(url: str, folder: str, journal: str, turn: int) -> None:
     set_up_logging(form="console", level="warning")  # to standard error; the other end reads standard output
-    engine = open_engine(url, timeout=30)
-    store, history = GalleryStore(engine), GalleryHistory(engine)
-    source: IndexSource = index_source(Path(folder))
+    with deployed(url, Path(folder)) as parts:
+        _work(parts, journal, turn)
+
+
+def _work(parts: Deployed, journal: str, turn: int) -> None:
+    store, history, source = parts.store, parts.history, parts.source
     gallery = store.gallery(GALLERY)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
     replica.follow(gallery.revision)
     upkeep = Upkeep(lambda: [replica], history, source, pause=0.02)
     upkeep.start()
+    snapshots = replica.snapshots
+    assert snapshots is not None
     file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(**entry: Any) -> None:
@@ -72,6 +74,7 @@ def main(url: str, folder: str, journal: str, turn: int) -> None:
         def delete(key: str) -> None:
             with written({key: len(mine[key])}, {key: None}):
                 store.delete_subject(GALLERY, key)
+            snapshots.erasure.make()
             for name in mine.pop(key):
                 if nearest(name).distance < _SAME:
                     note(broken=f"{key} was erased and is found")

@@ -41,8 +41,3 @@ class SmallIndexSource(IndexSource):
 
     def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
         return SegmentedIndex.load(folder, dimension, compress_from=LEAST_TRAINING, limits=_LIMITS)
-
-
-def index_source(folder: Path) -> IndexSource:
-    """Snapshots at every look, so that a kill often falls into one."""
-    return SmallIndexSource(folder=folder, snapshot_interval=0.01, erase_interval=1.0)

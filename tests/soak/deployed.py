@@ -1,0 +1,42 @@
+"""What a service keeps people in, put together as it does: rows, a vault that seals them, and sealed snapshots."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.gallery.database import open_engine
+from app.gallery.encryption import SealedRows
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource, SnapshotSeal
+from app.gallery.private_folder import PrivateFolder, private_base
+from app.gallery.store import GalleryStore
+from app.gallery.vault import open_vault
+from tests.soak.people import SmallIndexSource
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """A process's stores and where its indexes come from."""
+
+    store: GalleryStore
+    history: GalleryHistory
+    source: IndexSource
+
+
+@contextmanager
+def deployed(url: str, folder: Path) -> Iterator[Deployed]:
+    """Open a migrated database with the vault, the master key and the snapshots in a folder."""
+    engine, vault_engine = (open_engine(one, timeout=30) for one in (url, f"sqlite:///{folder / 'vault.db'}"))
+    vault = open_vault(vault_engine, master_key=None, master_key_file=folder / "master.key", expected=False)
+    vault.note_sealed()
+    seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "soak")
+    # Snapshots at every look, so that a kill often falls into one.
+    seal = SnapshotSeal(vault, memory)
+    source = SmallIndexSource(folder=folder / "index", snapshot_interval=0.01, erase_interval=1.0, seal=seal)
+    try:
+        yield Deployed(GalleryStore(engine, seals=seals), GalleryHistory(engine, seals), source)
+    finally:
+        memory.close()
+        for one in (engine, vault_engine):
+            one.dispose()
