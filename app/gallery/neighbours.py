@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from app.gallery.index.codebook import BITS, code_length
 
-EXACT_UP_TO = 100_000
-"""Subjects that are all compared with each other, in half a minute; beyond, that time would grow with their square."""
+EXACT_UP_TO = 50_000
+"""Subjects that are all compared with each other, in seconds; beyond, that time would grow with their square."""
 
 _BLOCK = 2048  # vectors of one side of a product: 16 MiB of cosines
 _BESIDE_LISTS = 512  # vectors that inverted lists are asked for together
 _RANKED = 96  # subjects that codes propose for each vector
-_SHARE = 0.08  # of the lists, in which neighbours are looked for
+_LOOKED_INTO = 128  # lists in which neighbours are looked for
 _TRAINED_BY = 50  # places for each list
 _ROUNDS = 8  # of k-means
 
@@ -89,7 +89,9 @@ class _All:
 
 
 class _ByLists:
-    """By four-bit codes in inverted lists, of which the nearest twelfth is scanned, and exact cosines of the best.
+    """By four-bit codes in inverted lists, of which the nearest are scanned, and exact cosines of the best.
+
+    There are 4√S lists of √S/4 subjects, so that the time grows with the power 1.5 of the subjects.
 
     Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011, as FAISS has it
     (`IndexIVFPQFastScan`). What the lists miss is measured in docs/moving.md.
@@ -103,7 +105,7 @@ class _ByLists:
             self._coarse, dimension, lists, code_length(dimension), BITS, faiss.METRIC_INNER_PRODUCT
         )
         self._index.cp.niter = _ROUNDS
-        self._index.nprobe = max(1, round(_SHARE * lists))
+        self._index.nprobe = min(lists, _LOOKED_INTO)
         step = max(1, len(means) // (_TRAINED_BY * lists))
         self._index.train(np.ascontiguousarray(means[::step]))
         self._index.add(means)
