@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from app.gallery.engines.milvus_index import POSITIONS, STRONG, MilvusIndex
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.records import Gallery
+from app.gallery.try_each import try_each
 
 # As pgvector's graph. Milvus builds one for each sealed segment by itself; what is younger is searched in full.
 _GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
@@ -84,17 +86,17 @@ class MilvusEngine:
 
     def drop(self, prefix: str, *, but: str = "") -> None:
         """As `IndexEngine.drop`."""
-        for name in self.names(prefix):
-            if name == but:
-                continue
-            with milvus_errors():
-                # The position first: without it a collection is filled again, whatever is left of it.
-                self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
-                self._client.drop_collection(name, timeout=self._timeout)
+        try_each(partial(self._drop, name) for name in self.names(prefix) if name != but)
 
     def close(self) -> None:
         """As `IndexEngine.close`."""
         self._client.close()
+
+    def _drop(self, name: str) -> None:
+        with milvus_errors():
+            # The position first: without it a collection is filled again, whatever is left of it.
+            self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
+            self._client.drop_collection(name, timeout=self._timeout)
 
     def _ensure(self, name: str, schema: Any, field: str, kind: dict[str, Any]) -> None:
         """Make a collection and its index, and load it; each step goes on where another process has come to."""
