@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +20,8 @@ from app.gallery.try_each import try_each
 # As pgvector's graph. Milvus builds one for each sealed segment by itself; what is younger is searched in full.
 _GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
 _EXACT: dict[str, Any] = {"index_type": "FLAT", "params": {}}
+
+_OTHERS_MAKE = 2.0  # seconds in which another thread or process makes a collection that it has begun
 
 # A server that is back is found within a second; left alone, the client would wait up to two minutes.
 _CONNECTION = {
@@ -101,17 +104,31 @@ class MilvusEngine:
     def _ensure(self, name: str, schema: Any, field: str, kind: dict[str, Any]) -> None:
         """Make a collection and its index, and load it; each step goes on where another process has come to."""
         client, timeout = self._client, self._timeout
-        if not client.has_collection(name, timeout=timeout):
-            try:
-                client.create_collection(name, schema=schema, consistency_level=STRONG, timeout=timeout)
-            except MilvusException:
-                if not client.has_collection(name, timeout=timeout):
-                    raise
-        if not client.list_indexes(name, timeout=timeout):
-            parameters = MilvusClient.prepare_index_params()
-            parameters.add_index(field, metric_type="L2", **kind)
-            client.create_index(name, parameters, timeout=timeout)
+        parameters = MilvusClient.prepare_index_params()
+        parameters.add_index(field, metric_type="L2", **kind)
+        _make_unless(
+            lambda: client.has_collection(name, timeout=timeout),
+            lambda: client.create_collection(name, schema=schema, consistency_level=STRONG, timeout=timeout),
+        )
+        _make_unless(
+            lambda: client.list_indexes(name, timeout=timeout),
+            lambda: client.create_index(name, parameters, timeout=timeout),
+        )
         client.load_collection(name, timeout=timeout)
+
+
+def _make_unless(there: Callable[[], object], make: Callable[[], object]) -> None:
+    """Make what is not there; somebody who is making it at the same moment is waited for."""
+    until = time.monotonic() + _OTHERS_MAKE
+    while not there():
+        try:
+            make()
+        except MilvusException:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 @contextmanager
