@@ -3,6 +3,7 @@
 import time
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import Engine, delete, select
@@ -13,6 +14,7 @@ from app.gallery.errors import GalleryNotFound
 from app.gallery.records import Gallery
 from app.gallery.rows import Sessions, gallery_of, gallery_row
 from app.gallery.tables import GalleryRow, StorageToDropRow, now
+from app.gallery.try_each import try_each
 
 _EVERY = 60.0  # seconds between two sweeps of `look`
 _LATE = timedelta(days=1)  # how long a process may take to hear that a gallery is gone
@@ -52,16 +54,21 @@ class EngineLeftovers:
         """Drop all that nobody needs.
 
         Raises:
-            DatabaseUnavailable, Busy: as named.
+            DatabaseUnavailable, Busy: as named; what could be dropped is.
         """
-        self._drop_gone()
         names = self._engine.names(STORAGE)
         with self._sessions.reading() as session:
+            prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow))]
-        for gallery in galleries:
-            if self._left(gallery, names):
-                with suppress(GalleryNotFound):
-                    self.drop_left(gallery.name)
+        gone = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
+        left = [gallery.name for gallery in galleries if self._left(gallery, names)]
+        try_each(
+            [
+                *(partial(self._engine.drop, prefix) for prefix in gone),
+                *(partial(self._drop_left_if_there, name) for name in left),
+                lambda: self._settle([prefix for prefix in prefixes if prefix not in gone]),
+            ]
+        )
 
     def look(self) -> None:
         """Sweep if it is time, the first time at once; called every second or so."""
@@ -69,11 +76,12 @@ class EngineLeftovers:
             self._next_sweep = time.monotonic() + _EVERY
             self.sweep()
 
-    def _drop_gone(self) -> None:
-        with self._sessions.reading() as session:
-            prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
-        for prefix in prefixes:
-            self._engine.drop(prefix)
+    def _drop_left_if_there(self, name: str) -> None:
+        with suppress(GalleryNotFound):
+            self.drop_left(name)
+
+    def _settle(self, prefixes: list[str]) -> None:
+        """Forget erased galleries of which the engine has nothing, once no process makes it anew any more."""
         if prefixes:
             old = (StorageToDropRow.prefix.in_(prefixes)) & (StorageToDropRow.since < now() - _LATE)
             with self._sessions.writing() as session:

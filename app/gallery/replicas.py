@@ -9,6 +9,7 @@ import structlog
 
 from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.engines import storage_name, storage_prefix
+from app.gallery.engines.protocol import STORAGE
 from app.gallery.errors import Busy, ExtractorMismatch, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.history import GalleryHistory
@@ -17,6 +18,7 @@ from app.gallery.names import normalise_gallery_name
 from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
+from app.gallery.try_each import try_each
 from app.gallery.upkeep import Upkeep
 from model.errors import FacegalleryError
 
@@ -82,21 +84,28 @@ class Replicas:
     def of(self, gallery: Gallery) -> GalleryReplica:
         """The gallery's replica, as it is.
 
+        One of a gallery that was erased meanwhile is let go by the upkeep at its next look.
+
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
+            DatabaseUnavailable, Busy, StorageUnwritable, IndexEngineUnusable: of the engine, where it is outside.
         """
         check_extractor(gallery, self._extractor)
         with self._lock:
             replica = self._by_gallery.get(gallery.id)
-            if replica is None:
-                replica = self._by_gallery[gallery.id] = GalleryReplica(
-                    gallery,
-                    self._history,
-                    partial(self._indexes.make, gallery),
-                    self._indexes.snapshots_of(gallery),
-                    tended=self._upkeep is not None,
-                )
+        if replica is not None:
             return replica
+        # An engine may take long over it, and the other galleries do not wait for that. Of two that are made at once
+        # one is dropped; it has nothing of its own yet.
+        made = GalleryReplica(
+            gallery,
+            self._history,
+            partial(self._indexes.make, gallery),
+            self._indexes.snapshots_of(gallery),
+            tended=self._upkeep is not None,
+        )
+        with self._lock:
+            return self._by_gallery.setdefault(gallery.id, made)
 
     def up_to_date(self, gallery: str) -> GalleryReplica:
         """The replica of the gallery with that name, brought up to date.
@@ -141,28 +150,43 @@ class Replicas:
         Raises:
             DatabaseUnavailable, Busy: the engine did not do its part; the upkeep tries again.
         """
-        self._owed[gallery.id] = gallery
+        with self._lock:
+            self._owed[gallery.id] = gallery
         with suppress(GalleryNotFound):
             present = self._store.gallery(gallery.name)
-            if self._leftovers is not None:
-                self._leftovers.drop_left(present.name)
             if present.extractor == self._extractor:
                 self._follow(present)
             else:
                 self._follow_for_others(present)
-        self._owed.pop(gallery.id, None)
+            if self._leftovers is not None:  # last: what is left may be busy for minutes
+                self._leftovers.drop_left(present.name)
+        with self._lock:
+            if self._owed.get(gallery.id) is gallery:  # not what another erasure has come to owe meanwhile
+                del self._owed[gallery.id]
 
     def follow_again(self) -> None:
-        """Do what an engine could not do at the moment of an erasure."""
-        for gallery in list(self._owed.values()):
-            self.follow(gallery)
+        """Do what an engine could not do at the moment of an erasure.
+
+        Raises:
+            DatabaseUnavailable, Busy: as `follow`, of one gallery or several; the others were followed.
+        """
+        with self._lock:
+            owed = list(self._owed.values())
+        self._follow_each(owed)
 
     def settle_engine(self) -> None:
-        """Bring an engine up to date with every gallery, and have it drop what nobody needs, now."""
+        """Bring an engine up to date with every gallery, and have it drop what nobody needs, now.
+
+        Raises:
+            DatabaseUnavailable, Busy: as `follow`, of one gallery or several; the others are settled.
+        """
         if self._leftovers is not None:
-            self._leftovers.sweep()
-            for gallery in self._store.galleries():
-                self.follow(gallery)
+            try_each([self._leftovers.sweep, lambda: self._follow_each(self._store.galleries())])
+
+    def _follow_each(self, galleries: Sequence[Gallery]) -> None:
+        if galleries and self._indexes.engine is not None:
+            self._indexes.engine.names(STORAGE)  # one that is away is waited for here, and not for each gallery anew
+        try_each(partial(self.follow, gallery) for gallery in galleries)
 
     def _follow(self, present: Gallery) -> None:
         with self._lock:

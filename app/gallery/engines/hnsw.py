@@ -6,6 +6,8 @@ import time
 import structlog
 from psycopg import Connection, Error, connect, sql
 
+from app.gallery.engines.postgresql import postgresql_errors
+
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
 
@@ -56,10 +58,15 @@ class GraphBuilder:
             thread.join()
 
     def forget(self, table: str) -> None:
-        """Give up what is being built for a table, and build anew when it is next considered."""
+        """Give up what is being built for a table, and build anew when it is next considered.
+
+        Raises:
+            DatabaseUnavailable: PostgreSQL does not answer.
+        """
         connection = self._connections.get(table)
         if connection is not None:
-            connection.cancel_safe(timeout=5)
+            with postgresql_errors():
+                connection.cancel_safe(timeout=5)
         self.wait(table)
         with self._lock:
             self._built.discard(table)

@@ -2,8 +2,10 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -13,10 +15,13 @@ from app.gallery.engines.milvus_index import POSITIONS, STRONG, MilvusIndex
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.records import Gallery
+from app.gallery.try_each import try_each
 
 # As pgvector's graph. Milvus builds one for each sealed segment by itself; what is younger is searched in full.
 _GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
 _EXACT: dict[str, Any] = {"index_type": "FLAT", "params": {}}
+
+_OTHERS_MAKE = 2.0  # seconds in which another thread or process makes a collection that it has begun
 
 # A server that is back is found within a second; left alone, the client would wait up to two minutes.
 _CONNECTION = {
@@ -84,32 +89,46 @@ class MilvusEngine:
 
     def drop(self, prefix: str, *, but: str = "") -> None:
         """As `IndexEngine.drop`."""
-        for name in self.names(prefix):
-            if name == but:
-                continue
-            with milvus_errors():
-                # The position first: without it a collection is filled again, whatever is left of it.
-                self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
-                self._client.drop_collection(name, timeout=self._timeout)
+        try_each(partial(self._drop, name) for name in self.names(prefix) if name != but)
 
     def close(self) -> None:
         """As `IndexEngine.close`."""
         self._client.close()
 
+    def _drop(self, name: str) -> None:
+        with milvus_errors():
+            # The position first: without it a collection is filled again, whatever is left of it.
+            self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
+            self._client.drop_collection(name, timeout=self._timeout)
+
     def _ensure(self, name: str, schema: Any, field: str, kind: dict[str, Any]) -> None:
         """Make a collection and its index, and load it; each step goes on where another process has come to."""
         client, timeout = self._client, self._timeout
-        if not client.has_collection(name, timeout=timeout):
-            try:
-                client.create_collection(name, schema=schema, consistency_level=STRONG, timeout=timeout)
-            except MilvusException:
-                if not client.has_collection(name, timeout=timeout):
-                    raise
-        if not client.list_indexes(name, timeout=timeout):
-            parameters = MilvusClient.prepare_index_params()
-            parameters.add_index(field, metric_type="L2", **kind)
-            client.create_index(name, parameters, timeout=timeout)
+        parameters = MilvusClient.prepare_index_params()
+        parameters.add_index(field, metric_type="L2", **kind)
+        _make_unless(
+            lambda: client.has_collection(name, timeout=timeout),
+            lambda: client.create_collection(name, schema=schema, consistency_level=STRONG, timeout=timeout),
+        )
+        _make_unless(
+            lambda: client.list_indexes(name, timeout=timeout),
+            lambda: client.create_index(name, parameters, timeout=timeout),
+        )
         client.load_collection(name, timeout=timeout)
+
+
+def _make_unless(there: Callable[[], object], make: Callable[[], object]) -> None:
+    """Make what is not there; somebody who is making it at the same moment is waited for."""
+    until = time.monotonic() + _OTHERS_MAKE
+    while not there():
+        try:
+            make()
+        except MilvusException:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 @contextmanager

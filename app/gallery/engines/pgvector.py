@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from psycopg import Connection, connect, sql
@@ -13,6 +14,7 @@ from app.gallery.engines.postgresql import VectorConnections, VectorType, libpq_
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
+from app.gallery.try_each import try_each
 
 HNSW_ABOVE = 20_000
 """Templates above which a gallery gets a graph; up to here every distance is computed."""
@@ -67,20 +69,20 @@ class PgvectorEngine:
 
     def drop(self, prefix: str, *, but: str = "") -> None:
         """As `IndexEngine.drop`; a table whose graph another process is building stays until that is done."""
-        for name in self.names(prefix):
-            if name == but:
-                continue
-            self.builder.forget(name)
-            with self._connections.one() as connection, connection.transaction():
-                connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_TIMEOUT,))
-                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
-                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
-                connection.execute("DELETE FROM storage WHERE name = %s", (name,))
+        try_each(partial(self._drop, name) for name in self.names(prefix) if name != but)
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
         self.builder.close()
         self._connections.close()
+
+    def _drop(self, name: str) -> None:
+        self.builder.forget(name)
+        with self._connections.one() as connection, connection.transaction():
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_TIMEOUT,))
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
+            connection.execute("DELETE FROM storage WHERE name = %s", (name,))
 
 
 def _prepared(connection: Connection) -> VectorType:

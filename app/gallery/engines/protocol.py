@@ -36,7 +36,7 @@ class IndexEngine(Protocol):
         """Erase all whose names begin so, but one; nothing happens where there is nothing.
 
         Raises:
-            Busy: another process works on one of them at length; it is still there.
+            Busy: another process works on one of them at length; it is still there, and the others are not.
         """
 
     def close(self) -> None:

@@ -142,13 +142,14 @@ def test_what_an_engine_did_not_do_is_told_and_done_later(
     process = Process(store, shared, tmp_path)
     for key, template in zip(("anna", "bob"), templates, strict=True):
         enroll(store, key, [template])
-    process.replicas.up_to_date("people")
+    index = process.replicas.up_to_date("people").view.index
 
-    def away(_prefix: str) -> list[str]:
+    def away(_: object) -> list[str]:
         raise DatabaseUnavailable("the engine does not answer")
 
     with monkeypatch.context() as patched:
         patched.setattr(shared, "names", away)
+        patched.setattr(index, "remove", away)
         assert process.forgetting.forget("people", "bob")["pending"] == ["index"]
     assert held(store, shared) == {EXTRACTOR: [1, 2]}
     process.replicas.follow_again()

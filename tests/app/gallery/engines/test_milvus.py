@@ -1,6 +1,8 @@
 """What only Milvus does: searches by graph, a limit of what it answers with, a server that goes away."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from app.gallery.engines import EngineAddress, open_index_engine
 from app.gallery.engines.milvus import MilvusEngine
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.records import Gallery
 from tests.app.gallery.engines.conftest import milvus_server, new_gallery
 from tests.app.gallery.index.test_contract import assert_nearest, unit_vectors
 
@@ -38,6 +41,19 @@ def test_a_search_for_more_than_milvus_answers_with_reads_everything(engine: Mil
     index.add(np.arange(16_500), vectors)
     probes = unit_vectors(2, seed=1)
     assert_nearest(index.search(probes, 16_450), dict(enumerate(vectors)), probes, 16_450)
+
+
+def test_those_that_make_a_collection_at_once_all_get_it(milvus_uri: str, engine: MilvusEngine) -> None:
+    other, start = MilvusEngine(milvus_uri, timeout=30), threading.Barrier(4)
+
+    def make(engine: MilvusEngine, gallery: Gallery) -> int:
+        start.wait(60)
+        return engine.index(gallery).position()
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(8):
+            assert list(pool.map(make, [engine, engine, other, other], [new_gallery()] * 4)) == [-1] * 4
+    other.close()
 
 
 def test_a_server_that_goes_away_and_comes_back(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import psycopg
@@ -12,11 +13,11 @@ from psycopg import sql
 from sqlalchemy import inspect, make_url
 
 from app.gallery.database import open_engine
-from app.gallery.engines import EngineAddress, open_index_engine
+from app.gallery.engines import EngineAddress, open_index_engine, storage_prefix
 from app.gallery.engines.hnsw import SCHEMA, graph_name
 from app.gallery.engines.pgvector import PgvectorEngine
 from app.gallery.engines.pgvector_index import PgvectorIndex
-from app.gallery.errors import DatabaseUnavailable, IndexEngineUnusable
+from app.gallery.errors import Busy, DatabaseUnavailable, IndexEngineUnusable
 from app.gallery.records import Gallery
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import DIMENSION, assert_nearest, unit_vectors
@@ -178,6 +179,7 @@ def test_a_server_that_goes_away_and_comes_back() -> None:
         gallery, vectors = new_gallery(), unit_vectors(2, seed=0)
         index = engine.index(gallery)
         index.add(np.array([1]), vectors[:1])
+        building = psycopg.connect(server.address)
         postgres(server.data, "stop", "-m", "immediate")
         with pytest.raises(DatabaseUnavailable, match="the database"):
             index.search(vectors, 1)
@@ -185,6 +187,10 @@ def test_a_server_that_goes_away_and_comes_back() -> None:
             index.add(np.array([2]), vectors[1:])
         with pytest.raises(DatabaseUnavailable, match="the database"):
             engine.index(gallery)
+        engine.builder._connections[index.name] = building  # a graph that was being built
+        with pytest.raises(DatabaseUnavailable, match="the database"):
+            engine.builder.forget(index.name)
+        building.close()
         options = (server.data / "postmaster.opts").read_text().split('"', 1)[1]
         postgres(server.data, "start", "-o", '"' + options.strip())
         index.add(np.array([2]), vectors[1:])
@@ -207,6 +213,23 @@ def test_a_table_that_is_gone_is_said_and_made_again(engine: PgvectorEngine, pos
         index.search(unit_vectors(1, seed=0), 1)
     again = engine.index(gallery)
     assert (again.position(), len(again)) == (-1, 0)
+
+
+def test_a_table_whose_graph_is_being_built_keeps_no_other_from_being_dropped(
+    engine: PgvectorEngine, postgresql_server: str
+) -> None:
+    gallery = new_gallery()
+    moved = replace(gallery, extractor="other@ba9876543210")
+    busy, _ = sorted(engine.index(one).name for one in (gallery, moved))
+    with psycopg.connect(postgresql_server) as building:
+        # What CREATE INDEX CONCURRENTLY holds.
+        table = sql.Identifier(SCHEMA, busy)
+        building.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
+        with pytest.raises(Busy, match="try again"):
+            engine.drop(storage_prefix(gallery))
+        assert engine.names(storage_prefix(gallery)) == [busy]
+    engine.drop(storage_prefix(gallery))
+    assert engine.names(storage_prefix(gallery)) == []
 
 
 @pytest.fixture
