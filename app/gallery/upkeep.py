@@ -233,8 +233,9 @@ class Upkeep:
         try:
             work(*arguments)
         except FacegalleryError as error:
-            if self._news(str(error)):
-                _log.warning("upkeep.failed", reason=str(error))
+            reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            if self._news(reason):
+                _log.warning("upkeep.failed", reason=reason)
         except Exception as error:
             if self._news(repr(error)):
                 _log.error("upkeep.failed", exc_info=error)
