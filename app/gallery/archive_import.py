@@ -82,20 +82,20 @@ def import_archive(
     stored, refused = Stored(), dict[str, RefusedSubject]()
     begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
-        wanted = [subject for subject in subjects if subject.key not in refused]
-        if anew:
-            wanted = _embedded_anew(wanted, extractor)
-        if not keep_crops:
-            wanted = _without_crops(wanted)
-        if retention is not None:
-            _erase_due(store, retention, gallery, wanted)
-        part = restore_people(
-            store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
-        )
-        stored += Stored(part.added, part.known)
-        for one in part.refused:
-            late = "; what came before of this subject was stored" if one.subject == begun else ""
-            refused[one.subject] = replace(one, detail=one.detail + late)
+        if wanted := [subject for subject in subjects if subject.key not in refused]:
+            if anew:
+                wanted = _embedded_anew(wanted, extractor)
+            if not keep_crops:
+                wanted = _without_crops(wanted)
+            if retention is not None:
+                _erase_due(store, retention, gallery, wanted)
+            part = restore_people(
+                store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
+            )
+            stored += Stored(part.added, part.known)
+            for one in part.refused:
+                late = "; what came before of this subject was stored" if one.subject == begun else ""
+                refused[one.subject] = replace(one, detail=one.detail + late)
         begun = subjects[-1].key
         progress(sum(len(subject.templates) for subject in subjects))
     return replace(stored, refused=tuple(refused.values()))

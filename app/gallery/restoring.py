@@ -67,6 +67,7 @@ def restore_people(
     Raises:
         GalleryNotFound: there is no such gallery.
         ExtractorMismatch: the gallery belongs to another extractor.
+        KeyUnavailable: the key of a new subject was lost while it was stored.
     """
     with Sessions(engine).writing() as session:
         owner = gallery_row(session, gallery, lock=True)
@@ -95,7 +96,9 @@ def restore_people(
             }
             try:
                 templates = _sealed(row, wanted, own, seals)
-            except KeyUnavailable as error:  # of a subject that was there: nothing of it has been touched yet
+            except KeyUnavailable as error:  # nothing of a subject that was there has been touched yet
+                if is_new:
+                    raise
                 refused[subject.key] = RefusedSubject(subject.key, error.slug, str(error))
                 continue
             own |= templates
