@@ -368,8 +368,9 @@ def test_with_an_older_vault_a_known_photo_is_refused_until_the_person_is_erased
     shutil.rmtree(tmp_path / "indexes", ignore_errors=True)
     with running(settings_of(tmp_path)) as client:
         for photo in (portrait, mirrored):
-            problem = is_problem(send(client, "ada", photo), 503, "key-unavailable")
-            assert "erase the subject and enroll it anew" in problem["detail"]
+            answer = send(client, "ada", photo)
+            assert is_problem(answer, 503, "key-unavailable")
+            assert "erase the subject and enroll it anew" in answer.json()["detail"]
         assert client.delete("/galleries/default/subjects/ada").status_code == 204
         assert send(client, "ada", portrait).status_code == 201
         assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
