@@ -90,7 +90,13 @@ def _import_archive(source: Path, gallery: str | None) -> tuple[str, ImportRepor
         extractor = service.reader.networks.extractor
         with shown_progress("importing templates", archive.manifest.templates) as progress:
             stored = import_archive(
-                archive, name, service.store, extractor, keep_crops=Settings().keep_crops, progress=progress
+                archive,
+                name,
+                service.store,
+                extractor,
+                keep_crops=Settings().keep_crops,
+                retention=service.retention,
+                progress=progress,
             )
     refused = tuple(RefusedPhoto(f"subject {one.subject}", one.slug, one.detail) for one in stored.refused)
     return name, ImportReport(stored.added, stored.known, 0, refused)

@@ -11,13 +11,14 @@ from app.gallery.consent import NO_RULES
 from app.gallery.crops import decode_crop
 from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
-from app.gallery.portable import PortableSubject, Stored
-from app.gallery.restoring import restore_people
+from app.gallery.portable import PortableSubject, RefusedSubject, Stored
+from app.gallery.restoring import people_there, restore_people
+from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from model.errors import UnsupportedImage
 from model.extractor import Extractor
 
-_TEMPLATES = 500  # of one transaction; a subject is never divided between two
+_TEMPLATES = 500  # from which on a transaction is full; it takes its last subject whole, or the piece that was read
 
 
 def import_archive(
@@ -27,15 +28,18 @@ def import_archive(
     extractor: Extractor,
     *,
     keep_crops: bool,
+    retention: Retention | None = None,
     progress: Progress = lambda _: None,
 ) -> Stored:
     """Store what an archive holds; again adds nothing, and after a break it goes on.
 
-    People without a consent are told in the answer where the gallery requires one, and the others stored.
+    A subject of the gallery whose time is over is erased first. Who cannot be stored (see `restore_people`) is told in
+    the answer, once, and the others are stored.
 
-    The archive is read through and checked before anything is stored. Every transaction stores whole subjects. The
-    gallery is made where it is missing, with the archive's threshold policy and rules of consent and retention. Where
-    the embeddings are another extractor's, they are made anew from the crops, if every template has one.
+    The archive is read through and checked before anything is stored. Every transaction stores whole subjects, but of
+    one with more than a thousand templates a thousand at a time. The gallery is made where it is missing, with the
+    archive's threshold policy and rules of consent and retention. Where the embeddings are another extractor's, they
+    are made anew from the crops, if every template has one.
 
     Args:
         archive: that was opened.
@@ -43,10 +47,11 @@ def import_archive(
         store: of the database.
         extractor: that runs.
         keep_crops: store the crops that come with the templates.
+        retention: tells whose time is over, and erases them; None: nobody is erased.
         progress: told the templates.
 
     Raises:
-        ArchiveDamaged: it is not as it was written; nothing was stored, except whole subjects before a wrong line.
+        ArchiveDamaged: it is not as it was written; nothing was stored, except what came before a wrong line.
         ExtractorMismatch: the gallery or the archive belongs to another extractor; nothing was stored.
     """
     manifest, identity = archive.manifest, extractor.card.identity
@@ -74,17 +79,34 @@ def import_archive(
             policy=manifest.policy,
             privacy=None if manifest.privacy == NO_RULES else manifest.privacy,
         )
-    stored = Stored()
+    stored, refused = Stored(), dict[str, RefusedSubject]()
+    begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
-        if anew:
-            subjects = _embedded_anew(subjects, extractor)
-        if not keep_crops:
-            subjects = _without_crops(subjects)
-        stored += restore_people(
-            store.engine, gallery, subjects, extractor=identity, journal=store.journal, seals=store.seals
-        )
+        if wanted := [subject for subject in subjects if subject.key not in refused]:
+            if anew:
+                wanted = _embedded_anew(wanted, extractor)
+            if not keep_crops:
+                wanted = _without_crops(wanted)
+            if retention is not None:
+                _erase_due(store, retention, gallery, wanted)
+            part = restore_people(
+                store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
+            )
+            stored += Stored(part.added, part.known)
+            for one in part.refused:
+                late = "; what came before of this subject was stored" if one.subject == begun else ""
+                refused[one.subject] = replace(one, detail=one.detail + late)
+        begun = subjects[-1].key
         progress(sum(len(subject.templates) for subject in subjects))
-    return stored
+    return replace(stored, refused=tuple(refused.values()))
+
+
+def _erase_due(store: GalleryStore, retention: Retention, gallery: str, subjects: Sequence[PortableSubject]) -> None:
+    """Erase those of some subjects that are there and whose time is over."""
+    found = store.gallery(gallery)
+    for subject in people_there(store.engine, gallery, [one.key for one in subjects]):
+        if retention.is_due(found, subject):
+            retention.erase_if_due(found, subject.id)
 
 
 def _groups(subjects: Iterator[PortableSubject]) -> Iterator[list[PortableSubject]]:

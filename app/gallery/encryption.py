@@ -19,6 +19,13 @@ from app.gallery.errors import KeyUnavailable
 _FORM = b"\x01"  # version of the form: this byte, 12 bytes of nonce, the ciphertext, 16 bytes of tag
 _NONCE_BYTES = 12
 SUBJECT_KEY = "subject"
+_MISSING = (
+    "the subject's key is not in the vault, so nothing that is stored of it opens and nothing can be added; restore "
+    "the newest vault, or erase the subject and enroll it anew"
+)
+_FORGOTTEN = (
+    "the subject was forgotten and came back with a backup; erase it, or wait for the next sweep, and enroll it anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +133,15 @@ class SealedRows:
 
     def seal(self, key_id: str | None, values: Sequence[tuple[RowIdentity, bytes]]) -> list[bytes]:
         """As `RowSeals.seal`."""
-        secret = None if key_id is None else self._keys.open_keys([key_id]).get(key_id)
-        if secret is None:
+        if key_id is None:
             raise KeyUnavailable(
-                "the subject's key is not in the vault, so nothing can be added to it; the log says why", part="subject"
+                "the subject is not sealed; if an old backup was restored, run `facegallery master-key seal`",
+                part="subject",
             )
+        secrets = self._keys.open_keys([key_id])
+        secret = secrets.get(key_id)
+        if secret is None:
+            raise KeyUnavailable(_FORGOTTEN if key_id in secrets else _MISSING, part="subject")
         cipher = AESGCM(secret)
         return [seal_value(cipher, identity, value) for identity, value in values]
 

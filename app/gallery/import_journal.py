@@ -4,18 +4,20 @@ from collections.abc import Iterable
 
 from sqlalchemy import Engine, select
 
-from app.gallery.rows import Sessions, gallery_row
+from app.gallery.encryption import RowSeals, SealedRow
+from app.gallery.rows import Sessions, gallery_row, open_embeddings, sealed_columns, template_identity
 from app.gallery.tables import CropRow, GalleryRow, ImportedPhotoRow, SubjectRow, TemplateRow
 
 
 class ImportJournal:
     """Entries hang on templates and go when they go; safe to call from many threads."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, seals: RowSeals) -> None:
         self._sessions = Sessions(engine)
+        self._seals = seals
 
     def has(self, gallery: str, subject: str, photo_sha256: str, *, with_crop: bool) -> bool:
-        """Whether a photo was imported for a subject whose template of it is still there.
+        """Whether a photo was imported for a subject whose template of it is still there, and opens.
 
         Args:
             gallery: its name; need not be there.
@@ -24,8 +26,8 @@ class ImportJournal:
             with_crop: only if the template's crop is kept, too.
         """
         query = (
-            select(ImportedPhotoRow.template_id)
-            .join(TemplateRow, TemplateRow.id == ImportedPhotoRow.template_id)
+            select(TemplateRow.id, TemplateRow.embedding, *sealed_columns(TemplateRow), GalleryRow.dimension)
+            .join(ImportedPhotoRow, ImportedPhotoRow.template_id == TemplateRow.id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
             .where(ImportedPhotoRow.photo_sha256 == photo_sha256, SubjectRow.key == subject, GalleryRow.name == gallery)
@@ -33,7 +35,11 @@ class ImportJournal:
         if with_crop:
             query = query.join(CropRow, CropRow.template_id == TemplateRow.id)
         with self._sessions.reading() as session:
-            return session.scalar(query.limit(1)) is not None
+            found = session.execute(query).all()
+        if not found:
+            return False
+        rows = [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in found]
+        return any(value is not None for value in open_embeddings(rows, self._seals, dimension=found[0].dimension))
 
     def remember(self, gallery: str, photos: Iterable[tuple[int, str]]) -> None:
         """Write down which templates came from which photos; templates that are gone by now are passed over.

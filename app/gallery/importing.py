@@ -11,7 +11,14 @@ from typing import Any
 
 from app.gallery.consent import Terms
 from app.gallery.crops import encode_crop
-from app.gallery.errors import ConsentRequired, GalleryNotFound, InvalidInput, RefusedPhoto, SubjectNotFound
+from app.gallery.errors import (
+    ConsentRequired,
+    GalleryNotFound,
+    InvalidInput,
+    KeyUnavailable,
+    RefusedPhoto,
+    SubjectNotFound,
+)
 from app.gallery.extractor_check import check_extractor
 from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
@@ -85,7 +92,7 @@ class PeopleImport:
     ) -> None:
         self._admit = admit
         self._store = store
-        self._imported = ImportJournal(store.engine)
+        self._imported = ImportJournal(store.engine, store.seals)
         self._reader = reader
         self._gallery = gallery
         self._workers = workers
@@ -170,7 +177,8 @@ class PeopleImport:
         """Embed a batch and store it, a transaction for each subject.
 
         Returns:
-            Templates added, known photos, and photos of subjects that the gallery did not take after all.
+            Templates added, known photos, and photos of subjects that the gallery did not take after all, or whose key
+            is not in the vault.
         """
         faces = [(one, one.face) for one in batch if one.face is not None]
         embeddings = iter(self._reader.embed([face for _, face in faces]))
@@ -206,7 +214,7 @@ class PeopleImport:
                     dimension=extractor.dimension,
                     terms=terms,
                 )
-            except ConsentRequired as error:  # the gallery's rules, or the subject, changed since they were looked at
+            except (ConsentRequired, KeyUnavailable) as error:  # rules may have changed since they were looked at
                 late = [one.photo.name for one in reads if one.face is not None]
                 refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
                 continue

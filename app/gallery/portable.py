@@ -24,7 +24,7 @@ class PortableTemplate:
 
 @dataclass(frozen=True, slots=True)
 class PortableSubject:
-    """A subject with its templates; a listing of subjects leaves them out."""
+    """A subject with its templates, or with some of very many; a listing of subjects leaves them out."""
 
     key: str
     metadata: dict[str, Any]

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.gallery.encryption import RowSeals
+from app.gallery.encryption import RowSeals, SealedRow
 from app.gallery.errors import TemplateNotFound
 from app.gallery.records import NewTemplate, Template
-from app.gallery.rows import keep_crops, record_changes, seal_embeddings, subject_row, template_row
+from app.gallery.rows import (
+    keep_crops,
+    open_embeddings,
+    record_changes,
+    seal_embeddings,
+    subject_row,
+    template_identity,
+    template_row,
+)
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow
 from model.quality import Quality
 
@@ -32,20 +40,25 @@ def add_templates(
     """Add templates to a subject; answers those that were added and those that were there. `owner` is locked.
 
     A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-    and was not kept yet.
+    and was not kept yet. One that does not open any more is sealed anew in its row, which keeps its id, its crop and
+    its place in the journal of imports, and counts as added.
 
     Raises:
-        KeyUnavailable: the subject's key is not in the vault.
+        KeyUnavailable: the subject's key is missing or destroyed, also where all crops are known.
     """
     stored = {
         template.crop_sha256: template for template in session.scalars(select(TemplateRow).filter_by(subject_id=row.id))
     }
     known = {one.crop_sha256: stored[one.crop_sha256] for one in templates if one.crop_sha256 in stored}
+    closed = closed_templates(seals, [(one, row.key_id) for one in known.values()], dimension=owner.dimension)
+    mended = {one.crop_sha256: known.pop(one.crop_sha256) for one in closed}
     new: dict[str, NewTemplate] = {}
     for template in templates:
-        if template.crop_sha256 not in stored:
+        if template.crop_sha256 not in known:
             new.setdefault(template.crop_sha256, template)
-    added = {digest: template_row(owner.id, row.id, one.quality, digest) for digest, one in new.items()}
+    added = {
+        digest: mended.get(digest) or template_row(owner.id, row.id, one.quality, digest) for digest, one in new.items()
+    }
     seal_embeddings(seals, row.key_id, list(added.values()), [one.embedding for one in new.values()])
     session.add_all(added.values())
     session.flush()
@@ -55,6 +68,21 @@ def add_templates(
     if added:
         record_changes(session, owner, "add", [(template.id, row.id) for template in added.values()])
     return list(added.values()), list(known.values())
+
+
+def closed_templates(
+    seals: RowSeals, templates: Sequence[tuple[TemplateRow, str | None]], *, dimension: int
+) -> list[TemplateRow]:
+    """Those of some templates that do not open, or not to so many numbers; the log and a metric say why.
+
+    Args:
+        seals: with which they were sealed.
+        templates: each with the id of its subject's key, of any subjects.
+        dimension: D of their gallery.
+    """
+    rows = [(one.id, SealedRow(key_id, template_identity(one), one.embedding)) for one, key_id in templates]
+    values = open_embeddings(rows, seals, dimension=dimension)
+    return [one for (one, _), value in zip(templates, values, strict=True) if value is None]
 
 
 def find_templates(

@@ -4,10 +4,12 @@ import csv
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -129,6 +131,53 @@ def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: P
     (face,) = json.loads(other("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
     assert face["subject"] == "Eileen Collins"
     assert other("restore").returncode == 0
+
+
+def test_with_an_older_vault_an_import_says_whom_to_erase_and_takes_the_others(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    photo = people / "Eileen Collins" / "1.png"
+    for name in ("Ada", "Zoe"):
+        (people / name).mkdir()
+    shutil.copy(photo, people / "Ada")
+    shutil.copy(photo, people / "Zoe")
+    facegallery("import", people, "--json")
+    facegallery("forget", "Eileen Collins")
+    facegallery("forget", "Zoe")
+    facegallery("backup", "--vault", tmp_path / "vault.db")
+    facegallery("import", people)
+    facegallery("forget", "Zoe")
+    for file in (tmp_path / "gallery").glob("vault.db*"):
+        file.unlink()
+    (tmp_path / "vault.db").replace(tmp_path / "gallery" / "vault.db")
+    done = facegallery("import", people, "--report", tmp_path / "report.json", "--json")
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome) == (3, json.loads((tmp_path / "report.json").read_text()))
+    assert (outcome["added"], outcome["known"], outcome["passed_over"]) == (1, 0, 1)
+    assert [(one["photo"], one["reason"]) for one in outcome["refused"]] == [
+        ("Eileen Collins/1.png", "key-unavailable"),
+        ("Eileen Collins/2.png", "key-unavailable"),
+    ]
+    assert "erase the subject and enroll it anew" in outcome["refused"][0]["detail"]
+    assert facegallery("forget", "Eileen Collins").returncode == 0
+    assert json.loads(facegallery("import", people, "--json").stdout)["added"] == 2
+    (face,) = json.loads(facegallery("identify", people / "Eileen Collins" / "2.png", "--json").stdout)
+    assert face["subject"] == "Eileen Collins"
+
+
+def test_an_archive_into_a_gallery_erases_first_whose_time_is_over(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    facegallery("export", tmp_path / "a.zip")
+    with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
+        database.execute("UPDATE subject SET expires_at = '2020-01-01 00:00:00'")
+        database.commit()
+    assert json.loads(facegallery("import", tmp_path / "a.zip", "--json").stdout)["added"] == 2
+    with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
+        assert database.execute("SELECT id, expires_at FROM subject").fetchall() == [(2, None)]
 
 
 @pytest.mark.parametrize("command", ["export", "backup"])

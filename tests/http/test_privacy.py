@@ -352,3 +352,25 @@ def test_a_tampered_template_is_never_named_and_the_others_are(
         assert [candidate["subject"] for candidate in face["candidates"]] == ["mirror"]
         assert 'facegallery_damaged_templates_total{reason="tampered"}' in client.get("/metrics").text
     assert one != two
+
+
+def test_with_an_older_vault_a_known_photo_is_refused_until_the_person_is_erased(
+    tmp_path: Path, portrait: bytes, mirrored: bytes
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        send(client, "ada", portrait)
+        send(client, "mirror", mirrored)
+    with closing(sqlite3.connect(tmp_path / "facegallery.db")) as database:
+        (key_id,) = database.execute("SELECT key_id FROM subject WHERE key = 'ada'").fetchone()
+    with closing(sqlite3.connect(tmp_path / "vault.db")) as vault:
+        vault.execute("DELETE FROM data_key WHERE id = ?", (key_id,))
+        vault.commit()
+    shutil.rmtree(tmp_path / "indexes", ignore_errors=True)
+    with running(settings_of(tmp_path)) as client:
+        for photo in (portrait, mirrored):
+            answer = send(client, "ada", photo)
+            assert is_problem(answer, 503, "key-unavailable")
+            assert "erase the subject and enroll it anew" in answer.json()["detail"]
+        assert client.delete("/galleries/default/subjects/ada").status_code == 204
+        assert send(client, "ada", portrait).status_code == 201
+        assert names(client.post("/identify", files={"image": portrait})) == ["ada"]

@@ -54,7 +54,7 @@ def fill(store: GalleryStore, templates: Templates, extractor: str) -> None:
 
 
 def export(store: GalleryStore, file: Path, subject: str | None = None, *, crops: bool = True) -> Manifest:
-    with open_snapshot(store.engine, "people", subject=subject) as snapshot:
+    with open_snapshot(store.engine, "people", subject=subject, seals=store.seals) as snapshot:
         return write_archive(file, snapshot, subject=subject, crops=crops)
 
 

@@ -95,7 +95,7 @@ def test_again_adds_nothing(filled: GalleryStore, networks: Networks, tmp_path: 
 def test_people_without_a_consent_are_refused_and_the_others_stored(
     filled: GalleryStore, other: GalleryStore, networks: Networks, extractor: str, tmp_path: Path
 ) -> None:
-    """Also where a subject is there already: its stored consent counts, not the archive's."""
+    """Also where a subject is there already, unless the archive has the consent that it lacks."""
     consent = Consent("the lab", datetime(2026, 1, 1, tzinfo=UTC))
     filled.update_subject("people", "bob/é", terms={"consent": consent})
     export(filled, tmp_path / "a.zip")
@@ -105,10 +105,16 @@ def test_people_without_a_consent_are_refused_and_the_others_stored(
     assert (stored.added, [one.subject for one in stored.refused]) == (3, ["anna", "nobody"])
     assert {one.slug for one in stored.refused} == {"consent-required"}
     assert [one.key for one in other.subjects("people", after=0, limit=9).items] == ["bob/é"]
+    other.set_privacy("people", PrivacyRules())
+    other.enroll("people", "anna", [], metadata=None, extractor=extractor, dimension=128)
+    other.set_privacy("people", PrivacyRules(require_consent=True))
+    stored = read_back(tmp_path / "a.zip", other, networks)
+    assert (stored.added, stored.known, [one.subject for one in stored.refused]) == (0, 3, ["anna", "nobody"])
     filled.update_subject("people", "anna", terms={"consent": consent})
     export(filled, tmp_path / "b.zip")
     stored = read_back(tmp_path / "b.zip", other, networks)
     assert (stored.added, stored.known, [one.subject for one in stored.refused]) == (2, 3, ["nobody"])
+    assert other.subject("people", "anna").consent == consent
 
 
 def test_a_subject_that_is_there_gets_what_it_lacks_and_keeps_its_metadata(

@@ -1,0 +1,175 @@
+"""A template that does not open is not known: by an enrolment, an import of photos, an import of an archive."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sqlalchemy import Engine, text
+
+from app.gallery.errors import KeyUnavailable
+from app.gallery.forgetting import Forgetting
+from app.gallery.history import GalleryHistory
+from app.gallery.import_sources import people_of_folder
+from app.gallery.importing import ImportReport, PeopleImport
+from app.gallery.index import ExactIndex
+from app.gallery.photos import PhotoReader
+from app.gallery.portable import Stored
+from app.gallery.records import Enrolment, NewTemplate
+from app.gallery.replica import GalleryReplica
+from app.gallery.store import GalleryStore
+from app.gallery.vault import DataKeyRow, Vault
+from model.image import ImageLimits
+from model.pipeline import Networks
+from model.quality import QualityLimits
+from tests.app.gallery.archives import export, fill, read_back, templates_with_crops
+
+Templates = Callable[[int], list[NewTemplate]]
+
+
+def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> Enrolment:
+    return store.enroll("people", key, templates, metadata=None, extractor="net@1", dimension=8)
+
+
+def change(engine: Engine, statement: str, **values: object) -> None:
+    with engine.begin() as connection:
+        connection.execute(text(statement), values)
+
+
+def lose_key(engine: Engine, vault: Vault, key: str) -> None:
+    """As if the vault were older than the subject."""
+    with engine.connect() as connection:
+        key_id = connection.execute(text("SELECT key_id FROM subject WHERE key = :key"), {"key": key}).scalar_one()
+    change(vault.engine, f"DELETE FROM {DataKeyRow.__tablename__} WHERE id = :id", id=key_id)
+
+
+def opened(store: GalleryStore, key: str) -> int:
+    return len(store.subject_embeddings(store.subject("people", key).id).ids)
+
+
+def test_the_same_photo_makes_a_damaged_template_whole(
+    engine: Engine, sealed_store: GalleryStore, sealed_history: GalleryHistory, new_templates: Templates
+) -> None:
+    """In its row, so that the crop stays, and so that an index that has started without it takes it in."""
+    templates = [replace(one, crop=b"png") for one in new_templates(2)]
+    made = enroll(sealed_store, "anna", templates)
+    first, second = (one.id for one in made.added)
+    change(engine, "UPDATE template SET embedding = :value WHERE id = :id", value=b"\1damaged", id=first)
+    gallery = sealed_store.gallery("people")
+    replica = GalleryReplica(gallery, sealed_history, partial(ExactIndex, 8))
+    replica.catch_up(gallery.revision)
+    assert len(replica.view.index) == 1
+    again = enroll(sealed_store, "anna", [replace(one, crop=None) for one in templates])
+    assert ([one.id for one in again.added], [one.id for one in again.known]) == ([first], [second])
+    assert sealed_store.subject_embeddings(made.subject.id).embeddings.tolist() == [
+        one.embedding.tolist() for one in templates
+    ]
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM crop").scalar_one() == 2
+    gallery = sealed_store.gallery("people")
+    replica.catch_up(gallery.revision)
+    assert replica.view.index.vectors(np.array([first])).tolist() == [templates[0].embedding.tolist()]
+    assert enroll(sealed_store, "anna", templates).added == ()
+    assert sealed_store.gallery("people") == gallery
+
+
+def test_a_subject_whose_key_is_missing_knows_no_photo_until_it_was_erased(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, vault: Vault, new_templates: Templates
+) -> None:
+    """Nothing is erased because of a missing key: a newer vault may open it still."""
+    templates = new_templates(2)
+    enroll(sealed_store, "anna", templates)
+    lose_key(engine, vault, "anna")
+    before = sealed_store.gallery("people")
+    for given in (templates, templates[:1], new_templates(1)):
+        with pytest.raises(KeyUnavailable, match=r"restore the newest vault, or erase the subject and enroll it anew$"):
+            enroll(sealed_store, "anna", given)
+    assert sealed_store.gallery("people") == before
+    assert sealed_store.subject("people", "anna").templates == 2
+    assert forgetting.forget("people", "anna")["pending"] == []
+    assert len(enroll(sealed_store, "anna", templates).added) == opened(sealed_store, "anna") == 2
+
+
+def test_a_destroyed_key_is_never_revived(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, vault: Vault, new_templates: Templates
+) -> None:
+    templates = new_templates(1)
+    enroll(sealed_store, "anna", templates)
+    with engine.connect() as connection:
+        key_id = connection.exec_driver_sql("SELECT key_id FROM subject").scalar_one()
+    vault.destroy([key_id])  # she was forgotten after the backup that the database comes from
+    for given in (templates, new_templates(1)):
+        with pytest.raises(KeyUnavailable, match=r"^the subject was forgotten and came back with a backup"):
+            enroll(sealed_store, "anna", given)
+    assert forgetting.erase_what_came_back() == 1
+    assert enroll(sealed_store, "anna", templates).created
+    assert opened(sealed_store, "anna") == 1
+    assert vault.open_keys([key_id]) == {key_id: None}
+
+
+# -- imports
+
+
+def test_an_import_of_photos_refuses_those_of_a_subject_without_its_key_and_goes_on(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    vault: Vault,
+    networks: Networks,
+    astronaut: NDArray[np.uint8],
+    tmp_path: Path,
+) -> None:
+    reader = PhotoReader(
+        networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=2, queue_timeout=30
+    )
+    for name, view in (("anna/0", astronaut), ("anna/1", astronaut[:, ::-1]), ("bob/0", astronaut[10:])):
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(view)).save(file)
+
+    def run() -> ImportReport:
+        job = PeopleImport(sealed_store, reader, "people", workers=2, max_bytes=10**7)
+        return job.run(people_of_folder(tmp_path))
+
+    assert run().added == 3
+    assert run().passed_over == 3
+    lose_key(engine, vault, "anna")
+    change(engine, "DELETE FROM subject WHERE key = 'bob'")
+    Image.fromarray(astronaut[:500]).save(tmp_path / "anna" / "2.png")
+    report = run()
+    assert (report.added, report.known, report.passed_over) == (1, 0, 0)
+    assert [(one.photo, one.slug) for one in report.refused] == [
+        (f"anna/{number}.png", "key-unavailable") for number in range(3)
+    ]
+    assert {one.detail.partition(";")[2] for one in report.refused} == {
+        " restore the newest vault, or erase the subject and enroll it anew"
+    }
+    assert sealed_store.subject("people", "bob").templates == 1
+    sealed_store.delete_subject("people", "anna")
+    assert (run().added, opened(sealed_store, "anna")) == (3, 3)
+    change(engine, "UPDATE template SET embedding = :value", value=b"\1damaged")
+    assert (run().added, run().passed_over) == (4, 4)
+    assert opened(sealed_store, "anna") == 3
+
+
+def test_an_import_of_an_archive_refuses_a_subject_without_its_key_and_takes_the_others(
+    engine: Engine, sealed_store: GalleryStore, vault: Vault, networks: Networks, tmp_path: Path
+) -> None:
+    fill(sealed_store, templates_with_crops(), networks.extractor.card.identity)
+    export(sealed_store, tmp_path / "a.zip")
+    change(
+        engine,
+        "UPDATE template SET embedding = :value WHERE subject_id = (SELECT id FROM subject WHERE key = 'bob/é')",
+        value=b"\1damaged",
+    )
+    lose_key(engine, vault, "anna")
+    stored = read_back(tmp_path / "a.zip", sealed_store, networks)
+    assert (stored.added, stored.known) == (3, 0)
+    assert [(one.subject, one.slug) for one in stored.refused] == [("anna", "key-unavailable")]
+    assert (opened(sealed_store, "bob/é"), opened(sealed_store, "anna")) == (3, 0)
+    sealed_store.delete_subject("people", "anna")
+    assert read_back(tmp_path / "a.zip", sealed_store, networks) == Stored(added=2, known=3)
+    assert opened(sealed_store, "anna") == 2
