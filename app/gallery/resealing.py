@@ -28,12 +28,16 @@ def has_sealed_subjects(engine: Engine) -> bool:
 def check_vault(engine: Engine, vault: Vault) -> None:
     """Make sure that the vault is that of the database; some keys may be missing, not all.
 
+    The oldest and the latest subjects are asked for: an older vault of this database knows the former.
+
     Raises:
         KeyUnavailable: it knows none of the keys.
     """
+    ids: list[str] = []
     with Sessions(engine).reading() as session:
-        query = select(SubjectRow.key_id).where(SubjectRow.key_id.is_not(None)).order_by(SubjectRow.id.desc())
-        ids = [key_id for key_id in session.scalars(query.limit(_SAMPLE)) if key_id is not None]
+        for order in (SubjectRow.id.asc(), SubjectRow.id.desc()):
+            query = select(SubjectRow.key_id).where(SubjectRow.key_id.is_not(None)).order_by(order)
+            ids += [key_id for key_id in session.scalars(query.limit(_SAMPLE)) if key_id is not None]
     if ids and not vault.known(ids):
         raise KeyUnavailable(
             "the vault knows none of the keys of the database's subjects: it is another database's, or an old one; "

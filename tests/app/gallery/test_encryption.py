@@ -214,6 +214,16 @@ def test_the_vault_of_another_database_is_refused(
         check_vault(engine, vault)
 
 
+def test_an_older_vault_of_the_same_database_is_taken(
+    engine: Engine, sealed_store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    """However many have been enrolled since: else nobody could erase them, which is what helps then."""
+    for number in range(103):
+        enroll(sealed_store, f"{number}", new_templates(1))
+    change(engine, "UPDATE subject SET key_id = 'lost' || id WHERE key <> '0'")
+    check_vault(engine, vault)
+
+
 # -- rows from before encryption
 
 
