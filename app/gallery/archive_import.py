@@ -88,7 +88,9 @@ def import_archive(
             if not keep_crops:
                 wanted = _without_crops(wanted)
             if retention is not None:
-                _erase_due(store, retention, gallery, wanted)
+                for one in _erased_for_good(store, retention, gallery, wanted):
+                    refused[one.subject] = one
+                wanted = [subject for subject in wanted if subject.key not in refused]
             part = restore_people(
                 store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
             )
@@ -101,12 +103,22 @@ def import_archive(
     return replace(stored, refused=tuple(refused.values()))
 
 
-def _erase_due(store: GalleryStore, retention: Retention, gallery: str, subjects: Sequence[PortableSubject]) -> None:
-    """Erase those of some subjects that are there and whose time is over."""
-    found = store.gallery(gallery)
-    for subject in people_there(store.engine, gallery, [one.key for one in subjects]):
-        if retention.is_due(found, subject):
-            retention.erase_if_due(found, subject.id)
+def _erased_for_good(
+    store: GalleryStore, retention: Retention, gallery: str, subjects: Sequence[PortableSubject]
+) -> list[RefusedSubject]:
+    """Erase those of some subjects that are there and whose time is over.
+
+    Returns:
+        Those of them whom an archive of an earlier day must not bring back: their terms were changed since.
+    """
+    found, known_until = store.gallery(gallery), {one.key: one.updated_at for one in subjects}
+    there = people_there(store.engine, gallery, list(known_until))
+    due = [subject for subject in there if retention.is_due(found, subject)]
+    if due:
+        retention.erase_those_due(found, [subject.id for subject in due])
+    detail = "the subject's time was over, and the archive is older than what was last said of the subject"
+    later = [subject.key for subject in due if subject.updated_at > known_until[subject.key]]
+    return [RefusedSubject(key, "expired", detail) for key in later]
 
 
 def _groups(subjects: Iterator[PortableSubject]) -> Iterator[list[PortableSubject]]:

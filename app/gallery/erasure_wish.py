@@ -28,7 +28,7 @@ class ErasureWish:
     @contextmanager
     def granted(self) -> Iterator[None]:
         """Do it within. Who wishes meanwhile wishes anew; where it fails, or the process dies, the wish stays."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # nobody wished, or nothing can be written
             self._wish.rename(self._taken)
         yield
         self._taken.unlink(missing_ok=True)

@@ -174,13 +174,16 @@ class GalleryReplica:
         if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
             return None
         with self._tending:
+            outdated = self.snapshots.outdated  # before the gallery is read, so that it has what outdated them
             gallery = self._source.gallery()
             if self._rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
                 if erase:
                     self.snapshots.drop()
                 return None
+            if outdated and not self._reached(gallery.revision):
+                return None
             index = self._view.index
-            anew = erase or self.snapshots.outdated
+            anew = erase or outdated
             while anew and index.erase_pending and index.maintain(erase=True):
                 pass
             with self._lock:
@@ -208,8 +211,8 @@ class GalleryReplica:
             self.catch_up(present)
         with self._tending:  # one that is being written is waited for
             there = len(self.snapshots.revisions)
-            if self._view.revision < present:
-                self.snapshots.drop()
+            if not there or self._view.revision < present:
+                self.snapshots.drop()  # also the keys that an attempt before could not destroy
                 return there
         if there:
             try:
@@ -229,6 +232,11 @@ class GalleryReplica:
             return self._switch(View(*opened))
 
     # -- inside
+
+    def _reached(self, revision: int) -> bool:
+        """Follow to a revision by replaying; whether that was enough."""
+        with self._lock:
+            return self._followed(revision) and self._view.revision >= revision
 
     def _followed(self, revision: int, *, slices: int | None = None) -> bool:
         """Replay what has come, or so many slices of it; False where nothing but loading helps."""
@@ -294,10 +302,13 @@ class GalleryReplica:
 
     def _fold_owners(self) -> None:
         with self._lock:
-            then = self._view.owners.begin_folding()
+            owners = self._view.owners
+            then = owners.begin_folding()
         folded = then.folded()
         with self._lock:
-            folded.follow(self._view.owners)
+            if self._view.owners is not owners:  # the view was loaded anew meanwhile
+                return
+            folded.follow(owners)
             self._view = View(self._view.index, folded, self._view.revision)
 
     def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -232,7 +232,13 @@ class Replicas:
         if replica.snapshots is None:
             return 0
         # A command has no upkeep: either it leads, or a service does.
-        if (at_once or self._upkeep is None) and replica.snapshots.lead():
+        leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
+        try:
+            replica.snapshots.erasure.make()  # by whoever leads: what fails here, or dies, is done by the next
+        except OSError:
+            if not leads:
+                raise
+        if not leads:
+            return None
+        with replica.snapshots.erasure.granted():
             return replica.erase_snapshots()
-        replica.snapshots.erasure.make()
-        return None

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -127,10 +127,14 @@ class Retention:
         Raises:
             GalleryNotFound: it was erased meanwhile.
         """
-        erased = self._forgetting.erase_those(gallery, [subject_id], self._due)
+        return bool(self.erase_those_due(gallery, [subject_id]))
+
+    def erase_those_due(self, gallery: Gallery, subject_ids: Sequence[int]) -> int:
+        """As `erase_if_due`, for several; answers how many were."""
+        erased = self._forgetting.erase_those(gallery, subject_ids, self._due)
         if erased:
             self._forgetting.finish(gallery)
-        return bool(erased)
+        return erased
 
     def due(self) -> dict[str, int]:
         """How many subjects a sweep would erase, by gallery."""

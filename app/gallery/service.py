@@ -121,10 +121,10 @@ class GalleryService:
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
         gallery = self.store.delete_gallery(normalise_gallery_name(name))
-        self.replicas.drop(gallery)
         try:
             self.indexes.forget(gallery)
-        except (FacegalleryError, OSError) as error:  # a sweep drops what an engine has
+            self.replicas.drop(gallery)
+        except (FacegalleryError, OSError) as error:  # a sweep drops what an engine has, the upkeep the rest
             _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
         self.forgetting.finish(gallery)
 

@@ -243,6 +243,9 @@ class Snapshots:
                 if not self._sealed.open(revision, draft):
                     return False
                 draft.rename(place)
+                if not self._sealed.place_of(revision).exists():  # erased while it was being opened
+                    shutil.rmtree(place, ignore_errors=True)
+                    return False
             except FAILURES as error:
                 _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
                 return False

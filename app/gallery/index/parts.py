@@ -68,8 +68,10 @@ class Segment:
 
     @property
     def left_on_disk(self) -> bool:
-        """Whether the saved file still holds the embedding of a removed row."""
-        return self.saved is not None and self.rows.dead > self.saved.erased
+        """Whether a saved file still holds the embedding, or the codes, of a removed row, or would if it were saved."""
+        if self.saved is None:
+            return self.rows.codes is not None and self.rows.dead > 0
+        return self.rows.dead > self.saved.erased
 
 
 @dataclass(slots=True, eq=False)

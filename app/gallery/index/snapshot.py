@@ -165,7 +165,9 @@ def _link(folder: Path, saved: SavedSegment | None) -> SavedSegment | None:
 
 def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
     rows = segment.rows
-    erased = rows.dead if segment.saved is None else segment.saved.erased  # before the embeddings are read
+    # Before the embeddings are read. Codes still say something of a row whose embedding was written over.
+    fresh = 0 if rows.codes is not None else rows.dead
+    erased = fresh if segment.saved is None else segment.saved.erased
     name = f"segment-{uuid.uuid4().hex[:16]}"
     files = {
         "ids": _write(folder / f"{name}.ids", rows.ids),

@@ -74,11 +74,11 @@ def reasons(stored: Stored) -> list[tuple[str, str]]:
 def test_whose_time_is_over_is_erased_first_and_imported_anew(
     source: GalleryStore, sealed_store: GalleryStore, retention: Retention, back: ReadBack, add: Add, tmp_path: Path
 ) -> None:
+    old = add(sealed_store, "anna", 1, expires_at=LATER)
+    other = add(sealed_store, "zoe", 1, expires_at=LATER)
     add(source, "anna", 2)
     add(source, "bob", 1)
     export(source, tmp_path / "a.zip")
-    old = add(sealed_store, "anna", 1, expires_at=LATER)
-    other = add(sealed_store, "zoe", 1, expires_at=LATER)
     change(sealed_store.engine, "UPDATE subject SET expires_at = '2026-01-01 00:00:00'")
     assert back(tmp_path / "a.zip") == Stored(added=3)
     anna = sealed_store.subject("people", "anna")
@@ -86,6 +86,19 @@ def test_whose_time_is_over_is_erased_first_and_imported_anew(
     assert sealed_store.subject("people", "zoe").id == other.subject.id  # whom the archive does not name
     assert retention.sweep() == Sweep({"people": 1}, 0)
     assert sealed_store.subject("people", "anna").templates == 2
+
+
+def test_an_older_archive_does_not_bring_back_whose_time_was_shortened(
+    source: GalleryStore, sealed_store: GalleryStore, back: ReadBack, add: Add, tmp_path: Path
+) -> None:
+    add(source, "anna", 2)
+    add(source, "bob", 1)
+    export(source, tmp_path / "a.zip")
+    add(sealed_store, "anna", 1, expires_at=LATER)
+    change(sealed_store.engine, "UPDATE subject SET expires_at = '2026-01-01 00:00:00'")
+    stored = back(tmp_path / "a.zip")
+    assert (stored.added, [(one.subject, one.slug) for one in stored.refused]) == (1, [("anna", "expired")])
+    assert [one.key for one in sealed_store.subjects("people", after=0, limit=9).items] == ["bob"]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +138,8 @@ def test_who_would_be_erased_again_at_once_is_refused(
             sealed_store.create_gallery(
                 "people", extractor=source.gallery("people").extractor, dimension=128, policy=None, privacy=rules
             )
-        assert reasons(back(tmp_path / "a.zip")) == [("anna", slug)]
+        # One that was there was changed since the archive was written, which is told first.
+        assert reasons(back(tmp_path / "a.zip")) == [("anna", "expired" if already else slug)]
         assert [one.key for one in sealed_store.subjects("people", after=0, limit=9).items] == ["bob"]
     assert retention.sweep() == Sweep({}, 0)
 

@@ -12,6 +12,7 @@ from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consistency import check_gallery
+from app.gallery.errors import DatabaseUnavailable
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.private_folder import PrivateFolder, private_base
@@ -328,6 +329,30 @@ def test_changes_stay_until_a_snapshot_that_lasts_has_them(
     upkeep.stop()
     gallery = machine.store.gallery("people")
     assert [change.revision for change in machine.history.changes(gallery.id, after=0, up_to=2)] == [2]
+
+
+def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
+    machine: Machine, vault: Vault, tmp_path: Path, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folders go first, and the vault is away: nothing is left on the disk that would show what is owed."""
+    templates = new_templates(1)
+    enroll(machine.store, "anna", templates)
+    leader = machine.replica()
+    leader.write_snapshot()
+    shutil.copytree(machine.disk, tmp_path / "copy")
+    machine.store.delete_subject("people", "anna")
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    for name in ("new_key", "discard"):
+        monkeypatch.setattr(Vault, name, away)
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable):
+            leader.erase_snapshots()
+    monkeypatch.undo()
+    leader.erase_snapshots()
+    assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
 
 
 def test_where_nothing_can_be_written_no_trace_stays_either(

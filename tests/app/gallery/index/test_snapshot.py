@@ -166,6 +166,11 @@ def test_a_snapshot_serves_a_setting_that_changed(tmp_path: Path) -> None:
 
 def test_an_erased_embedding_leaves_the_disk(tmp_path: Path) -> None:
     index = some_index()
+    assert pending(index)  # codes say something of a row whose embedding was written over
+    assert not saved_bytes(saved(some_index(), tmp_path / "zero"), VECTORS[50])
+    assert pending(load(tmp_path / "zero"))
+    settle(index, erase=True)
+    assert not any(segment.rows.dead for segment in index._contents.parts.segments)
     assert not saved_bytes(saved(index, tmp_path / "first"), VECTORS[50])
     assert not pending(index)
     index.remove(np.array([51, 9001]))
