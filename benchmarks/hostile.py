@@ -1,6 +1,6 @@
 """Send a service what means harm, many at a time, and watch its memory and its answers.
 
-    python benchmarks/hostile.py [--parallel 50] [--requests 200] [--only 16-bit]
+    PYTHONPATH=. python benchmarks/hostile.py [--parallel 50] [--requests 200] [--only 16-bit]
 
 Rows for docs/security.md: what was sent, the statuses of the answers, the seconds until all had one, and the largest
 resident memory of the process beyond what it had before.
