@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -199,19 +200,19 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
 
     alone = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS / 2)
     first = len(templates)
-    with _writing(index, fresh, first=first):
+    with _beside(partial(_writing, index, fresh, first)):
         busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
     rounds, controls = list[_Times](), list[_Times]()
     for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
         first += 10**6
-        with tempfile.TemporaryDirectory() as folder, _writing(index, fresh, first=first):
+        with tempfile.TemporaryDirectory() as folder, _beside(partial(_writing, index, fresh, first)):
             removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
             upkeep = threading.Thread(target=_upkeep, args=(index, fresh, first + 5 * 10**5, removed, Path(folder)))
             upkeep.start()
             rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
             upkeep.join()
         seconds = rounds[-1].wall.sum()
-        with tempfile.TemporaryDirectory() as folder, _copying(templates, Path(folder) / "copy"):
+        with tempfile.TemporaryDirectory() as folder, _beside(partial(_copying, templates, Path(folder) / "copy")):
             controls.append(_timed(_reader(templates), probes, lambda _, passed, most=seconds: passed < most))  # type: ignore[misc]
         index.add(removed, templates[removed])
         while index.maintain():
@@ -243,53 +244,42 @@ def _reader(templates: Vectors) -> Callable[[Vectors], object]:
 
 
 @contextmanager
-def _copying(templates: Vectors, file: Path) -> Iterator[None]:
-    """Copies of most templates made in memory, then written to a file, one after the other."""
+def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Do some work in a thread, which ends it when it is told to."""
     done = threading.Event()
+    thread = threading.Thread(target=work, args=(done,))
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _copying(templates: Vectors, file: Path, done: threading.Event) -> None:
+    """Copies of most templates made in memory, then written to a file, one after the other."""
+    _step_back()
     rows = len(templates) * 3 // 4
-
-    def copy() -> None:
-        _step_back()
-        while not done.is_set():
-            own = np.empty((rows, templates.shape[1]), np.float32)
+    while not done.is_set():
+        own = np.empty((rows, templates.shape[1]), np.float32)
+        for start in range(0, rows, _COPIED):
+            own[start : start + _COPIED] = templates[start : min(start + _COPIED, rows)]
+        with file.open("wb") as opened:
             for start in range(0, rows, _COPIED):
-                own[start : start + _COPIED] = templates[start : min(start + _COPIED, rows)]
-            with file.open("wb") as opened:
-                for start in range(0, rows, _COPIED):
-                    opened.write(own[start : start + _COPIED].tobytes())
-                opened.flush()
-                os.fsync(opened.fileno())
-
-    copier = threading.Thread(target=copy)
-    copier.start()
-    try:
-        yield
-    finally:
-        done.set()
-        copier.join()
+                opened.write(own[start : start + _COPIED].tobytes())
+            opened.flush()
+            os.fsync(opened.fileno())
 
 
-@contextmanager
-def _writing(index: SegmentedIndex, fresh: Vectors, *, first: int) -> Iterator[None]:
+def _writing(index: SegmentedIndex, fresh: Vectors, first: int, done: threading.Event) -> None:
     """A subject with three templates enrolled every 20 ms, and three templates removed every 40 ms."""
-    done, random = threading.Event(), np.random.default_rng(first)
-
-    def write() -> None:
-        turn = 0
-        while not done.wait(0.02):
-            ids = np.arange(first + TEMPLATES * turn, first + TEMPLATES * (turn + 1))
-            index.add(ids, fresh[ids % len(fresh)])
-            if turn % 2:
-                index.remove(random.integers(first + TEMPLATES * turn, size=TEMPLATES))
-            turn += 1
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        yield
-    finally:
-        done.set()
-        writer.join()
+    random, turn = np.random.default_rng(first), 0
+    while not done.wait(0.02):
+        ids = np.arange(first + TEMPLATES * turn, first + TEMPLATES * (turn + 1))
+        index.add(ids, fresh[ids % len(fresh)])
+        if turn % 2:
+            index.remove(random.integers(first + TEMPLATES * turn, size=TEMPLATES))
+        turn += 1
 
 
 def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, removed: Ids, folder: Path) -> None:

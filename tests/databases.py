@@ -3,6 +3,7 @@
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -77,6 +78,17 @@ def engine(empty_engine: Engine) -> Engine:
 def store(engine: Engine) -> GalleryStore:
     """Store of an empty database."""
     return GalleryStore(engine)
+
+
+@contextmanager
+def store_in(file: Path) -> Iterator[GalleryStore]:
+    """The store of another database than the test's, in an SQLite file that is made."""
+    engine = open_engine(f"sqlite:///{file.as_posix()}", timeout=30)
+    try:
+        migrate(engine)
+        yield GalleryStore(engine)
+    finally:
+        engine.dispose()
 
 
 @pytest.fixture

@@ -82,15 +82,15 @@ def import_archive(
     stored, refused = Stored(), dict[str, RefusedSubject]()
     begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
-        if wanted := [subject for subject in subjects if subject.key not in refused]:
+        wanted = [subject for subject in subjects if subject.key not in refused]
+        if retention is not None and wanted:
+            refused |= {one.subject: one for one in _erased_for_good(store, retention, gallery, wanted)}
+            wanted = [subject for subject in wanted if subject.key not in refused]
+        if wanted:
             if anew:
                 wanted = _embedded_anew(wanted, extractor)
             if not keep_crops:
                 wanted = _without_crops(wanted)
-            if retention is not None:
-                for one in _erased_for_good(store, retention, gallery, wanted):
-                    refused[one.subject] = one
-                wanted = [subject for subject in wanted if subject.key not in refused]
             part = restore_people(
                 store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
             )

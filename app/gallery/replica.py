@@ -202,24 +202,28 @@ class GalleryReplica:
     def erase_snapshots(self) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
 
+        That grants the wish for it, if somebody has made one.
+
         Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
         """
-        present = self._source.present()
-        if self.snapshots is None or present is None:
+        if self.snapshots is None:
             return 0
-        with suppress(Busy):  # a view that is behind is not written below
-            self.catch_up(present)
-        with self._tending:  # one that is being written is waited for
-            there = len(self.snapshots.revisions)
-            if not there or self._view.revision < present:
-                self.snapshots.drop()  # also the keys that an attempt before could not destroy
-                return there
-        if there:
+        with self.snapshots.erasure.granted():
+            present = self._source.present()
+            if present is None:
+                return 0
+            with suppress(Busy):  # a view that is behind is not written below
+                self.catch_up(present)
+            with self._tending:  # one that is being written is waited for
+                there = len(self.snapshots.revisions)
+                if not there or self._view.revision < present:
+                    self.snapshots.drop()  # also the keys that an attempt before could not destroy
+                    return there
             try:
                 self.write_snapshot(erase=True)
             except OSError as error:
                 _log.error("snapshot.failed", gallery=self.name, reason=str(error))
-        return there
+            return there
 
     def adopt_snapshot(self) -> bool:
         """Switch to a newer snapshot that another process of this machine has written, and share its memory."""

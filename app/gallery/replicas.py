@@ -238,7 +238,4 @@ class Replicas:
         except OSError:
             if not leads:
                 raise
-        if not leads:
-            return None
-        with replica.snapshots.erasure.granted():
-            return replica.erase_snapshots()
+        return replica.erase_snapshots() if leads else None

@@ -170,9 +170,8 @@ class Upkeep:
         self._erase_from[replica.gallery_id] = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _erase(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
-        with snapshots.erasure.granted():
-            if replica.erase_snapshots():
-                self._snapshots[replica.gallery_id] = (snapshots.lasting, time.monotonic())
+        if replica.erase_snapshots():
+            self._snapshots[replica.gallery_id] = (snapshots.lasting, time.monotonic())
 
     def _write_if_due(self, replica: GalleryReplica) -> None:
         if replica.rebuild_wanted:

@@ -11,7 +11,8 @@ from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.private_folder import PrivateFolder, private_base
 from app.gallery.store import GalleryStore
-from app.gallery.vault import open_vault
+from app.settings import Settings
+from app.vault import vault_beside
 from tests.soak.people import SmallIndexSource
 
 
@@ -27,9 +28,8 @@ class Deployed:
 @contextmanager
 def deployed(url: str, folder: Path) -> Iterator[Deployed]:
     """Open a migrated database with the vault, the master key and the snapshots in a folder."""
-    engine, vault_engine = (open_engine(one, timeout=30) for one in (url, f"sqlite:///{folder / 'vault.db'}"))
-    vault = open_vault(vault_engine, master_key=None, master_key_file=folder / "master.key", expected=False)
-    vault.note_sealed()
+    engine = open_engine(url, timeout=30)
+    vault = vault_beside(Settings(database_url=url, data_dir=folder, _env_file=None), engine)
     seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "soak")
     # Snapshots at every look, so that a kill often falls into one.
     seal = SnapshotSeal(vault, memory)
@@ -38,5 +38,5 @@ def deployed(url: str, folder: Path) -> Iterator[Deployed]:
         yield Deployed(GalleryStore(engine, seals=seals), GalleryHistory(engine, seals), source)
     finally:
         memory.close()
-        for one in (engine, vault_engine):
+        for one in (engine, vault.engine):
             one.dispose()

@@ -16,18 +16,17 @@ from app.gallery.archive import ArchiveReader, write_archive
 from app.gallery.archive_manifest import SUBJECTS, TEMPLATES
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.crops import decode_crop
-from app.gallery.database import open_engine
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
 from app.gallery.exporting import open_snapshot
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
-from app.gallery.migrations import migrate
 from app.gallery.policy import WantedRates
 from app.gallery.portable import Stored
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
 from tests.app.gallery.archives import Templates, export, fill, lines, read_back, templates_with_crops
+from tests.databases import store_in
 
 
 @pytest.fixture
@@ -49,10 +48,8 @@ def filled(store: GalleryStore, templates: Templates, extractor: str) -> Gallery
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[GalleryStore]:
     """The store of another, empty database."""
-    engine = open_engine(f"sqlite:///{(tmp_path / 'other.db').as_posix()}", timeout=30)
-    migrate(engine)
-    yield GalleryStore(engine)
-    engine.dispose()
+    with store_in(tmp_path / "other.db") as store:
+        yield store
 
 
 def test_the_same_gallery_comes_back(

@@ -15,24 +15,21 @@ from sqlalchemy.orm import Session
 from app.gallery.archive import ArchiveReader
 from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES
 from app.gallery.consent import PrivacyRules
-from app.gallery.database import open_engine
 from app.gallery.errors import ArchiveDamaged
 from app.gallery.journal import Event, NoJournal
-from app.gallery.migrations import migrate
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
 from tests.app.gallery.archives import export, fill, read_back, rewritten, templates_with_crops
+from tests.databases import store_in
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, networks: Networks) -> bytes:
     """An archive of three people."""
     folder = tmp_path_factory.mktemp("source")
-    engine = open_engine(f"sqlite:///{(folder / 'source.db').as_posix()}", timeout=30)
-    migrate(engine)
-    fill(GalleryStore(engine), templates_with_crops(), networks.extractor.card.identity)
-    export(GalleryStore(engine), folder / "a.zip")
-    engine.dispose()
+    with store_in(folder / "source.db") as store:
+        fill(store, templates_with_crops(), networks.extractor.card.identity)
+        export(store, folder / "a.zip")
     return (folder / "a.zip").read_bytes()
 
 
@@ -47,10 +44,8 @@ def good(tmp_path: Path, written: bytes) -> Path:
 @pytest.fixture
 def other(tmp_path: Path) -> Iterator[GalleryStore]:
     """The store of an empty database."""
-    engine = open_engine(f"sqlite:///{(tmp_path / 'other.db').as_posix()}", timeout=30)
-    migrate(engine)
-    yield GalleryStore(engine)
-    engine.dispose()
+    with store_in(tmp_path / "other.db") as store:
+        yield store
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
@@ -230,13 +225,10 @@ def test_an_import_that_dies_leaves_no_gallery_without_its_rules(
     other: GalleryStore, networks: Networks, tmp_path: Path
 ) -> None:
     rules = PrivacyRules(require_consent=True, keep_days=30)
-    source = open_engine(f"sqlite:///{(tmp_path / 'source.db').as_posix()}", timeout=30)
-    migrate(source)
-    store = GalleryStore(source)
-    store.create_gallery("people", extractor=networks.extractor.card.identity, dimension=128, policy=None)
-    store.set_privacy("people", rules)
-    export(store, tmp_path / "b.zip")
-    source.dispose()
+    with store_in(tmp_path / "source.db") as store:
+        store.create_gallery("people", extractor=networks.extractor.card.identity, dimension=128, policy=None)
+        store.set_privacy("people", rules)
+        export(store, tmp_path / "b.zip")
 
     class Died(BaseException): ...
 

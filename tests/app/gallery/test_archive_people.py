@@ -10,15 +10,14 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.gallery.consent import Consent, PrivacyRules, Terms
-from app.gallery.database import open_engine
 from app.gallery.forgetting import Forgetting
-from app.gallery.migrations import migrate
 from app.gallery.portable import RefusedSubject, Stored
 from app.gallery.records import Enrolment, NewTemplate
 from app.gallery.retention import Retention, Sweep
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
 from tests.app.gallery.archives import export, read_back, templates_with_crops
+from tests.databases import store_in
 
 PAST, LATER = datetime(2026, 1, 1, tzinfo=UTC), datetime(2999, 1, 1, tzinfo=UTC)
 ENDED = Consent("ended", PAST, expires_at=PAST + timedelta(days=1))
@@ -29,10 +28,8 @@ ReadBack = Callable[[Path], Stored]
 @pytest.fixture
 def source(tmp_path: Path) -> Iterator[GalleryStore]:
     """The store of the database that archives come from."""
-    engine = open_engine(f"sqlite:///{(tmp_path / 'source.db').as_posix()}", timeout=30)
-    migrate(engine)
-    yield GalleryStore(engine)
-    engine.dispose()
+    with store_in(tmp_path / "source.db") as store:
+        yield store
 
 
 @pytest.fixture

@@ -14,17 +14,16 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.gallery.database import open_engine
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.index_source import IndexSource
-from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
 from app.gallery.tables import ChangeRow, GalleryRow, TemplateRow
 from app.gallery.upkeep import Upkeep
+from tests.databases import store_in
 
 EXTRACTOR, DIMENSION = "net@0123456789ab", 8
 Templates = Callable[[int], list[NewTemplate]]
@@ -223,15 +222,12 @@ def test_a_gallery_of_another_database_with_the_same_ids_is_another_one(
     for key in ("anna", "bob"):
         enroll(store, key, new_templates(1))
     replica_of(store, source).write_snapshot()
-    engine = open_engine(f"sqlite:///{(tmp_path / 'new.db').as_posix()}", timeout=30)
-    migrate(engine)
-    new = GalleryStore(engine)
-    new.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    assert new.gallery("people").id == store.gallery("people").id
-    templates = new_templates(4)
-    ids = [enroll(new, f"{number}", [template]) for number, template in enumerate(templates)]
-    assert found(replica_of(new, source), templates) == ids
-    engine.dispose()
+    with store_in(tmp_path / "new.db") as new:
+        new.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+        assert new.gallery("people").id == store.gallery("people").id
+        templates = new_templates(4)
+        ids = [enroll(new, f"{number}", [template]) for number, template in enumerate(templates)]
+        assert found(replica_of(new, source), templates) == ids
 
 
 def test_a_follower_takes_up_what_the_leader_has_written(
