@@ -64,7 +64,9 @@ class Rows:
 
     def living_rows(self) -> NDArray[np.intp]:
         """The rows that were not removed, ascending."""
-        return np.flatnonzero(self.alive[: self.size])
+        # Of a copy: numpy counts the marks first and then notes their places, and lets a writer in between. Where that
+        # one has marked more rows dead, the last places would be whatever was in that memory.
+        return np.flatnonzero(self.alive[: self.size].copy())
 
     def nearest(self, probes: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest living rows of each probe and more, found by codes where there are any.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from app.gallery.index import ExactIndex, SegmentedIndex, segmented, upkeep
 from app.gallery.index.codebook import LEAST_TRAINING
-from app.gallery.index.rows import ERASED
+from app.gallery.index.rows import ERASED, Rows
 from app.gallery.index.upkeep import Limits
 
 DIMENSION = 32
@@ -231,3 +231,24 @@ def test_no_search_returns_what_was_removed_before_it_began() -> None:
         maintainer.result()
     settle(index)
     np.testing.assert_array_equal(index.ids(), np.flatnonzero(~removed))
+
+
+def test_rows_that_are_removed_while_the_living_are_listed_are_there_or_not() -> None:
+    count = 1_000_000
+    order = np.random.default_rng(0).permutation(count)
+    for _ in range(10):
+        rows = Rows(np.empty((count, 1), np.float32), np.arange(count), np.ones(count, np.bool_), None, size=count)
+
+        def remove(rows: Rows = rows) -> None:
+            for start in range(0, count // 2, 10):
+                rows.kill(order[start : start + 10])
+
+        remover = threading.Thread(target=remove)
+        remover.start()
+        try:
+            while remover.is_alive():
+                living = rows.living_rows()
+                assert np.all(np.diff(living) > 0)
+                assert 0 <= living[0] <= living[-1] < count
+        finally:
+            remover.join()
