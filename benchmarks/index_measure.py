@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import itertools
 import os
 import tempfile
 import threading
@@ -18,6 +17,7 @@ import numpy as np
 from index_data import Population
 from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
 from numpy.typing import NDArray
+from pauses import Pauses, missed, watched
 
 from app.gallery.index import SegmentedIndex
 from app.gallery.matching import DEFAULT_RULE, subject_distances
@@ -34,10 +34,8 @@ _COMPARED_SECONDS = 30.0
 _BUSY_SECONDS = 10.0
 _CHANGED = 1000
 _ROUNDS, _ONE_ROUND_ABOVE = 5, 2_000_000  # a round at ten million takes ten minutes
-_CODE_BYTES = 16  # of a compressed template
-_COPIED = 4096  # rows that upkeep moves in one step
 STOP = 0.02
-"""Seconds from which a search counts as stopped."""
+"""Seconds more than the median alone from which a search counts as stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +137,18 @@ def _anonymous_memory() -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Seconds of searches, (S,)."""
+    """Searches one after the other: the moments between them, (S + 1,), in seconds of `time.perf_counter`."""
 
-    wall: NDArray[np.float64]
+    marks: NDArray[np.float64]
+
+    @property
+    def wall(self) -> NDArray[np.float64]:
+        """Seconds of each, (S,)."""
+        return np.diff(self.marks)
+
+    def without(self, pauses: Pauses) -> NDArray[np.float64]:
+        """Seconds of each that the machine gave to this core, (S,)."""
+        return self.wall - missed(self.marks[:-1], self.marks[1:], pauses)
 
     def quantile(self, share: float) -> float:
         """The time within which such a share of the searches was done."""
@@ -154,7 +161,7 @@ def _timed(search: Callable[[Vectors], object], probes: Vectors, going: Callable
     while going(len(marks) - 1, marks[-1] - marks[0]):
         search(probes[(len(marks) - 1) % len(probes)][None])
         marks.append(time.perf_counter())
-    return _Times(np.diff(np.array(marks)))
+    return _Times(np.array(marks))
 
 
 def _search_times(engine: Engine, probes: Vectors) -> dict[str, float]:
@@ -189,9 +196,8 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
     """Search times alone, beside writers, and beside everything that an index does in the background.
 
-    The last in several rounds: a stop that the index makes comes again in each. After each round a control reads as
-    much memory as a search, for as long as the round took, beside a thread that copies and writes as upkeep does. There
-    is no index in it: what stops it is the machine.
+    The last in several rounds, with the core watched: a stop that the index makes comes again in each, and one that the
+    machine makes is a pause of the watcher, too. Of a search that both had, what the watcher missed is taken off.
     """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
 
@@ -202,45 +208,37 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     first = len(templates)
     with _beside(partial(_writing, index, fresh, first)):
         busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
-    rounds, controls = list[_Times](), list[_Times]()
-    for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
-        first += 10**6
-        with tempfile.TemporaryDirectory() as folder, _beside(partial(_writing, index, fresh, first)):
-            removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
-            upkeep = threading.Thread(target=_upkeep, args=(index, fresh, first + 5 * 10**5, removed, Path(folder)))
-            upkeep.start()
-            rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
-            upkeep.join()
-        seconds = rounds[-1].wall.sum()
-        with tempfile.TemporaryDirectory() as folder, _beside(partial(_copying, templates, Path(folder) / "copy")):
-            controls.append(_timed(_reader(templates), probes, lambda _, passed, most=seconds: passed < most))  # type: ignore[misc]
-        index.add(removed, templates[removed])
-        while index.maintain():
-            pass
-    longest = [float(one.wall.max()) for one in rounds]
-    return {
+    rounds = list[_Times]()
+    with watched() as pauses:
+        for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
+            first += 10**6
+            with tempfile.TemporaryDirectory() as folder, _beside(partial(_writing, index, fresh, first)):
+                removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
+                upkeep = threading.Thread(target=_upkeep, args=(index, fresh, first + 5 * 10**5, removed, Path(folder)))
+                upkeep.start()
+                rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
+                upkeep.join()
+            index.add(removed, templates[removed])
+            while index.maintain():
+                pass
+    wall, median = np.concatenate([one.wall for one in rounds]), alone.quantile(0.5)
+    figures = {
         "busy_p50_s": busy.quantile(0.5),
         "busy_p99_s": busy.quantile(0.99),
         "longest_alone_s": alone.wall.max(),
         "longest_busy_s": busy.wall.max(),
-        "longest_upkeep_s": float(np.median(longest)),
-        "worst_upkeep_s": max(longest),
-        "longest_control_s": float(np.median([one.wall.max() for one in controls])),
-        "worst_control_s": max(float(one.wall.max()) for one in controls),
+        "longest_upkeep_s": wall.max(),
         "rounds": float(len(rounds)),
-        "upkeep_searches": float(sum(len(one.wall) for one in rounds)),
-        "upkeep_stops": float(sum((one.wall > STOP).sum() for one in rounds)),
-        "control_stops": float(sum((one.wall > STOP).sum() for one in controls)),
+        "upkeep_searches": float(len(wall)),
+        "upkeep_stops": float((wall > median + STOP).sum()),
     }
-
-
-def _reader(templates: Vectors) -> Callable[[Vectors], object]:
-    """Reads as many bytes in a row, and as many rows at random places, as a compressed search, without an index."""
-    random = np.random.default_rng(0)
-    codes = random.integers(256, size=_CODE_BYTES * len(templates), dtype=np.uint8)
-    places = random.integers(len(templates), size=(500, 3 * COUNT))
-    turns = itertools.count()
-    return lambda _: (codes.max(), templates.take(places[next(turns) % len(places)], axis=0))
+    if len(pauses) == 1:
+        (of_core,) = pauses.values()
+        given = np.concatenate([one.without(of_core) for one in rounds])
+        figures["longest_given_s"] = given.max()
+        figures["given_stops"] = float((given > median + STOP).sum())
+        figures["paused_s"] = float((of_core[:, 1] - of_core[:, 0]).sum())
+    return figures
 
 
 @contextmanager
@@ -254,21 +252,6 @@ def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-def _copying(templates: Vectors, file: Path, done: threading.Event) -> None:
-    """Copies of most templates made in memory, then written to a file, one after the other."""
-    _step_back()
-    rows = len(templates) * 3 // 4
-    while not done.is_set():
-        own = np.empty((rows, templates.shape[1]), np.float32)
-        for start in range(0, rows, _COPIED):
-            own[start : start + _COPIED] = templates[start : min(start + _COPIED, rows)]
-        with file.open("wb") as opened:
-            for start in range(0, rows, _COPIED):
-                opened.write(own[start : start + _COPIED].tobytes())
-            opened.flush()
-            os.fsync(opened.fileno())
 
 
 def _writing(index: SegmentedIndex, fresh: Vectors, first: int, done: threading.Event) -> None:

@@ -1,60 +1,108 @@
-"""What the machine itself stops: a process on each core that does nothing but read the clock.
+"""What the machine itself stops: a watcher on each core, which goes before all other processes and reads the clock.
 
-    python benchmarks/pauses.py [--seconds 120] [--least 10]
+    python benchmarks/pauses.py [--seconds 120]
 
-Nothing else should run. A core's gaps are the times between two readings that took longer than `--least` milliseconds;
-those that several cores have at the same moment are pauses of the whole machine, as a virtual one has them. How long
-the process was on the processor meanwhile is told, too: a pause that the system knows nothing of is counted as work.
+A watcher asks to be woken each half of a millisecond. Its priority is a real-time one, so that no other program can be
+what keeps it waiting: time that it misses is time that the machine did not give to this core (a virtual machine gives
+its cores to others, too). It needs the right to such a priority, as root has.
 """
 
 import argparse
+import ctypes
+import gc
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Between two readings of the clock: when, how long, and how long on the processor; all in seconds."""
+_PERIOD = 0.0005
+LEAST = 0.002
+"""Seconds between two readings of the clock from which a watcher counts them as a pause."""
+_CURRENT_AND_FUTURE = 3  # pages, of mlockall(2)
 
-    start: float
-    wall: float
-    busy: float
+Pauses = NDArray[np.float64]
 
 
 def main() -> None:
-    """Print the gaps of each core, and which they share."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120)
-    parser.add_argument("--least", type=float, default=10, help="milliseconds")
-    arguments = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    begin = time.monotonic() + 1
-    with multiprocessing.Pool(len(cores)) as pool:
-        tasks = [(core, begin, arguments.seconds, arguments.least / 1000) for core in cores]
-        gaps = dict(zip(cores, pool.starmap(_watch, tasks, chunksize=1), strict=True))
-    for core, own in gaps.items():
-        print(f"core {core}: {len(own)} gaps in {arguments.seconds:.0f} s")
-        others = [gap for other, found in gaps.items() if other != core for gap in found]
-        for gap in own:
-            shared = any(gap.start < one.start + one.wall and one.start < gap.start + gap.wall for one in others)
-            print(
-                f"  at {gap.start - begin:6.1f} s: {1000 * gap.wall:5.1f} ms, {1000 * gap.busy:5.1f} of them on the "
-                f"processor{', another core, too' if shared else ''}"
-            )
+    """Print the pauses of each core."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=120)
+    seconds = parser.parse_args().seconds
+    with watched() as found:
+        for _ in track(range(seconds), "watching"):
+            time.sleep(1)
+    for core, pauses in found.items():
+        milliseconds = np.sort(1000 * (pauses[:, 1] - pauses[:, 0]))[::-1]
+        longest = ", ".join(f"{value:.1f}" for value in milliseconds[:10])
+        print(
+            f"core {core}: {len(pauses)} pauses of {1000 * LEAST:.0f} ms or more in {seconds} s, "
+            f"{(milliseconds > 20).sum()} of more than 20 ms; the longest, in ms: {longest or 'none'}"
+        )
 
 
-def _watch(core: int, begin: float, seconds: float, least: float) -> list[Gap]:
+@contextmanager
+def watched() -> Iterator[dict[int, Pauses]]:
+    """Watch the cores that this process may use; at the end the dictionary gets the pauses of each.
+
+    An array (P, 2) for each core: start and end, in seconds of `time.monotonic`, which is `time.perf_counter` on Linux.
+    The dictionary stays empty where a process may not have a real-time priority.
+    """
+    found: dict[int, Pauses] = {}
+    context = multiprocessing.get_context("spawn")
+    watchers = []
+    for core in sorted(os.sched_getaffinity(0)):
+        here, there = context.Pipe()
+        process = context.Process(target=_watch, args=(core, there), daemon=True)
+        process.start()
+        watchers.append((core, here, process))
+    for _, here, _ in watchers:
+        here.recv()  # watching, or not able to
+    try:
+        yield found
+    finally:
+        for core, here, process in watchers:
+            here.send(None)
+            pauses = here.recv()
+            process.join()
+            if pauses is not None:
+                found[core] = pauses
+
+
+def missed(starts: NDArray[np.float64], ends: NDArray[np.float64], pauses: Pauses) -> NDArray[np.float64]:
+    """Seconds of each span of time, from `starts` (S,) to `ends` (S,), that were in a pause; (S,)."""
+    seconds = np.zeros(len(starts))
+    for start, end in pauses:
+        seconds += np.clip(np.minimum(ends, end) - np.maximum(starts, start), 0, None)
+    return seconds
+
+
+def _watch(core: int, pipe: Connection) -> None:
     os.sched_setaffinity(0, {core})
-    time.sleep(max(0.0, begin - time.monotonic()))
-    gaps, before, busy = [], time.monotonic(), time.thread_time()
-    while before < begin + seconds:
-        present, used = time.monotonic(), time.thread_time()
-        if present - before > least:
-            gaps.append(Gap(before, present - before, used - busy))
-        before, busy = present, used
-    return gaps
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        pipe.send(False)
+        pipe.recv()
+        pipe.send(None)
+        return
+    gc.disable()
+    ctypes.CDLL(None).mlockall(_CURRENT_AND_FUTURE)
+    pipe.send(True)
+    pauses, before = [], time.monotonic()
+    while not pipe.poll(0):
+        time.sleep(_PERIOD)
+        present = time.monotonic()
+        if present - before >= LEAST:
+            pauses.append((before, present))
+        before = present
+    pipe.recv()
+    pipe.send(np.array(pauses, np.float64).reshape(-1, 2))
 
 
 if __name__ == "__main__":
