@@ -154,7 +154,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         work=settings.request_timeout,
     )
     origins = split_list(settings.cors_origins)
-    app.add_middleware(Authentication, gate=gate, origins=origins, behind_proxy=settings.authentication == "open")
+    app.add_middleware(
+        Authentication,
+        gate=gate,
+        origins=origins,
+        behind_proxy=settings.authentication == "open",
+        timeout=settings.database_timeout,
+    )
     if origins:
         app.add_middleware(
             CORSMiddleware,

@@ -29,7 +29,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port that `facegallery serve` listens on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
     database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
-    database_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection or a lock")
+    database_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="seconds to wait for a connection or a lock, and on PostgreSQL for an answer once the request is "
+        "out of time",
+    )
 
     authentication: Literal["auto", "keys", "open"] = Field(
         "auto",

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, Semaphore, move_on_after, to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,9 +15,12 @@ from app.access.gate import Gate
 from app.access.keys import KEY_FORM
 from app.api.middleware import REQUEST_ID
 from app.api.problems import known
+from app.gallery.deadline import within
+from app.gallery.errors import Busy
 from model.errors import FacegalleryError
 
 WITHOUT_KEY = frozenset({"/healthz", "/readyz"})
+_AT_ONCE = 8  # calls that the gate looks at; photos that wait for a worker take no threads from them
 _KEY_NAMES = frozenset({"access_token", "api-key", "api_key", "apikey", "authorization", "bearer", "token"})
 _PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 
@@ -33,14 +36,18 @@ class Authentication:
         gate: decides.
         origins: whose pages may call.
         behind_proxy: whether the operator chose to be open behind a proxy.
+        timeout: seconds that a call may wait for its turn at the gate, and the gate for the database.
     """
 
-    def __init__(self, app: ASGIApp, *, gate: Gate, origins: Collection[str], behind_proxy: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, gate: Gate, origins: Collection[str], behind_proxy: bool, timeout: float
+    ) -> None:
         self._app = app
         self._gate = gate
         self._origins = frozenset(origins)
         self._behind_proxy = behind_proxy
-        self._limiter: CapacityLimiter | None = None  # photos that wait for a worker take no threads from callers
+        self._timeout = timeout
+        self._turns: Semaphore | None = None  # made in the loop that uses it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -71,13 +78,21 @@ class Authentication:
         address = scope["client"][0] if scope.get("client") else "local"
 
         def admit() -> Caller:
-            return self._gate.admit(authorization, address=address, request_id=scope.get(REQUEST_ID, ""))
+            with within(self._timeout):
+                return self._gate.admit(authorization, address=address, request_id=scope.get(REQUEST_ID, ""))
 
         if not self._gate.waits:
             return admit()
-        if self._limiter is None:
-            self._limiter = CapacityLimiter(8)
-        return await to_thread.run_sync(admit, limiter=self._limiter)
+        if self._turns is None:
+            self._turns = Semaphore(_AT_ONCE)
+        with move_on_after(self._timeout) as waiting:
+            await self._turns.acquire()
+        if waiting.cancelled_caught:
+            raise Busy("too many calls wait for the database; try again")
+        try:
+            return await to_thread.run_sync(admit, limiter=CapacityLimiter(1))
+        finally:
+            self._turns.release()
 
     def _refuse_others(self, scope: Scope, headers: Headers) -> None:
         """Refuse what reaches an open service otherwise than from a program on this machine.

@@ -7,7 +7,7 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -20,7 +20,8 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
 
     Args:
         address: SQLAlchemy address; `postgresql://` means psycopg 3.
-        timeout: seconds to wait for a connection or, on SQLite, for another writer.
+        timeout: seconds to wait for a connection or, on SQLite, for another writer; on PostgreSQL also for an answer,
+            once the request that waits is out of time (see `BoundedConnection`).
         synchronous: SQLite's pragma: whether a commit waits for the disk.
         immediate: SQLite: whether every transaction begins as a writer.
 
@@ -33,17 +34,8 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     url = make_url(address)
     if url.drivername in {"postgres", "postgresql"}:
         url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() != "sqlite":
-        seconds = max(1, round(timeout))
-        return create_engine(
-            url,
-            hide_parameters=True,
-            pool_pre_ping=True,
-            pool_timeout=timeout,
-            pool_size=10,
-            max_overflow=30,
-            connect_args={"connect_timeout": seconds},
-        )
+    if url.get_backend_name() == "postgresql":
+        return _open_postgresql(url, timeout)
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(
@@ -65,6 +57,27 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     def _begin(connection: Connection) -> None:
         writes = immediate or connection.get_execution_options().get("immediate", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _open_postgresql(url: URL, timeout: float) -> Engine:
+    from app.gallery.bounded_connection import BoundedConnection, connection_options  # the driver is an extra
+
+    options = {name: value for name, value in connection_options(timeout).items() if name not in url.query}
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        pool_pre_ping=True,
+        pool_timeout=timeout,
+        pool_size=10,
+        max_overflow=30,
+        connect_args={**options, "patience": timeout},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> BoundedConnection:
+        return BoundedConnection.connect(*arguments, **options)
 
     return engine
 

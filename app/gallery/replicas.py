@@ -130,9 +130,7 @@ class Replicas:
 
     def _take_up(self, galleries: Iterable[Gallery]) -> None:
         """Have the upkeep load what was made elsewhere, or moved to this extractor, before somebody waits for it."""
-        for gallery in galleries:
-            if gallery.extractor == self._extractor:
-                self.of(gallery)
+        try_each(partial(self.of, gallery) for gallery in galleries if gallery.extractor == self._extractor)
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""

@@ -1,5 +1,6 @@
 """GalleryService: what routes and commands call, and where its parts are put together."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.consent import PrivacyRules, Terms, check_terms
+from app.gallery.deadline import within
 from app.gallery.enrolling import Enroller
 from app.gallery.errors import SubjectNotFound
 from app.gallery.forgetting import Forgetting
@@ -120,7 +122,8 @@ class GalleryService:
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""
-        gallery = self.store.delete_gallery(normalise_gallery_name(name))
+        with within(math.inf):  # the larger it is, the longer it takes; given up halfway it would never be done
+            gallery = self.store.delete_gallery(normalise_gallery_name(name))
         try:
             self.indexes.forget(gallery)
             self.replicas.drop(gallery)

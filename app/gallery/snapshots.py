@@ -7,7 +7,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
 _REVISION = re.compile(r"\d{20}")
+
+
+def snapshot_place(gallery: Gallery) -> Path:
+    """Where in the folder of all snapshots those of a gallery and its extractor are."""
+    return Path(f"gallery-{gallery.id}", hashlib.sha256(gallery.extractor.encode()).hexdigest()[:12])
 
 
 class Snapshots:
@@ -46,8 +52,7 @@ class Snapshots:
         open_index: Callable[[Path], SegmentedIndex],
         sealed: tuple[Path, SnapshotKeys] | None = None,
     ) -> None:
-        digest = hashlib.sha256(gallery.extractor.encode()).hexdigest()[:12]
-        place = Path(f"gallery-{gallery.id}", digest)
+        place = snapshot_place(gallery)
         self.folder = folder / place
         self._sealed = None
         if sealed is not None:
@@ -231,14 +236,10 @@ class Snapshots:
         """
         if self._sealed is None or place.exists():
             return place.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "opening").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._opening() as draft:
             if place.exists():
                 return True
             start = time.perf_counter()
-            draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
-            draft.mkdir(mode=0o700)
             try:
                 if not self._sealed.open(revision, draft):
                     return False
@@ -249,8 +250,6 @@ class Snapshots:
             except FAILURES as error:
                 _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
                 return False
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
         seconds = round(time.perf_counter() - start, 2)
         _log.info("snapshot.unsealed", gallery=self._name, revision=revision, seconds=seconds)
         return True
@@ -263,15 +262,26 @@ class Snapshots:
         """
         if self._sealed is None or revision not in self._sealed.revisions:
             return
+        with self._opening() as draft:
+            try:
+                self._sealed.open(revision, draft)
+            except FAILURES as error:
+                _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
+
+    @contextmanager
+    def _opening(self) -> Iterator[Path]:
+        """An empty folder to open a sealed copy in, for one process at a time; removed in the end, if it is there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
-        draft.mkdir(mode=0o700)
-        try:
-            self._sealed.open(revision, draft)
-        except FAILURES as error:
-            _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+        with (self.folder / "opening").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self.folder.glob("opening-*"):  # by a process that was killed over it
+                shutil.rmtree(left, ignore_errors=True)
+            draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
+            draft.mkdir(mode=0o700)
+            try:
+                yield draft
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
 
     def _open(self, place: Path, revision: int) -> Opened:
         start = time.perf_counter()

@@ -7,10 +7,10 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import numpy as np
@@ -18,6 +18,7 @@ import pytest
 from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
+from app.access.keys import ALL_SCOPES
 from app.settings import Settings
 from tests.http.conftest import Server, jpeg, running
 from tests.postgresql import postgresql
@@ -160,6 +161,63 @@ def test_a_database_that_goes_away_and_comes_back(portrait: bytes, mirrored: byt
         assert send(client, "after", mirrored).status_code == 201
         assert client.get("/readyz").status_code == 200
         assert names(client) == {"before", "after"}
+
+
+@contextmanager
+def hung(data: Path) -> Iterator[None]:
+    """A server that is there and does nothing, as where its disk hangs or its container is paused."""
+    leader = int((data / "postmaster.pid").read_text().split()[0])
+    children = Path(f"/proc/{leader}/task/{leader}/children")
+    stopped = [leader]
+    os.kill(leader, signal.SIGSTOP)  # first, so that it gets no further children
+    stopped += map(int, children.read_text().split())
+    try:
+        for process in stopped[1:]:
+            os.kill(process, signal.SIGSTOP)
+        yield
+    finally:
+        for process in reversed(stopped):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("authentication", ["keys", "open"])
+def test_a_database_that_hangs_and_goes_on(
+    authentication: Literal["keys", "open"], portrait: bytes, mirrored: bytes, tmp_path: Path
+) -> None:
+    answers = list[httpx.Response]()
+    with postgresql() as server:
+        settings = Settings(
+            database_url=server.address,
+            data_dir=tmp_path,
+            database_timeout=1,
+            request_timeout=2,
+            authentication=authentication,
+            _env_file=None,
+        )
+        with running(settings) as client:
+            if keys := client.app.state.gate.keys:  # type: ignore[attr-defined]
+                client.headers["Authorization"] = f"Bearer {keys.create('everything', ALL_SCOPES)[1]}"
+            assert send(client, "before", portrait).status_code == 201
+
+            def identify() -> None:
+                answers.append(client.post("/identify", files={"image": portrait}))
+
+            with hung(server.data):
+                threads = [threading.Thread(target=identify) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join(60)
+                identify()  # the connections that hung are closed by now, and new ones cannot be made
+                assert client.get("/healthz").status_code == 200
+                assert client.get("/readyz").json()["type"] == "/problems/not-ready"
+            assert [(one.status_code, one.json()["type"]) for one in answers] == [
+                (503, "/problems/database-unavailable")
+            ] * 5
+            assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
+            assert send(client, "after", mirrored).status_code == 201
+            assert names(client) == {"before", "after"}
 
 
 def test_a_database_that_stops_and_starts_under_load(portrait: bytes, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import time
 import structlog
 from psycopg import Connection, Error, connect, sql
 
+from app.gallery.bounded_connection import connection_options
 from app.gallery.engines.postgresql import postgresql_errors
 
 SCHEMA = "facegallery_index"
@@ -15,6 +16,7 @@ SCHEMA = "facegallery_index"
 _M, _EF_CONSTRUCTION = 16, 128
 _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
 _RETRY_SECONDS = 60.0
+_CANCEL_SECONDS = 0.2
 _log = structlog.get_logger()
 
 
@@ -27,10 +29,12 @@ class GraphBuilder:
         address: as libpq takes it.
         extension_schema: where pgvector's type is.
         above: templates above which a table gets a graph.
+        timeout: seconds to wait for a connection; a build may take as long as it does.
     """
 
-    def __init__(self, address: str, extension_schema: str, *, above: int) -> None:
+    def __init__(self, address: str, extension_schema: str, *, above: int, timeout: float) -> None:
         self.above = above
+        self._options = connection_options(timeout)
         self._address = address
         self._search_path = f'{SCHEMA}, "{extension_schema}"'
         self._lock = threading.Lock()
@@ -63,11 +67,14 @@ class GraphBuilder:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
         """
-        connection = self._connections.get(table)
-        if connection is not None:
-            with postgresql_errors():
-                connection.cancel_safe(timeout=5)
-        self.wait(table)
+        thread = self._threads.get(table)
+        while thread is not None and thread.is_alive():
+            # Again and again: what is not connected yet, or between two statements, cannot be cancelled.
+            connection = self._connections.get(table)
+            if connection is not None:
+                with postgresql_errors():
+                    connection.cancel_safe(timeout=5)
+            thread.join(_CANCEL_SECONDS)
         with self._lock:
             self._built.discard(table)
             self._not_before.pop(table, None)
@@ -81,7 +88,7 @@ class GraphBuilder:
     def _run(self, table: str) -> None:
         started = time.monotonic()
         try:
-            with connect(self._address, autocommit=True) as connection:
+            with connect(self._address, autocommit=True, **self._options) as connection:
                 self._connections[table] = connection
                 built = self._build(connection, table)
             if built:

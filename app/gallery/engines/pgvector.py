@@ -1,13 +1,14 @@
 """pgvector: the vectors in the PostgreSQL that is there anyway, in a schema of their own."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from psycopg import Connection, connect, sql
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
+from app.gallery.bounded_connection import connection_options
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.engines.postgresql import VectorConnections, VectorType, libpq_address, postgresql_errors
@@ -39,10 +40,10 @@ class PgvectorEngine:
 
     def __init__(self, database: str, *, timeout: float, hnsw_above: int = HNSW_ABOVE) -> None:
         address = libpq_address(database)
-        with postgresql_errors(), connect(address, connect_timeout=max(1, round(timeout))) as connection:
+        with postgresql_errors(), connect(address, **connection_options(timeout)) as connection:
             kind = _prepared(connection)
         self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
-        self.builder = GraphBuilder(address, kind.schema, above=hnsw_above)
+        self.builder = GraphBuilder(address, kind.schema, above=hnsw_above, timeout=timeout)
 
     def index(self, gallery: Gallery) -> PgvectorIndex:
         """As `IndexEngine.index`."""
@@ -79,9 +80,14 @@ class PgvectorEngine:
     def _drop(self, name: str) -> None:
         self.builder.forget(name)
         with self._connections.one() as connection, connection.transaction():
+            table = sql.Identifier(SCHEMA, name)
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (_DROP_TIMEOUT,))
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(SCHEMA, name)))
+            with _right_to("drop tables"):
+                # Waited for before the lock of all tables is held, for which the other galleries would wait.
+                with suppress(UndefinedTable), connection.transaction():
+                    connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS EXCLUSIVE MODE").format(table))
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+                connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
             connection.execute("DELETE FROM storage WHERE name = %s", (name,))
 
 

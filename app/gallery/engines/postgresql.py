@@ -17,6 +17,7 @@ from psycopg.adapt import Dumper, Loader
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
+from app.gallery.bounded_connection import BoundedConnection, connection_options
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 
@@ -61,7 +62,7 @@ class VectorConnections:
         address: as libpq takes it.
         kind: pgvector's type in that database.
         schema: where the tables are.
-        timeout: seconds to wait for a connection.
+        timeout: seconds to wait for a connection, and for an answer (see `BoundedConnection`).
     """
 
     def __init__(self, address: str, kind: VectorType, *, schema: str, timeout: float) -> None:
@@ -77,7 +78,7 @@ class VectorConnections:
             # they are ranked anew by exact distances, and the relaxed one finds more.
             "hnsw.iterative_scan": "relaxed_order",
         }
-        self._timeout = max(1, round(timeout))
+        self._timeout = timeout
         self._idle: deque[Connection] = deque()
         self._closed = False
 
@@ -115,7 +116,9 @@ class VectorConnections:
         return self._connect()
 
     def _connect(self) -> Connection:
-        connection = psycopg.connect(self._address, autocommit=True, connect_timeout=self._timeout)
+        connection = BoundedConnection.connect(
+            self._address, autocommit=True, patience=self._timeout, **connection_options(self._timeout)
+        )
         try:
             for name, value in self._settings.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))

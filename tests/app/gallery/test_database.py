@@ -49,6 +49,22 @@ def test_postgresql_is_reached_through_psycopg_3() -> None:
         assert engine.url.password == "secret"
 
 
+@pytest.mark.parametrize(("query", "seconds"), [({}, 7), ({"keepalives_idle": "99"}, 99)])
+def test_a_postgresql_that_is_gone_without_a_word_is_noticed(
+    postgresql_url: str, query: dict[str, str], seconds: int
+) -> None:
+    url = make_url(postgresql_url).update_query_dict(query).render_as_string(hide_password=False)
+    with opened(url, timeout=7) as engine, engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection)
+        asked = driver.info.get_parameters()
+    assert (asked["tcp_user_timeout"], asked["keepalives_idle"], asked["connect_timeout"]) == (
+        "7000",
+        str(seconds),
+        "7",
+    )
+
+
 def test_a_locked_sqlite_database_is_busy(sqlite_url: str) -> None:
     with opened(sqlite_url) as engine, opened(sqlite_url, timeout=0.01) as other:
         migrate(engine)

@@ -99,6 +99,18 @@ def test_after_a_reboot_the_sealed_snapshot_alone_answers(machine: Machine, new_
     assert snapshots(again).revisions == [1]
 
 
+def test_what_a_process_that_was_killed_opened_halfway_is_removed(machine: Machine, new_templates: Templates) -> None:
+    enroll(machine.store, "anna", new_templates(3))
+    machine.replica().write_snapshot()
+    machine.reboot()
+    again = snapshots(machine.replica())
+    half = again.folder / "opening-0badcafe"
+    half.mkdir()
+    (half / "vectors").write_bytes(b"of somebody")
+    assert again.damages(lambda: 1) == []
+    assert not half.exists()
+
+
 def test_what_does_not_change_is_sealed_once(machine: Machine, new_templates: Templates) -> None:
     machine.source = replace(machine.source, kind="compressed")
     templates = new_templates(4500)  # enough for a segment

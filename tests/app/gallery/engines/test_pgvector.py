@@ -3,7 +3,7 @@
 import multiprocessing
 import uuid
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from sqlalchemy import inspect, make_url
 from app.gallery.database import open_engine
 from app.gallery.engines import EngineAddress, open_index_engine, storage_prefix
 from app.gallery.engines.hnsw import SCHEMA, graph_name
-from app.gallery.engines.pgvector import PgvectorEngine
+from app.gallery.engines.pgvector import _SETUP_LOCK, PgvectorEngine
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.errors import Busy, DatabaseUnavailable, IndexEngineUnusable
 from app.gallery.records import Gallery
@@ -129,6 +129,14 @@ def test_a_cleared_index_gets_its_graph_again(engine: PgvectorEngine, postgresql
     assert graph_is_valid(postgresql_server, index)
 
 
+def test_a_build_that_has_hardly_begun_is_given_up(engine: PgvectorEngine, postgresql_server: str) -> None:
+    index = engine.index(new_gallery())
+    index.add(np.arange(20_000), unit_vectors(20_000, seed=0))
+    engine.builder.consider(index.name, templates=20_000, dimension=DIMENSION)
+    engine.builder.forget(index.name)
+    assert not graph_is_valid(postgresql_server, index)
+
+
 def write_and_remove(address: str, gallery: Gallery, seed: int) -> None:
     """What a process does: the same ids as the others, in its own order."""
     engine, random = PgvectorEngine(address, timeout=30), np.random.default_rng(seed)
@@ -179,7 +187,6 @@ def test_a_server_that_goes_away_and_comes_back() -> None:
         gallery, vectors = new_gallery(), unit_vectors(2, seed=0)
         index = engine.index(gallery)
         index.add(np.array([1]), vectors[:1])
-        building = psycopg.connect(server.address)
         postgres(server.data, "stop", "-m", "immediate")
         with pytest.raises(DatabaseUnavailable, match="the database"):
             index.search(vectors, 1)
@@ -187,10 +194,6 @@ def test_a_server_that_goes_away_and_comes_back() -> None:
             index.add(np.array([2]), vectors[1:])
         with pytest.raises(DatabaseUnavailable, match="the database"):
             engine.index(gallery)
-        engine.builder._connections[index.name] = building  # a graph that was being built
-        with pytest.raises(DatabaseUnavailable, match="the database"):
-            engine.builder.forget(index.name)
-        building.close()
         options = (server.data / "postmaster.opts").read_text().split('"', 1)[1]
         postgres(server.data, "start", "-o", '"' + options.strip())
         index.add(np.array([2]), vectors[1:])
@@ -232,6 +235,26 @@ def test_a_table_whose_graph_is_being_built_keeps_no_other_from_being_dropped(
     assert engine.names(storage_prefix(gallery)) == []
 
 
+def test_who_waits_to_drop_a_table_keeps_nobody_from_making_one(engine: PgvectorEngine, postgresql_server: str) -> None:
+    gallery = new_gallery()
+    table = sql.Identifier(SCHEMA, engine.index(gallery).name)
+    with (
+        psycopg.connect(postgresql_server) as building,
+        psycopg.connect(postgresql_server, autocommit=True) as other,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        building.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
+        dropping = pool.submit(engine.drop, storage_prefix(gallery))
+        while not (waiting := other.execute("SELECT pid FROM pg_locks WHERE NOT granted").fetchall()):
+            assert not dropping.done()
+        held = other.execute("SELECT pg_try_advisory_lock(%s)", (_SETUP_LOCK,)).fetchone()
+        other.execute("SELECT pg_advisory_unlock_all()")
+        assert (len(waiting), held, dropping.done()) == (1, (True,), False)
+        building.rollback()
+        dropping.result(60)
+    assert engine.names(storage_prefix(gallery)) == []
+
+
 @pytest.fixture
 def bare_database(postgresql_server: str) -> Iterator[tuple[str, str]]:
     """A database without the extension: its owner's address, and that of a role without any right."""
@@ -265,6 +288,22 @@ def test_a_role_without_rights_is_told_what_is_missing(bare_database: tuple[str,
     index.add(np.array([1]), unit_vectors(1, seed=0))
     assert len(index) == 1
     engine.close()
+
+
+def test_a_role_that_may_not_drop_a_table_is_told(bare_database: tuple[str, str]) -> None:
+    owner, role = bare_database
+    gallery, user = new_gallery(), sql.Identifier(make_url(role).username or "")
+    of_owner = PgvectorEngine(owner, timeout=5)
+    of_owner.index(gallery)
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(sql.Identifier(SCHEMA), user))
+        connection.execute(sql.SQL("GRANT ALL ON {} TO {}").format(sql.Identifier(SCHEMA, "storage"), user))
+    of_role = PgvectorEngine(role, timeout=5)
+    with pytest.raises(IndexEngineUnusable, match=r"^the database's role may not drop tables$"):
+        of_role.drop(storage_prefix(gallery))
+    assert len(of_owner.names(storage_prefix(gallery))) == 1
+    of_role.close()
+    of_owner.close()
 
 
 def test_alembic_does_not_see_the_engine(bare_database: tuple[str, str]) -> None:
