@@ -12,54 +12,20 @@ nobody else writes to SQLite.
 import argparse
 import os
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from index_data import Population
+from drawn_gallery import DIMENSION, Place, fill
 from serving import service_on
 
 from app.commands.options import opened_store
-from app.gallery.portable import PortableSubject, PortableTemplate
 from app.gallery.reembedding_store import ReembeddingStore
-from app.gallery.restoring import restore_people
 from app.gallery.store import GalleryStore
-from app.gallery.tables import now
-from model.card import read_card
-from model.pipeline import WEIGHTS
-from model.quality import Quality
 
-_EACH, _BATCH, _DIMENSION = 3, 1000, 128
 _PROCESSES = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-_QUALITY = Quality(detection_score=0.9, face_size=80, sharpness=100, yaw=0, pitch=0, roll=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A database with its vault and keys in a folder of its own."""
-
-    folder: Path
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """As environment variables."""
-        self.folder.mkdir(exist_ok=True)
-        return {
-            "FACEGALLERY_DATABASE_URL": f"sqlite:///{self.folder}/gallery.db",
-            "FACEGALLERY_DATA_DIR": str(self.folder),
-        }
-
-    def command(self, *arguments: str) -> None:
-        """Run `facegallery` and fail if it does."""
-        line = [sys.executable, "-c", "from app.cli import main; main()", *arguments]
-        done = subprocess.run(line, env={**os.environ, **self.settings}, capture_output=True, text=True, check=False)
-        if done.returncode not in {0, 3}:  # 3: some photos were refused
-            raise SystemExit(done.stderr)
 
 
 def main() -> None:
@@ -73,7 +39,7 @@ def main() -> None:
         os.environ.update(here.settings)
         here.command("migrate")
         with opened_store() as store:
-            _timed("store them by transactions of 1,000 people", lambda: _fill(store, arguments.templates))
+            _timed("store them by transactions of 1,000 people", lambda: fill(store, arguments.templates))
         archive, copy = Path(folder) / "gallery.zip", Path(folder) / "copy.db"
         _timed("export", lambda: here.command("export", str(archive)))
         print(f"archive: {archive.stat().st_size / 2**20:.0f} MiB")
@@ -118,24 +84,6 @@ def _processor() -> float:
     return sum(resource.getrusage(who).ru_utime + resource.getrusage(who).ru_stime for who in _PROCESSES)
 
 
-def _fill(store: GalleryStore, templates: int) -> None:
-    population = Population.fitted()
-    extractor = read_card(WEIGHTS / "sface").identity
-    store.create_gallery("default", extractor=extractor, dimension=_DIMENSION, policy=None)
-    moment = now()
-    for first in range(0, templates // _EACH, _BATCH):
-        people = population.draw(min(_BATCH, templates // _EACH - first), _EACH, seed=first)
-        subjects = [
-            PortableSubject(f"person {first + number}", {}, moment, moment, _templates(embeddings))
-            for number, embeddings in enumerate(people)
-        ]
-        restore_people(store.engine, "default", subjects, extractor=extractor, journal=store.journal, seals=store.seals)
-
-
-def _templates(embeddings: np.ndarray) -> tuple[PortableTemplate, ...]:
-    return tuple(PortableTemplate(one, _QUALITY, os.urandom(32).hex(), now()) for one in embeddings)
-
-
 def _exchange(store: GalleryStore) -> None:
     """Embeddings of another extractor for all templates, and the exchange there and back."""
     gallery, moves, random = (
@@ -149,7 +97,7 @@ def _exchange(store: GalleryStore) -> None:
         nonlocal last
         while last < total:
             ids = range(last + 1, min(last + 128, total) + 1)
-            vectors = random.normal(size=(len(ids), _DIMENSION)).astype(np.float32)
+            vectors = random.normal(size=(len(ids), DIMENSION)).astype(np.float32)
             moves.add(gallery, "other@1", ids, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
             last = ids[-1]
 
@@ -158,7 +106,7 @@ def _exchange(store: GalleryStore) -> None:
         now_at = store.gallery("default")
         _timed(
             f"reembed: the exchange, {name}",
-            lambda to=to, now_at=now_at: moves.switch(now_at, to, dimension=_DIMENSION, unusable=(), with_crops=False),  # type: ignore[misc]
+            lambda to=to, now_at=now_at: moves.switch(now_at, to, dimension=DIMENSION, unusable=(), with_crops=False),  # type: ignore[misc]
         )
         assert store.gallery("default").extractor == to
 

@@ -13,7 +13,7 @@ import gc
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 _PERIOD = 0.0005
-LEAST = 0.002
-"""Seconds between two readings of the clock from which a watcher counts them as a pause."""
+LEAST = 0.0005
+"""Seconds that a watcher is woken too late, from which it counts them as a pause."""
 _CURRENT_AND_FUTURE = 3  # pages, of mlockall(2)
 
 Pauses = NDArray[np.float64]
@@ -41,14 +41,14 @@ def main() -> None:
         milliseconds = np.sort(1000 * (pauses[:, 1] - pauses[:, 0]))[::-1]
         longest = ", ".join(f"{value:.1f}" for value in milliseconds[:10])
         print(
-            f"core {core}: {len(pauses)} pauses of {1000 * LEAST:.0f} ms or more in {seconds} s, "
+            f"core {core}: {len(pauses)} pauses of {1000 * LEAST:.1f} ms or more in {seconds} s, "
             f"{(milliseconds > 20).sum()} of more than 20 ms; the longest, in ms: {longest or 'none'}"
         )
 
 
 @contextmanager
-def watched() -> Iterator[dict[int, Pauses]]:
-    """Watch the cores that this process may use; at the end the dictionary gets the pauses of each.
+def watched(cores: Collection[int] = ()) -> Iterator[dict[int, Pauses]]:
+    """Watch some cores, or those that this process may use; at the end the dictionary gets the pauses of each.
 
     An array (P, 2) for each core: start and end, in seconds of `time.monotonic`, which is `time.perf_counter` on Linux.
     The dictionary stays empty where a process may not have a real-time priority.
@@ -56,7 +56,7 @@ def watched() -> Iterator[dict[int, Pauses]]:
     found: dict[int, Pauses] = {}
     context = multiprocessing.get_context("spawn")
     watchers = []
-    for core in sorted(os.sched_getaffinity(0)):
+    for core in sorted(cores or os.sched_getaffinity(0)):
         here, there = context.Pipe()
         process = context.Process(target=_watch, args=(core, there), daemon=True)
         process.start()
@@ -72,6 +72,17 @@ def watched() -> Iterator[dict[int, Pauses]]:
             process.join()
             if pauses is not None:
                 found[core] = pauses
+
+
+def together(found: Collection[Pauses]) -> Pauses:
+    """When at least one of several cores was in a pause, (P, 2)."""
+    merged = list[list[float]]()
+    for start, end in sorted(pause for pauses in found for pause in pauses.tolist()):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([start, end])
+    return np.array(merged, np.float64).reshape(-1, 2)
 
 
 def missed(starts: NDArray[np.float64], ends: NDArray[np.float64], pauses: Pauses) -> NDArray[np.float64]:
@@ -98,8 +109,8 @@ def _watch(core: int, pipe: Connection) -> None:
     while not pipe.poll(0):
         time.sleep(_PERIOD)
         present = time.monotonic()
-        if present - before >= LEAST:
-            pauses.append((before, present))
+        if present - before - _PERIOD >= LEAST:
+            pauses.append((before + _PERIOD, present))
         before = present
     pipe.recv()
     pipe.send(np.array(pauses, np.float64).reshape(-1, 2))

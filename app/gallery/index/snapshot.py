@@ -23,7 +23,7 @@ TABLE = "index.json"
 """Name of the file that lists all others with their sizes and digests; it is written last."""
 
 _FORMAT = 1
-_CHUNK = 1 << 22
+_CHUNK = 1 << 20
 _Marks = NDArray[np.bool_]
 _Mapped = tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.int64]]
 
@@ -181,9 +181,11 @@ def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:
     """Write an array's bytes so that they outlast a loss of power."""
     digest, data = hashlib.sha256(), array.reshape(-1).view(np.uint8).data
+    copy = memoryview(bytearray(min(_CHUNK, len(data))))  # one for all: new memory is slow to take, and holds others up
     with path.open("xb") as file:
         for start in range(0, len(data), _CHUNK):
-            piece = bytes(data[start : start + _CHUNK])  # a copy: a removal may write over the rows meanwhile
+            piece = copy[: len(data) - start]
+            piece[:] = data[start : start + _CHUNK]  # a removal may write over the rows meanwhile
             digest.update(piece)
             file.write(piece)
         file.flush()
