@@ -92,7 +92,8 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
     if engine is not None:
         _log.warning("index.not_sealed", index=settings.index, meaning="the engine keeps embeddings as they are")
     seal, folder = None, settings.snapshots_dir
-    if settings.snapshot_interval and engine is None:
+    kept = settings.snapshot_interval and engine is None and settings.index != "exact"
+    if kept:
         try:
             # Whoever has another vault, as after a fresh start in the same place, has another folder.
             secret = vault.named_key(_SNAPSHOTS).secret
@@ -108,6 +109,7 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
         erase_interval=settings.erase_interval,
         engine=engine,
         seal=seal,
+        unused=None if kept else (folder, vault),
     )
 
 

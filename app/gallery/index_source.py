@@ -1,16 +1,22 @@
 """Where a gallery's index comes from: its kind, and the folder of its snapshots."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import structlog
+
 from app.gallery.engines import EngineKind, IndexEngine, storage_prefix
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
 from app.gallery.private_folder import PrivateFolder
 from app.gallery.records import Gallery
-from app.gallery.sealed_snapshots import SnapshotKeys
+from app.gallery.sealed_snapshots import SnapshotKeys, drop_all
 from app.gallery.snapshots import Snapshots
+from model.errors import FacegalleryError
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,7 @@ class IndexSource:
 
     `folder` is that of the snapshots, None for none; `snapshot_interval` and `erase_interval` are the seconds between
     snapshots, and those that an erased embedding may stay in one. With a `seal` the folder holds sealed copies alone.
+    `unused` are folder and keys of snapshots that earlier settings left, and these do not keep.
     """
 
     kind: IndexKind | EngineKind = "auto"
@@ -36,6 +43,24 @@ class IndexSource:
     erase_interval: float = 86_400.0
     engine: IndexEngine | None = None
     seal: SnapshotSeal | None = None
+    unused: tuple[Path, SnapshotKeys] | None = None
+
+    def drop_unused(self, galleries: Collection[int]) -> None:
+        """Erase the snapshots that earlier settings left: no erasure would reach them.
+
+        Args:
+            galleries: ids of those that are there.
+        """
+        if self.unused is None:
+            return
+        folder, keys = self.unused
+        try:
+            dropped = drop_all(folder, keys, galleries)
+        except FacegalleryError as error:
+            _log.error("snapshots.not_dropped", folder=str(folder), reason=str(error))
+            return
+        if dropped:
+            _log.info("snapshots.dropped", folder=str(folder), galleries=dropped, reason="these settings keep none")
 
     def make(self, gallery: Gallery) -> TemplateIndex:
         """An empty index for a gallery."""

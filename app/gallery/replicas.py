@@ -118,10 +118,18 @@ class Replicas:
         replica.catch_up(found.revision)
         return replica
 
-    def drop(self, gallery: Gallery) -> None:
-        """Forget the replica of a gallery that was erased."""
+    def forget(self, gallery: Gallery) -> None:
+        """Erase what is kept of a gallery that was erased, and let its replica go.
+
+        Raises:
+            FacegalleryError: an engine or the vault did not do its part; the upkeep tries again.
+        """
+        with self._lock:
+            self._owed[gallery.id] = gallery
+        self._indexes.forget(gallery)
         with self._lock:
             self._by_gallery.pop(gallery.id, None)
+            self._owed.pop(gallery.id, None)
 
     def _let_go(self, replica: GalleryReplica) -> None:
         with self._lock:
@@ -150,14 +158,12 @@ class Replicas:
         """
         with self._lock:
             self._owed[gallery.id] = gallery
-        with suppress(GalleryNotFound):
+        try:
             present = self._store.gallery(gallery.name)
-            if present.extractor == self._extractor:
-                self._follow(present)
-            else:
-                self._follow_for_others(present)
-            if self._leftovers is not None:  # last: what is left may be busy for minutes
-                self._leftovers.drop_left(present.name)
+        except GalleryNotFound:
+            self._indexes.forget(gallery)
+        else:
+            self._follow_present(present)
         with self._lock:
             if self._owed.get(gallery.id) is gallery:  # not what another erasure has come to owe meanwhile
                 del self._owed[gallery.id]
@@ -185,6 +191,15 @@ class Replicas:
         if galleries and self._indexes.engine is not None:
             self._indexes.engine.names(STORAGE)  # one that is away is waited for here, and not for each gallery anew
         try_each(partial(self.follow, gallery) for gallery in galleries)
+
+    def _follow_present(self, present: Gallery) -> None:
+        with suppress(GalleryNotFound):  # erased since it was read
+            if present.extractor == self._extractor:
+                self._follow(present)
+            else:
+                self._follow_for_others(present)
+            if self._leftovers is not None:  # last: what is left may be busy for minutes
+                self._leftovers.drop_left(present.name)
 
     def _follow(self, present: Gallery) -> None:
         with self._lock:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -66,7 +66,7 @@ class SealedSnapshots:
     def __init__(self, folder: Path, *, place: str, gallery: int, keys: SnapshotKeys) -> None:
         self.folder = folder
         self._place = place
-        self._purpose = f"snapshot {gallery}"
+        self._purpose = _purpose(gallery)
         self._keys = keys
 
     @property
@@ -209,6 +209,31 @@ class SealedSnapshots:
             older = _SEALED.fullmatch(path.name) and path.name < keep.name
             if path.name.startswith("writing-") or older:
                 _remove(path)
+
+
+def drop_all(folder: Path, keys: SnapshotKeys, galleries: Collection[int]) -> int:
+    """Remove the snapshots of all galleries, also of galleries that are gone, and destroy their keys.
+
+    Args:
+        folder: of all snapshots of this machine; need not be there.
+        keys: the vault.
+        galleries: ids of those that are there.
+
+    Returns:
+        How many galleries had any.
+
+    Raises:
+        FacegalleryError: the vault does not answer; the files are gone.
+    """
+    there = [path for path in folder.glob("gallery-*") if path.is_dir()]
+    for path in there:
+        shutil.rmtree(path, ignore_errors=True)
+    of_files = {int(path.name[8:]) for path in there if path.name[8:].isdecimal()}
+    return sum(bool(keys.discard(_purpose(gallery))) or gallery in of_files for gallery in of_files | set(galleries))
+
+
+def _purpose(gallery: int) -> str:
+    return f"snapshot {gallery}"
 
 
 def _remove(folder: Path) -> None:

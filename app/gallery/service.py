@@ -74,6 +74,7 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
+        self.indexes.drop_unused([gallery.id for gallery in self.store.galleries()])
         self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
@@ -125,9 +126,8 @@ class GalleryService:
         with within(math.inf):  # the larger it is, the longer it takes; given up halfway it would never be done
             gallery = self.store.delete_gallery(normalise_gallery_name(name))
         try:
-            self.indexes.forget(gallery)
-            self.replicas.drop(gallery)
-        except (FacegalleryError, OSError) as error:  # a sweep drops what an engine has, the upkeep the rest
+            self.replicas.forget(gallery)
+        except FacegalleryError as error:  # the upkeep tries again
             _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
         self.forgetting.finish(gallery)
 

@@ -1,5 +1,6 @@
 """A database that cannot be written, without a disk to fill: real limits of SQLite and of PostgreSQL."""
 
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,27 @@ def own_postgresql() -> Iterator[str]:
     """Address of a server of its own, because its settings are changed."""
     with postgresql() as server:
         yield server.address
+
+
+@pytest.mark.parametrize("without", [{"snapshot_interval": 0.0}, {"index": "exact"}])
+def test_snapshots_that_are_switched_off_are_erased_with_their_keys(
+    without: dict[str, Any], portrait: bytes, tmp_path: Path
+) -> None:
+    def snapshots() -> list[Path]:
+        return list((tmp_path / "index").rglob("*.sealed"))
+
+    def keys() -> int:
+        with sqlite3.connect(tmp_path / "vault.db") as vault:
+            (count,) = vault.execute("SELECT count(*) FROM data_key WHERE purpose LIKE 'snapshot %'").fetchone()
+        return int(count)
+
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        assert enroll(client, "eileen", portrait).status_code == 201
+        assert people(client, portrait) == ({"eileen"}, {"eileen"})
+    assert (len(snapshots()), keys()) == (1, 1)
+    with running(Settings(data_dir=tmp_path, _env_file=None, **without)) as client:
+        assert (snapshots(), keys()) == ([], 0)
+        assert people(client, portrait) == ({"eileen"}, {"eileen"})
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        assert people(client, portrait) == ({"eileen"}, {"eileen"})
+    assert (len(snapshots()), keys()) == (1, 1)

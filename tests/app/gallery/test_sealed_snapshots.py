@@ -18,6 +18,7 @@ from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.private_folder import PrivateFolder, private_base
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
+from app.gallery.replicas import Replicas
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
 from app.gallery.tables import TemplateRow
@@ -409,3 +410,25 @@ def test_templates_that_do_not_open_are_counted_and_named(machine: Machine, new_
         session.execute(update(TemplateRow).where(TemplateRow.id == second).values(embedding=b"x" * 61))
     checked = check_gallery(machine.store.gallery("people"), machine.history, machine.source)
     assert (checked.templates, checked.unreadable, checked.whole, checked.mendable) == (2, (second,), False, False)
+
+
+def test_a_gallery_whose_keys_could_not_be_destroyed_is_owed_that(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    machine.replica().write_snapshot()
+    replicas = Replicas(machine.store, machine.history, machine.source, extractor="other@ba9876543210")
+    gone = machine.store.delete_gallery("people")
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    monkeypatch.setattr(Vault, "discard", away)
+    with pytest.raises(DatabaseUnavailable):
+        replicas.forget(gone)
+    with pytest.raises(DatabaseUnavailable):
+        replicas.follow_again()
+    monkeypatch.undo()
+    replicas.follow_again()
+    assert vault.discard(f"snapshot {gone.id}") == 0
+    assert replicas._owed == {}
