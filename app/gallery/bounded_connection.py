@@ -1,32 +1,45 @@
 """Connections to PostgreSQL that end: with a server that is gone, and in a request with one that does not answer."""
 
 import time
+from collections.abc import Collection
 from typing import Any, Self, TypeVar
 
-from psycopg import Connection, OperationalError
+from psycopg import Connection, Error, OperationalError
 from psycopg.abc import ConnParam, PQGen
 
 from app.gallery.deadline import seconds_left
 
 _PROBES = 3
+_CANCEL_SECONDS = 1.0
+CANCELLED = "57014"
+"""What PostgreSQL calls a statement that was cancelled."""
+
 Answer = TypeVar("Answer")
 
 
-def connection_options(timeout: float) -> dict[str, Any]:
+class TookTooLong(OperationalError):
+    """The server is there, and did not answer while the request had time; the statement was cancelled."""
+
+    sqlstate = CANCELLED
+
+
+def connection_options(timeout: float, given: Collection[str] = ()) -> dict[str, Any]:
     """What libpq does about a server that is gone without a word, as a machine that lost its power.
 
     Args:
-        timeout: seconds to wait for a connection, and for what was sent to arrive; as long without a word, and the
+        timeout: seconds to wait for a connection, and for what was sent to be taken; as long without a word, and the
             server is asked whether it is there.
+        given: names of options that the operator's address sets, which are left to it.
     """
     seconds = max(1, round(timeout))
-    return {
+    options = {
         "connect_timeout": seconds,
         "keepalives_idle": seconds,
         "keepalives_interval": max(1, seconds // _PROBES),
         "keepalives_count": _PROBES,
         "tcp_user_timeout": 1000 * seconds,
     }
+    return {name: value for name, value in options.items() if name not in given}
 
 
 class BoundedConnection(Connection[Any]):
@@ -50,7 +63,8 @@ class BoundedConnection(Connection[Any]):
         """As of psycopg's connection, which calls this whenever it waits for the server.
 
         Raises:
-            OperationalError: the time is over; the connection is closed, as what the server did is not known.
+            TookTooLong: the time is over. The connection is closed, as what the server did is not known.
+            OperationalError: the same, of a server that does not take the cancelling either.
         """
         return super().wait(self._bounded(gen), *arguments, **options)
 
@@ -61,9 +75,18 @@ class BoundedConnection(Connection[Any]):
             while True:
                 ready = yield wanted
                 if not ready and seconds_left() <= 0 and time.monotonic() - begin >= self.patience:
-                    self.pgconn.finish()
-                    raise OperationalError("the server did not answer in time")
+                    raise self._given_up()
                 wanted = gen.send(ready)
         except StopIteration as end:
             answer: Answer = end.value
             return answer
+
+    def _given_up(self) -> OperationalError:
+        """Cancel the statement, which would wait on in the server for whatever it waits for, and close."""
+        try:
+            self.cancel_safe(timeout=_CANCEL_SECONDS)
+            return TookTooLong("the server did not answer in time")
+        except Error:
+            return OperationalError("the server does not answer")
+        finally:
+            self.pgconn.finish()

@@ -7,7 +7,7 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -62,9 +62,9 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
 
 
 def _open_postgresql(url: URL, timeout: float) -> Engine:
-    from app.gallery.bounded_connection import BoundedConnection, connection_options  # the driver is an extra
+    # Here, because the driver is an extra.
+    from app.gallery.bounded_connection import BoundedConnection, TookTooLong, connection_options
 
-    options = {name: value for name, value in connection_options(timeout).items() if name not in url.query}
     engine = create_engine(
         url,
         hide_parameters=True,
@@ -72,12 +72,17 @@ def _open_postgresql(url: URL, timeout: float) -> Engine:
         pool_timeout=timeout,
         pool_size=10,
         max_overflow=30,
-        connect_args={**options, "patience": timeout},
+        connect_args={**connection_options(timeout, url.query), "patience": timeout},
     )
 
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, _record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> BoundedConnection:
         return BoundedConnection.connect(*arguments, **options)
+
+    @event.listens_for(engine, "handle_error")
+    def _judge(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, TookTooLong):  # of this connection; the others are well
+            context.invalidate_pool_on_disconnect = False
 
     return engine
 
@@ -148,6 +153,8 @@ def _translate(error: DBAPIError) -> FacegalleryError | None:
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "locked" in text or state in {"55P03", "40001", "40P01"}:
         return Busy("another request is writing; try again")
+    if state == "57014":  # cancelled, by us (see `BoundedConnection`) or by a limit of the server's
+        return Busy("the database took too long; try again")
     if error.connection_invalidated or isinstance(error, OperationalError):
         return DatabaseUnavailable("the database does not answer; try again")
     return None

@@ -5,6 +5,7 @@ before it waits for a worker, before every photo, and before anything is stored.
 """
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,21 @@ def seconds_left() -> float:
     """Seconds until the deadline; infinite without one (a lock waits at most `threading.TIMEOUT_MAX`)."""
     deadline = _deadline.get()
     return math.inf if deadline is None else deadline.left
+
+
+@contextmanager
+def holding(lock: threading.Lock) -> Iterator[None]:
+    """Hold a lock that others may hold for long, and wait for it no longer than the request may take.
+
+    Raises:
+        TimedOut: the time is over.
+    """
+    if not lock.acquire(timeout=min(seconds_left(), threading.TIMEOUT_MAX)):
+        raise TimedOut("the request took too long and was given up; nothing was stored")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_deadline() -> None:

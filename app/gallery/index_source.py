@@ -1,6 +1,5 @@
 """Where a gallery's index comes from: its kind, and the folder of its snapshots."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +44,13 @@ class IndexSource:
     seal: SnapshotSeal | None = None
     unused: tuple[Path, SnapshotKeys] | None = None
 
-    def drop_unused(self, galleries: Collection[int]) -> None:
-        """Erase the snapshots that earlier settings left: no erasure would reach them.
-
-        Args:
-            galleries: ids of those that are there.
-        """
+    def drop_unused(self) -> None:
+        """Erase the snapshots that earlier settings left: no erasure would reach them."""
         if self.unused is None:
             return
         folder, keys = self.unused
         try:
-            dropped = drop_all(folder, keys, galleries)
+            dropped = drop_all(folder, keys)
         except FacegalleryError as error:
             _log.error("snapshots.not_dropped", folder=str(folder), reason=str(error))
             return

@@ -8,6 +8,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.deadline import holding
 from app.gallery.errors import Busy
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, TemplateIndex
@@ -89,10 +90,11 @@ class GalleryReplica:
 
         Raises:
             Busy: it has to be built, and that takes longer than a request may wait: `follow` does it.
+            TimedOut: the request is out of time; another thread was at it, and waits for the database.
         """
         if self._view.revision == revision:
             return
-        with self._lock:
+        with holding(self._lock):
             if not self._followed(revision):
                 if self._tended and self._source.large:
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
@@ -214,7 +216,7 @@ class GalleryReplica:
                 return 0
             with suppress(Busy):  # a view that is behind is not written below
                 self.catch_up(present)
-            with self._tending:  # one that is being written is waited for
+            with holding(self._tending):  # one that is being written is waited for
                 there = len(self.snapshots.revisions)
                 if not there or self._view.revision < present:
                     self.snapshots.drop()  # also the keys that an attempt before could not destroy

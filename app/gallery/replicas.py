@@ -158,10 +158,11 @@ class Replicas:
         """
         with self._lock:
             self._owed[gallery.id] = gallery
-        try:
+        present = None
+        with suppress(GalleryNotFound):
             present = self._store.gallery(gallery.name)
-        except GalleryNotFound:
-            self._indexes.forget(gallery)
+        if present is None or (present.id, present.created_at) != (gallery.id, gallery.created_at):
+            self._indexes.forget(gallery)  # it is gone, though another may have its name
         else:
             self._follow_present(present)
         with self._lock:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -211,25 +211,26 @@ class SealedSnapshots:
                 _remove(path)
 
 
-def drop_all(folder: Path, keys: SnapshotKeys, galleries: Collection[int]) -> int:
-    """Remove the snapshots of all galleries, also of galleries that are gone, and destroy their keys.
+def drop_all(folder: Path, keys: SnapshotKeys) -> int:
+    """Remove the snapshots that a machine has, and destroy the keys of those galleries' snapshots, wherever they are.
+
+    Another machine that has a snapshot of such a gallery writes it anew.
 
     Args:
         folder: of all snapshots of this machine; need not be there.
         keys: the vault.
-        galleries: ids of those that are there.
 
     Returns:
-        How many galleries had any.
+        Of how many galleries there were any.
 
     Raises:
-        FacegalleryError: the vault does not answer; the files are gone.
+        FacegalleryError: the vault does not answer; what was not dropped is there still.
     """
-    there = [path for path in folder.glob("gallery-*") if path.is_dir()]
+    there = [path for path in folder.glob("gallery-*") if path.is_dir() and path.name[8:].isdecimal()]
     for path in there:
+        keys.discard(_purpose(int(path.name[8:])))  # first: files without a key can stay, keys would be forgotten
         shutil.rmtree(path, ignore_errors=True)
-    of_files = {int(path.name[8:]) for path in there if path.name[8:].isdecimal()}
-    return sum(bool(keys.discard(_purpose(gallery))) or gallery in of_files for gallery in of_files | set(galleries))
+    return len(there)
 
 
 def _purpose(gallery: int) -> str:

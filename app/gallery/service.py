@@ -74,7 +74,7 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
-        self.indexes.drop_unused([gallery.id for gallery in self.store.galleries()])
+        self.indexes.drop_unused()
         self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:

@@ -125,6 +125,9 @@ class Snapshots:
                 self.drop()
             raise
         if erase:
+            if self._sealed is not None:
+                with self._opening():  # removes what a killed process had opened halfway
+                    pass
             for path in self.folder.parent.iterdir():  # of extractors that the gallery has left
                 if path != self.folder:
                     shutil.rmtree(path, ignore_errors=True)

@@ -6,8 +6,8 @@ import time
 import structlog
 from psycopg import Connection, Error, connect, sql
 
-from app.gallery.bounded_connection import connection_options
-from app.gallery.engines.postgresql import postgresql_errors
+from app.gallery.deadline import check_deadline
+from app.gallery.engines.postgresql import options_for, postgresql_errors
 
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
@@ -34,7 +34,7 @@ class GraphBuilder:
 
     def __init__(self, address: str, extension_schema: str, *, above: int, timeout: float) -> None:
         self.above = above
-        self._options = connection_options(timeout)
+        self._options = options_for(address, timeout)
         self._address = address
         self._search_path = f'{SCHEMA}, "{extension_schema}"'
         self._lock = threading.Lock()
@@ -66,15 +66,19 @@ class GraphBuilder:
 
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
+            TimedOut: the build goes on, and the request has no more time.
         """
-        thread = self._threads.get(table)
+        thread, pause = self._threads.get(table), _CANCEL_SECONDS
         while thread is not None and thread.is_alive():
             # Again and again: what is not connected yet, or between two statements, cannot be cancelled.
             connection = self._connections.get(table)
             if connection is not None:
                 with postgresql_errors():
                     connection.cancel_safe(timeout=5)
-            thread.join(_CANCEL_SECONDS)
+            thread.join(pause)
+            pause *= 2
+            if thread.is_alive():
+                check_deadline()
         with self._lock:
             self._built.discard(table)
             self._not_before.pop(table, None)

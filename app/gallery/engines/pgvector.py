@@ -8,10 +8,15 @@ from typing import Any
 from psycopg import Connection, connect, sql
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
-from app.gallery.bounded_connection import connection_options
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
-from app.gallery.engines.postgresql import VectorConnections, VectorType, libpq_address, postgresql_errors
+from app.gallery.engines.postgresql import (
+    VectorConnections,
+    VectorType,
+    libpq_address,
+    options_for,
+    postgresql_errors,
+)
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
@@ -40,7 +45,7 @@ class PgvectorEngine:
 
     def __init__(self, database: str, *, timeout: float, hnsw_above: int = HNSW_ABOVE) -> None:
         address = libpq_address(database)
-        with postgresql_errors(), connect(address, **connection_options(timeout)) as connection:
+        with postgresql_errors(), connect(address, **options_for(address, timeout)) as connection:
             kind = _prepared(connection)
         self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
         self.builder = GraphBuilder(address, kind.schema, above=hnsw_above, timeout=timeout)

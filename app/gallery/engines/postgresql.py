@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from psycopg import Connection, Cursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
-from app.gallery.bounded_connection import BoundedConnection, connection_options
+from app.gallery.bounded_connection import CANCELLED, BoundedConnection, connection_options
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 
@@ -45,6 +46,11 @@ class Vectors:
     """A parameter of type `vector[]`: shape (N, D), float32."""
 
     rows: NDArray[np.float32]
+
+
+def options_for(address: str, timeout: float) -> dict[str, Any]:
+    """As `connection_options`, without what the address sets."""
+    return connection_options(timeout, conninfo_to_dict(address))
 
 
 def libpq_address(address: str) -> str:
@@ -117,7 +123,7 @@ class VectorConnections:
 
     def _connect(self) -> Connection:
         connection = BoundedConnection.connect(
-            self._address, autocommit=True, patience=self._timeout, **connection_options(self._timeout)
+            self._address, autocommit=True, patience=self._timeout, **options_for(self._address, self._timeout)
         )
         try:
             for name, value in self._settings.items():
@@ -175,6 +181,8 @@ def _translate(error: psycopg.Error) -> FacegalleryError | None:
         return StorageUnwritable("the database is read-only; the index was not changed")
     if state in {"55P03", "40001", "40P01"}:
         return Busy("another request is writing; try again")
+    if state == CANCELLED:
+        return Busy("the database took too long; try again")
     if state == "42P01":
         return DatabaseUnavailable("the gallery's index is gone from the database; run `facegallery reindex`")
     if isinstance(error, psycopg.OperationalError):

@@ -1,6 +1,7 @@
 """How the databases are set up, and what their failures are called; all failures are the databases' own."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection
@@ -10,7 +11,8 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, event, make_url
 
-from app.gallery.database import open_engine
+from app.gallery.database import database_errors, open_engine
+from app.gallery.deadline import within
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
@@ -63,6 +65,34 @@ def test_a_postgresql_that_is_gone_without_a_word_is_noticed(
         str(seconds),
         "7",
     )
+
+
+def test_a_postgresql_that_is_busy_for_longer_than_a_request_may_take(postgresql_url: str) -> None:
+    def waiting() -> int:
+        with other.connect() as asking:
+            query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 4711"
+            return int(asking.exec_driver_sql(query).scalar() or 0)
+
+    with opened(postgresql_url, timeout=0.2) as engine, opened(postgresql_url) as other, other.connect() as holder:
+        holder.exec_driver_sql("SELECT pg_advisory_lock(4711)")
+        with engine.connect() as one, engine.connect() as two:
+            before = {link.exec_driver_sql("SELECT pg_backend_pid()").scalar() for link in (one, two)}
+        with (
+            within(0.1),
+            pytest.raises(Busy, match=r"^the database took too long; try again$"),
+            database_errors(),
+            engine.connect() as late,
+        ):
+            late.exec_driver_sql("SELECT pg_advisory_lock(4711)")
+        assert waiting() == 0  # it does not wait on in the server
+        with engine.connect() as one:
+            assert one.exec_driver_sql("SELECT pg_backend_pid()").scalar() in before  # the other is used on
+        with engine.connect() as patient, ThreadPoolExecutor(1) as pool:  # outside of requests nothing is bounded
+            locking = pool.submit(patient.exec_driver_sql, "SELECT pg_advisory_lock(4711)")
+            while not waiting():
+                assert not locking.done()
+            holder.exec_driver_sql("SELECT pg_advisory_unlock(4711)")
+            locking.result(60)
 
 
 def test_a_locked_sqlite_database_is_busy(sqlite_url: str) -> None:

@@ -4,15 +4,18 @@ import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from app.gallery.deadline import within
+from app.gallery.errors import TimedOut
 from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS, ExactIndex, IndexKind, SegmentedIndex
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
-from app.gallery.records import NewTemplate
+from app.gallery.records import Change, NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 
@@ -256,3 +259,31 @@ def test_what_is_acknowledged_is_found_by_every_thread(store: GalleryStore, new_
         finally:
             done.set()
         assert all(reader.result() for reader in readers)
+
+
+def test_a_request_waits_for_another_that_follows_no_longer_than_it_may(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, templates = replica_of(store), new_templates(2)
+    anna = enroll(store, "anna", templates[:1])
+    assert identities(replica, store, templates) == [anna, None]
+    bob = enroll(store, "bob", templates[1:])
+    asked, answered = threading.Event(), threading.Event()
+    changes = GalleryHistory.changes
+
+    def hang(*arguments: Any, **options: Any) -> list[Change]:
+        """As a database that does not answer for a while."""
+        asked.set()
+        assert answered.wait(60)
+        return changes(*arguments, **options)
+
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
+        patched.setattr(GalleryHistory, "changes", hang)
+        following = pool.submit(replica.catch_up, 2)
+        assert asked.wait(60)
+        with within(0.05), pytest.raises(TimedOut, match="took too long"):
+            replica.catch_up(2)
+        assert not following.done()
+        answered.set()
+        following.result(60)
+    assert identities(replica, store, templates) == [anna, bob]

@@ -392,6 +392,19 @@ def test_where_nothing_can_be_written_no_trace_stays_either(
     assert machine.sealed() == [f"{3:020d}.sealed"]
 
 
+def test_an_erasure_takes_what_was_opened_halfway_with_it(machine: Machine, new_templates: Templates) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    leader.write_snapshot()
+    half = snapshots(leader).folder / "opening-0badcafe"
+    half.mkdir()
+    (half / "vectors").write_bytes(b"of somebody")
+    machine.store.delete_subject("people", "anna")
+    leader.erase_snapshots()
+    assert not half.exists()
+    assert machine.sealed() == [f"{2:020d}.sealed"]
+
+
 def test_a_gallery_that_is_erased_leaves_nothing(machine: Machine, vault: Vault, new_templates: Templates) -> None:
     enroll(machine.store, "anna", new_templates(1))
     machine.replica().write_snapshot()
@@ -432,3 +445,23 @@ def test_a_gallery_whose_keys_could_not_be_destroyed_is_owed_that(
     replicas.follow_again()
     assert vault.discard(f"snapshot {gone.id}") == 0
     assert replicas._owed == {}
+
+
+def test_a_gallery_of_the_same_name_pays_no_debt_of_another(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    machine.replica().write_snapshot()
+    replicas = Replicas(machine.store, machine.history, machine.source, extractor=EXTRACTOR)
+    gone = machine.store.delete_gallery("people")
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Vault, "discard", away)
+        with pytest.raises(DatabaseUnavailable):
+            replicas.forget(gone)
+    machine.store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+    replicas.follow_again()
+    assert vault.discard(f"snapshot {gone.id}") == 0
