@@ -4,9 +4,9 @@
 
 `facegallery serve` on a sealed SQLite gallery of drawn people (see `index_data.py`), on one core; on the other a caller
 who sends one embedding after the other, half of them of enrolled people, first alone and then while the gallery
-changes: another process enrolls twenty people a second, a second caller erases five a second, and snapshots are written
-every twenty seconds instead of every five minutes. At the end everybody who was erased is looked for. `--folder` keeps
-the gallery for the next run; to fill one with a million templates takes ten minutes.
+changes: another process enrolls twenty people a second, a second caller erases five a second, both on the caller's
+core, and snapshots are written every twenty seconds instead of every five minutes. At the end everybody who was erased
+is looked for. `--folder` keeps the gallery for the next run; to fill one with a million templates takes ten minutes.
 """
 
 import argparse
@@ -18,22 +18,24 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.synchronize import Event
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 from drawn_gallery import EACH, Place, drawn, fill, keep
 from index_data import Population
 from numpy.typing import NDArray
-from pauses import Pauses, missed, together, watched
+from pauses import missed, watched
 from rich.progress import track
 from serving import service_on
 
 from app.commands.options import opened_store
 
 _NEAR = 0.02  # deviation of a mated probe's components from the enrolled embedding's: 0.23 away
-_STOP = 0.02
+_STOP = 20.0  # ms more than the median alone
+_ENROLL_PAUSE, _ERASE_PAUSE = 0.05, 0.2  # seconds
 
 
 def main() -> None:
@@ -54,18 +56,24 @@ def main() -> None:
         os.sched_setaffinity(0, cores[-1:])  # the service inherits it
         with service_on({}) as url:
             os.sched_setaffinity(0, cores[:1])
-            _measure(url, arguments.seconds, {cores[0], cores[-1]})
+            while not list(place.folder.rglob("*.sealed")):  # the first snapshot is of everything
+                time.sleep(1)
+            _measure(url, arguments.seconds, arguments.templates // EACH, cores[-1])
 
 
-def _measure(url: str, seconds: float, cores: set[int]) -> None:
-    probes, erased = _probes(), list[int]()
+def _measure(url: str, seconds: float, people: int, core: int) -> None:
+    probes = _probes()
     with httpx.Client(base_url=url, timeout=60) as client:
-        _tell("alone", *_identify(client, probes, seconds / 4, cores))
-        with _enrolling(), _erasing(url, erased):
-            _tell("while the gallery changes", *_identify(client, probes, seconds, cores))
-        print(f"{len(erased)} people were erased")
+        alone = _Calls.made(client, probes, seconds / 4, core)
+        alone.tell("alone", alone.median)
+        with _enrolling() as enrolled, _erasing(url, people) as erased:
+            begun = enrolled.value
+            changing = _Calls.made(client, probes, seconds, core)
+            begun, ended = enrolled.value - begun, len(erased)
+        changing.tell("while the gallery changes", alone.median)
+        print(f"{begun} people were enrolled meanwhile, {ended} erased")
         found = [person for person in erased if _named(client, drawn(person)[0]) == f"person {person}"]
-        print(f"of them found again: {len(found)}")
+        print(f"of {len(erased)} who were erased {len(found)} were found again")
 
 
 def _probes() -> list[NDArray[np.float32]]:
@@ -85,79 +93,103 @@ def _named(client: httpx.Client, probe: NDArray[np.float32]) -> str | None:
     return None if identity is None else str(identity["subject"])
 
 
-def _identify(
-    client: httpx.Client, probes: list[NDArray[np.float32]], seconds: float, cores: set[int]
-) -> tuple[NDArray[np.float64], Pauses, float]:
-    """Moments between the calls, pauses of the machine, and the share of enrolled people who were named rightly."""
-    marks, right = [time.monotonic()], 0
-    calls = itertools.cycle(enumerate(probes))
-    with watched(cores) as pauses:
-        for _ in track(range(round(seconds)), "identifying"):
-            end = marks[-1] + 1
-            while marks[-1] < end:
-                number, probe = next(calls)
-                named = _named(client, probe)
-                right += number % 2 == 0 and named == f"person {number // 2}"
-                marks.append(time.monotonic())
-    return np.array(marks), together(pauses.values()), right / len(marks[1::2])
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Milliseconds of each call, those in which the service's core was not in a pause, and how many named rightly."""
 
+    wall: NDArray[np.float64]
+    given: NDArray[np.float64]
+    right: float
 
-def _tell(name: str, marks: NDArray[np.float64], pauses: Pauses, right: float) -> None:
-    wall = 1000 * np.diff(marks)
-    given = wall - 1000 * missed(marks[:-1], marks[1:], pauses)
-    median = float(np.median(wall))
-    print(
-        f"{name}: {len(wall)} identifications, p50 {median:.2f} ms, p99 {np.quantile(wall, 0.99):.2f}, p99.9 "
-        f"{np.quantile(wall, 0.999):.2f}, longest {wall.max():.1f}, less the machine's pauses {given.max():.1f}; "
-        f"{(given > median + 1000 * _STOP).sum()} took 20 ms longer than the median; "
-        f"{100 * right:.1f} % of enrolled people named rightly",
-        flush=True,
-    )
+    @classmethod
+    def made(cls, client: httpx.Client, probes: list[NDArray[np.float32]], seconds: float, core: int) -> "_Calls":
+        """Send one probe after the other."""
+        marks, right = [time.monotonic()], 0
+        calls = itertools.cycle(enumerate(probes))
+        with watched({core}) as pauses:
+            for _ in track(range(round(seconds)), "identifying"):
+                end = marks[-1] + 1
+                while marks[-1] < end:
+                    number, probe = next(calls)
+                    named = _named(client, probe)
+                    right += number % 2 == 0 and named == f"person {number // 2}"
+                    marks.append(time.monotonic())
+        moments = np.array(marks)
+        wall = np.diff(moments)
+        paused = missed(moments[:-1], moments[1:], pauses.get(core, np.empty((0, 2))))
+        return cls(1000 * wall, 1000 * (wall - paused), right / len(wall[::2]))
+
+    @property
+    def median(self) -> float:
+        """Of the milliseconds."""
+        return float(np.median(self.wall))
+
+    def tell(self, name: str, median: float) -> None:
+        """Print one line; a call counts as stopped that took 20 ms more than the median alone."""
+        p99, p999 = np.quantile(self.wall, (0.99, 0.999))
+        stopped, given = ((one > median + _STOP).sum() for one in (self.wall, self.given))
+        print(
+            f"{name}: {len(self.wall)} identifications, p50 {self.median:.2f} ms, p99 {p99:.2f}, p99.9 {p999:.2f}, "
+            f"longest {self.wall.max():.1f}, {stopped} stopped for more than 20 ms (less what a watcher of the "
+            f"service's core missed: {self.given.max():.1f}, {given}); {100 * self.right:.1f} % of enrolled people "
+            "named rightly",
+            flush=True,
+        )
 
 
 @contextmanager
-def _enrolling() -> Iterator[None]:
+def _enrolling() -> Iterator[Any]:
+    """Another process enrolls; gives the number of people so far."""
     context = multiprocessing.get_context("spawn")
-    done = context.Event()
-    process = context.Process(target=_enroll, args=(done,))
+    done, ready, enrolled = context.Event(), context.Event(), context.Value("q", 0)
+    process = context.Process(target=_enroll, args=(done, ready, enrolled))
     process.start()
     try:
-        yield
+        while process.is_alive() and not ready.wait(0.1):
+            pass
+        yield enrolled
     finally:
         done.set()
         process.join()
+    if process.exitcode:
+        raise SystemExit("the process that enrolled has failed")
 
 
-def _enroll(done: Event) -> None:
-    """Twenty people a second, as another process of the service or a command does."""
+def _enroll(done: Any, ready: Any, enrolled: Any) -> None:
     people = Population.fitted().draw(10_000, EACH, seed=2 * 10**9 + time.monotonic_ns() % 10**9)
     with opened_store() as store:
-        for number in itertools.count():
-            if done.wait(0.05):
-                return
-            person = number % len(people)
-            keep(store, [f"new {os.getpid()} {number}"], people[person : person + 1])
+        ready.set()
+        while not done.wait(_ENROLL_PAUSE):
+            person = enrolled.value % len(people)
+            keep(store, [f"new {os.getpid()} {enrolled.value}"], people[person : person + 1])
+            enrolled.value += 1
 
 
 @contextmanager
-def _erasing(url: str, erased: list[int]) -> Iterator[None]:
-    done = threading.Event()
+def _erasing(url: str, people: int) -> Iterator[list[int]]:
+    """A second caller erases people, none of the first thousand; gives those who are gone."""
+    done, erased, failed = threading.Event(), list[int](), list[str]()
 
     def erase() -> None:
         with httpx.Client(base_url=url, timeout=60) as client:
-            person = int(np.random.default_rng().integers(1000, 300_000))
-            while not done.wait(0.2):
-                if client.delete(f"/galleries/default/subjects/person {person}").status_code == 204:
+            person = int(np.random.default_rng().integers(1000, people - 10_000))
+            while not done.wait(_ERASE_PAUSE):
+                answer = client.delete(f"/galleries/default/subjects/person {person}")
+                if answer.status_code == 204:
                     erased.append(person)
+                elif answer.status_code != 404:  # erased by an earlier run
+                    failed.append(answer.text)
                 person += 1
 
     thread = threading.Thread(target=erase)
     thread.start()
     try:
-        yield
+        yield erased
     finally:
         done.set()
         thread.join()
+    if failed or not erased:
+        raise SystemExit(f"nobody was erased, or not everybody: {failed[:3]}")
 
 
 if __name__ == "__main__":
