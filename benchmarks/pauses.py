@@ -2,9 +2,11 @@
 
     python benchmarks/pauses.py [--seconds 120]
 
-A watcher asks to be woken each half of a millisecond. Its priority is a real-time one, so that no other program can be
-what keeps it waiting: time that it misses is time that the machine did not give to this core (a virtual machine gives
-its cores to others, too). It needs the right to such a priority, as root has.
+A watcher asks to be woken each half of a millisecond. Its priority is a real-time one, so that no program's own code
+can be what keeps it waiting: time that it misses is time that the machine did not give to this core (a virtual one's
+host gives it to others, too), or that the kernel spent on a system call or a page fault. Where the kernel is built so
+that it does not interrupt those (CONFIG_PREEMPT_NONE), a program that writes files makes pauses of some milliseconds
+itself. A watcher needs the right to such a priority, as root has.
 """
 
 import argparse
@@ -60,6 +62,7 @@ def watched(cores: Collection[int] = ()) -> Iterator[dict[int, Pauses]]:
         here, there = context.Pipe()
         process = context.Process(target=_watch, args=(core, there), daemon=True)
         process.start()
+        there.close()  # so that one that dies is noticed
         watchers.append((core, here, process))
     for _, here, _ in watchers:
         here.recv()  # watching, or not able to
@@ -72,17 +75,6 @@ def watched(cores: Collection[int] = ()) -> Iterator[dict[int, Pauses]]:
             process.join()
             if pauses is not None:
                 found[core] = pauses
-
-
-def together(found: Collection[Pauses]) -> Pauses:
-    """When at least one of several cores was in a pause, (P, 2)."""
-    merged = list[list[float]]()
-    for start, end in sorted(pause for pauses in found for pause in pauses.tolist()):
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([start, end])
-    return np.array(merged, np.float64).reshape(-1, 2)
 
 
 def missed(starts: NDArray[np.float64], ends: NDArray[np.float64], pauses: Pauses) -> NDArray[np.float64]:

@@ -66,7 +66,7 @@ def record_changes(session: Session, owner: GalleryRow, kind: str, templates: Se
 
 
 def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[TemplateRow, str | None, bytes]]) -> None:
-    """Store crops of templates, sealed with the keys of their subjects; a template that has one keeps it.
+    """Store crops of templates, sealed with the keys of their subjects; one that is there and opens is kept.
 
     Args:
         session: of a transaction that writes.
@@ -74,15 +74,19 @@ def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[Template
         crops: template, id of its subject's key, PNG file.
     """
     ids = [template.id for template, _, _ in crops]
-    kept = set(session.scalars(select(CropRow.template_id).where(CropRow.template_id.in_(ids)))) if ids else set()
+    query = select(CropRow).where(CropRow.template_id.in_(ids))
+    rows = {row.template_id: row for row in session.scalars(query)} if ids else {}
+    there = [(template, key_id) for template, key_id, _ in crops if template.id in rows]
+    opened = seals.open([SealedRow(key_id, crop_identity(one), rows[one.id].image) for one, key_id in there])
+    whole = {one.id for (one, _), image in zip(there, opened, strict=True) if not isinstance(image, Flaw)}
     by_key: dict[str | None, list[tuple[TemplateRow, bytes]]] = {}
     for template, key_id, image in crops:
-        if template.id not in kept:
+        if template.id not in whole:
             by_key.setdefault(key_id, []).append((template, image))
     for key_id, own in by_key.items():
         values = [(crop_identity(template), image) for template, image in own]
         for (template, _), sealed in zip(own, seals.seal(key_id, values), strict=True):
-            session.add(CropRow(template_id=template.id, image=sealed))
+            session.merge(CropRow(template_id=template.id, image=sealed))
 
 
 def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRow:

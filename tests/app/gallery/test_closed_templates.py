@@ -20,6 +20,7 @@ from app.gallery.index import ExactIndex
 from app.gallery.photos import PhotoReader
 from app.gallery.portable import Stored
 from app.gallery.records import Enrolment, NewTemplate
+from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from app.gallery.vault import DataKeyRow, Vault
@@ -75,6 +76,27 @@ def test_the_same_photo_makes_a_damaged_template_whole(
     assert replica.view.index.vectors(np.array([first])).tolist() == [templates[0].embedding.tolist()]
     assert enroll(sealed_store, "anna", templates).added == ()
     assert sealed_store.gallery("people") == gallery
+
+
+def test_the_same_photo_makes_a_damaged_crop_whole(
+    engine: Engine, sealed_store: GalleryStore, new_templates: Templates
+) -> None:
+    def crops() -> list[bytes]:
+        moves = ReembeddingStore(sealed_store.engine, sealed_store.seals)
+        return [one.image for one in moves.crops_to_embed(sealed_store.gallery("people"), "new@1", after=0, limit=9)]
+
+    templates = [replace(one, crop=b"png of " + one.crop_sha256.encode()) for one in new_templates(2)]
+    first, second = enroll(sealed_store, "anna", templates).added
+    images = [one.crop for one in templates]
+    change(engine, "UPDATE crop SET image = :value WHERE template_id = :id", value=b"\1damaged", id=first.id)
+    assert crops() == [b"", images[1]]
+    sealed = "SELECT image FROM crop WHERE template_id = :id"
+    with engine.connect() as connection:
+        before = connection.execute(text(sealed), {"id": second.id}).scalar_one()
+    assert enroll(sealed_store, "anna", templates).added == ()
+    assert crops() == images
+    with engine.connect() as connection:
+        assert connection.execute(text(sealed), {"id": second.id}).scalar_one() == before
 
 
 def test_a_subject_whose_key_is_missing_knows_no_photo_until_it_was_erased(
