@@ -104,9 +104,9 @@ class _Calls:
     @classmethod
     def made(cls, client: httpx.Client, probes: list[NDArray[np.float32]], seconds: float, core: int) -> "_Calls":
         """Send one probe after the other."""
-        marks, right = [time.monotonic()], 0
-        calls = itertools.cycle(enumerate(probes))
+        right, calls = 0, itertools.cycle(enumerate(probes))
         with watched({core}) as pauses:
+            marks = [time.monotonic()]
             for _ in track(range(round(seconds)), "identifying"):
                 end = marks[-1] + 1
                 while marks[-1] < end:
