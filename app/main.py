@@ -1,5 +1,6 @@
 """create_app(): wiring and lifespan, nothing else."""
 
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -130,8 +131,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             # To people, not into the log: it is shown this once.
             print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
         await to_thread.run_sync(service.start)
+        gc.collect()
+        gc.freeze()  # what is there now stays: a collection that looked through it would stop every request
         _log.info("ready", extractor=service.extractor)
         yield
+        gc.unfreeze()
         await to_thread.run_sync(service.close)
         gate.close()
 

@@ -1,5 +1,6 @@
 """What operators and callers see around the calls: ready under load, failures, OpenAPI."""
 
+import gc
 import sqlite3
 import threading
 import time
@@ -145,3 +146,9 @@ def test_every_answer_names_the_extractor_and_the_request(client: TestClient, ad
 
     assert headers["Facegallery-Extractor"].startswith("sface@")
     assert len(headers["X-Request-ID"]) == 32
+
+
+def test_what_is_there_at_the_start_is_no_work_for_the_garbage_collector(tmp_path: Path) -> None:
+    with running(Settings(data_dir=tmp_path, _env_file=None)):
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
