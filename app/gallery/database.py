@@ -36,7 +36,7 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() == "postgresql":
         return _open_postgresql(url, timeout)
-    if url.database:
+    if url.database and not url.database.startswith("file:"):  # an address of SQLite's own names what is there
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(
         url,
