@@ -135,7 +135,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         gc.freeze()  # what is there now stays: a collection that looked through it would stop every request
         _log.info("ready", extractor=service.extractor)
         yield
-        gc.unfreeze()
+        gc.unfreeze()  # for who makes another app in the same process
         await to_thread.run_sync(service.close)
         gate.close()
 

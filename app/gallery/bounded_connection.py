@@ -7,13 +7,11 @@ from typing import Any, Self, TypeVar
 from psycopg import Connection, Error, OperationalError
 from psycopg.abc import ConnParam, PQGen
 
+from app.gallery.database import CANCELLED
 from app.gallery.deadline import seconds_left
 
 _PROBES = 3
 _CANCEL_SECONDS = 1.0
-CANCELLED = "57014"
-"""What PostgreSQL calls a statement that was cancelled."""
-
 Answer = TypeVar("Answer")
 
 

@@ -14,6 +14,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 
+CANCELLED = "57014"
+"""What PostgreSQL calls a statement that was cancelled."""
+
 
 def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
     """Engine for a database's address.
@@ -153,7 +156,7 @@ def _translate(error: DBAPIError) -> FacegalleryError | None:
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "locked" in text or state in {"55P03", "40001", "40P01"}:
         return Busy("another request is writing; try again")
-    if state == "57014":  # cancelled, by us (see `BoundedConnection`) or by a limit of the server's
+    if state == CANCELLED:  # by us (see `BoundedConnection`) or by a limit of the server's
         return Busy("the database took too long; try again")
     if error.connection_invalidated or isinstance(error, OperationalError):
         return DatabaseUnavailable("the database does not answer; try again")

@@ -61,7 +61,7 @@ def holding(lock: threading.Lock) -> Iterator[None]:
         TimedOut: the time is over.
     """
     if not lock.acquire(timeout=min(seconds_left(), threading.TIMEOUT_MAX)):
-        raise TimedOut("the request took too long and was given up; nothing was stored")
+        raise _timed_out()
     try:
         yield
     finally:
@@ -75,4 +75,8 @@ def check_deadline() -> None:
         TimedOut: it is.
     """
     if seconds_left() <= 0:
-        raise TimedOut("the request took too long and was given up; nothing was stored")
+        raise _timed_out()
+
+
+def _timed_out() -> TimedOut:
+    return TimedOut("the request took too long and was given up; nothing was stored")

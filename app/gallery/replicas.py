@@ -118,19 +118,6 @@ class Replicas:
         replica.catch_up(found.revision)
         return replica
 
-    def forget(self, gallery: Gallery) -> None:
-        """Erase what is kept of a gallery that was erased, and let its replica go.
-
-        Raises:
-            FacegalleryError: an engine or the vault did not do its part; the upkeep tries again.
-        """
-        with self._lock:
-            self._owed[gallery.id] = gallery
-        self._indexes.forget(gallery)
-        with self._lock:
-            self._by_gallery.pop(gallery.id, None)
-            self._owed.pop(gallery.id, None)
-
     def _let_go(self, replica: GalleryReplica) -> None:
         with self._lock:
             if self._by_gallery.get(replica.gallery_id) is replica:
@@ -151,10 +138,11 @@ class Replicas:
     def follow(self, gallery: Gallery) -> None:
         """Bring this process's index up to date after an erasure, if it has one, or an engine that keeps one.
 
-        What an engine has of extractors that the gallery has left is dropped: nothing follows there.
+        What an engine has of extractors that the gallery has left is dropped: nothing follows there. Of a gallery that
+        was erased itself nothing is kept, and its replica goes.
 
         Raises:
-            DatabaseUnavailable, Busy: the engine did not do its part; the upkeep tries again.
+            DatabaseUnavailable, Busy: the engine or the vault did not do its part; the upkeep tries again.
         """
         with self._lock:
             self._owed[gallery.id] = gallery
@@ -162,7 +150,7 @@ class Replicas:
         with suppress(GalleryNotFound):
             present = self._store.gallery(gallery.name)
         if present is None or (present.id, present.created_at) != (gallery.id, gallery.created_at):
-            self._indexes.forget(gallery)  # it is gone, though another may have its name
+            self._forget(gallery)  # it is gone, though another may have its name
         else:
             self._follow_present(present)
         with self._lock:
@@ -192,6 +180,12 @@ class Replicas:
         if galleries and self._indexes.engine is not None:
             self._indexes.engine.names(STORAGE)  # one that is away is waited for here, and not for each gallery anew
         try_each(partial(self.follow, gallery) for gallery in galleries)
+
+    def _forget(self, gone: Gallery) -> None:
+        """Erase what is kept of a gallery that was erased itself, and let its replica go."""
+        self._indexes.forget(gone)
+        with self._lock:
+            self._by_gallery.pop(gone.id, None)
 
     def _follow_present(self, present: Gallery) -> None:
         with suppress(GalleryNotFound):  # erased since it was read

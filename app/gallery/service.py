@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-import structlog
 from numpy.typing import NDArray
 
 from app.gallery.consent import PrivacyRules, Terms, check_terms
@@ -25,10 +24,8 @@ from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
-from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
-_log = structlog.get_logger()
 
 
 class GalleryService:
@@ -125,10 +122,6 @@ class GalleryService:
         """Erase a gallery with all that is in it."""
         with within(math.inf):  # the larger it is, the longer it takes; given up halfway it would never be done
             gallery = self.store.delete_gallery(normalise_gallery_name(name))
-        try:
-            self.replicas.forget(gallery)
-        except FacegalleryError as error:  # the upkeep tries again
-            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
         self.forgetting.finish(gallery)
 
     # -- people

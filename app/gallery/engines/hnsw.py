@@ -55,11 +55,13 @@ class GraphBuilder:
             self._threads[table] = threading.Thread(target=self._run, args=(table,), name=f"hnsw {table}", daemon=True)
             self._threads[table].start()
 
-    def wait(self, table: str) -> None:
-        """Return when the graph that is being built by this process is there, or has failed."""
-        thread = self._threads.get(table)
+    def wait(self, table: str, seconds: float | None = None) -> bool:
+        """Whether nothing is being built for a table by this process, or no more within so many seconds."""
+        with self._lock:  # one that is there has been started
+            thread = self._threads.get(table)
         if thread is not None:
-            thread.join()
+            thread.join(seconds)
+        return thread is None or not thread.is_alive()
 
     def forget(self, table: str) -> None:
         """Give up what is being built for a table, and build anew when it is next considered.
@@ -68,17 +70,16 @@ class GraphBuilder:
             DatabaseUnavailable: PostgreSQL does not answer.
             TimedOut: the build goes on, and the request has no more time.
         """
-        thread, pause = self._threads.get(table), _CANCEL_SECONDS
-        while thread is not None and thread.is_alive():
+        pause = _CANCEL_SECONDS
+        while not self.wait(table, 0):
             # Again and again: what is not connected yet, or between two statements, cannot be cancelled.
             connection = self._connections.get(table)
             if connection is not None:
                 with postgresql_errors():
                     connection.cancel_safe(timeout=5)
-            thread.join(pause)
-            pause *= 2
-            if thread.is_alive():
+            if not self.wait(table, pause):
                 check_deadline()
+            pause *= 2
         with self._lock:
             self._built.discard(table)
             self._not_before.pop(table, None)

@@ -18,7 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
-from app.gallery.bounded_connection import CANCELLED, BoundedConnection, connection_options
+from app.gallery.bounded_connection import BoundedConnection, connection_options
+from app.gallery.database import CANCELLED
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from model.errors import FacegalleryError
 

@@ -85,6 +85,16 @@ def found(replica: GalleryReplica, templates: list[NewTemplate]) -> list[int | N
     return [near[0].subject_id if near and near[0].distance < 1e-3 else None for near in ranked]
 
 
+def away(*_: object, **__: object) -> None:
+    """In place of what asks the vault."""
+    raise DatabaseUnavailable("the vault does not answer")
+
+
+def full(*_: object, **__: object) -> None:
+    """In place of what writes to the disk."""
+    raise OSError(28, "No space left on device")
+
+
 def test_after_a_reboot_the_sealed_snapshot_alone_answers(machine: Machine, new_templates: Templates) -> None:
     templates = new_templates(3)
     anna = enroll(machine.store, "anna", templates)
@@ -333,9 +343,6 @@ def test_changes_stay_until_a_snapshot_that_lasts_has_them(
     upkeep.tick()
     enroll(machine.store, "bob", new_templates(1))
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr("app.gallery.sealed_snapshots.seal_file", full)
     upkeep.tick()
     assert snapshots(leader).revisions == [1, 2]  # one that is sealed, and one that lies open
@@ -354,9 +361,6 @@ def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
     leader.write_snapshot()
     shutil.copytree(machine.disk, tmp_path / "copy")
     machine.store.delete_subject("people", "anna")
-
-    def away(*_: object, **__: object) -> None:
-        raise DatabaseUnavailable("the vault does not answer")
 
     for name in ("new_key", "discard"):
         monkeypatch.setattr(Vault, name, away)
@@ -377,9 +381,6 @@ def test_where_nothing_can_be_written_no_trace_stays_either(
     leader = machine.replica()
     leader.write_snapshot()
     machine.store.delete_subject("people", "anna")
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("app.gallery.index.segmented.snapshot.write_state", full)
     assert leader.erase_snapshots() == 1
@@ -433,12 +434,9 @@ def test_a_gallery_whose_keys_could_not_be_destroyed_is_owed_that(
     replicas = Replicas(machine.store, machine.history, machine.source, extractor="other@ba9876543210")
     gone = machine.store.delete_gallery("people")
 
-    def away(*_: object, **__: object) -> None:
-        raise DatabaseUnavailable("the vault does not answer")
-
     monkeypatch.setattr(Vault, "discard", away)
     with pytest.raises(DatabaseUnavailable):
-        replicas.forget(gone)
+        replicas.follow(gone)
     with pytest.raises(DatabaseUnavailable):
         replicas.follow_again()
     monkeypatch.undo()
@@ -455,13 +453,10 @@ def test_a_gallery_of_the_same_name_pays_no_debt_of_another(
     replicas = Replicas(machine.store, machine.history, machine.source, extractor=EXTRACTOR)
     gone = machine.store.delete_gallery("people")
 
-    def away(*_: object, **__: object) -> None:
-        raise DatabaseUnavailable("the vault does not answer")
-
     with monkeypatch.context() as patched:
         patched.setattr(Vault, "discard", away)
         with pytest.raises(DatabaseUnavailable):
-            replicas.forget(gone)
+            replicas.follow(gone)
     machine.store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
     replicas.follow_again()
     assert vault.discard(f"snapshot {gone.id}") == 0

@@ -108,7 +108,7 @@ def test_a_gallery_that_is_erased_while_its_index_is_made_is_let_go(
 
     def late(gallery: Gallery) -> EngineIndex:
         store.delete_gallery("others")
-        replicas.forget(gallery)
+        replicas.follow(gallery)
         return index(gallery)
 
     with monkeypatch.context() as patched:
