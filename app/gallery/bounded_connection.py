@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar
 from psycopg import Connection, Error, OperationalError
 from psycopg.abc import ConnParam, PQGen
 
-from app.gallery.database import CANCELLED
+from app.gallery.database_failures import CANCELLED
 from app.gallery.deadline import seconds_left
 
 _PROBES = 3

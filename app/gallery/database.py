@@ -11,11 +11,8 @@ from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine,
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
-from model.errors import FacegalleryError
-
-CANCELLED = "57014"
-"""What PostgreSQL calls a statement that was cancelled."""
+from app.gallery.database_failures import meaning
+from app.gallery.errors import Busy
 
 
 def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
@@ -139,25 +136,8 @@ def database_errors() -> Iterator[None]:
     except PoolTimeout as error:
         raise Busy("all database connections are in use; try again") from error
     except DBAPIError as error:
-        translated = _translate(error)
+        away = error.connection_invalidated or isinstance(error, OperationalError)
+        translated = meaning(error.orig, away=away)
         if translated is None:
             raise
         raise translated from error
-
-
-def _translate(error: DBAPIError) -> FacegalleryError | None:
-    text = str(error.orig).lower()
-    state = getattr(error.orig, "sqlstate", None)
-    if "disk is full" in text or state == "53100" or "no space left" in text:
-        return StorageUnwritable("the database's disk is full; nothing was stored")
-    if "readonly" in text or state == "25006":
-        return StorageUnwritable("the database is read-only; nothing was stored")
-    if "unable to open database file" in text:  # SQLite makes two files beside it, so it needs the folder, too
-        return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
-    if "locked" in text or state in {"55P03", "40001", "40P01"}:
-        return Busy("another request is writing; try again")
-    if state == CANCELLED:  # by us (see `BoundedConnection`) or by a limit of the server's
-        return Busy("the database took too long; try again")
-    if error.connection_invalidated or isinstance(error, OperationalError):
-        return DatabaseUnavailable("the database does not answer; try again")
-    return None

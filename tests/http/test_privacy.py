@@ -177,20 +177,20 @@ def test_an_identification_is_noted_where_a_rule_asks(tmp_path: Path, portrait: 
 # -- forgetting
 
 
-def test_forgetting_answers_a_signed_receipt(
-    client: TestClient, gallery: str, enroll: Enroll, identify: Identify, portrait: bytes, mirrored: bytes
-) -> None:
-    enroll("team/ada", portrait, mirrored)
-    assert names(identify(portrait)) == ["team/ada"]
-    answer = client.post(f"/galleries/{gallery}/subjects/team/ada/forget")
-    assert answer.status_code == 200
-    key = client.get("/receipts/key").json()
-    assert key["algorithm"] == "Ed25519"
-    receipt = check_receipt(answer.json(), key["public_key"])
-    assert receipt["erased"] == {"subjects": 1, "templates": 2, "keys": 1, "snapshots": 0}
-    assert (receipt["gallery"], receipt["subject"]) == (gallery, "team/ada")
-    assert names(identify(portrait)) == [None]
-    assert is_problem(client.post(f"/galleries/{gallery}/subjects/team/ada/forget"), 404, "subject-not-found")
+def test_forgetting_answers_a_signed_receipt(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:
+    with running(settings_of(tmp_path, snapshot_interval=0)) as client:
+        send(client, "team/ada", portrait)
+        send(client, "team/ada", mirrored)
+        assert names(client.post("/identify", files={"image": portrait})) == ["team/ada"]
+        answer = client.post("/galleries/default/subjects/team/ada/forget")
+        assert answer.status_code == 200
+        key = client.get("/receipts/key").json()
+        assert key["algorithm"] == "Ed25519"
+        receipt = check_receipt(answer.json(), key["public_key"])
+        assert receipt["erased"] == {"subjects": 1, "templates": 2, "keys": 1, "snapshots": 0}
+        assert (receipt["gallery"], receipt["subject"]) == ("default", "team/ada")
+        assert names(client.post("/identify", files={"image": portrait})) == [None]
+        assert is_problem(client.post("/galleries/default/subjects/team/ada/forget"), 404, "subject-not-found")
 
 
 def test_this_process_forgets_the_vector_at_once(

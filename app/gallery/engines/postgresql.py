@@ -19,9 +19,8 @@ from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
 from app.gallery.bounded_connection import BoundedConnection, connection_options
-from app.gallery.database import CANCELLED
-from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
-from model.errors import FacegalleryError
+from app.gallery.database_failures import meaning
+from app.gallery.errors import DatabaseUnavailable
 
 _MOST_IDLE = 10
 
@@ -167,28 +166,13 @@ def postgresql_errors() -> Iterator[None]:
     """
     try:
         yield
+    except psycopg.errors.UndefinedTable as error:
+        raise DatabaseUnavailable("the gallery's index is gone from the database; run `facegallery reindex`") from error
     except psycopg.Error as error:
-        translated = _translate(error)
+        translated = meaning(error, away=isinstance(error, psycopg.OperationalError))
         if translated is None:
             raise
         raise translated from error
-
-
-def _translate(error: psycopg.Error) -> FacegalleryError | None:
-    state = error.sqlstate
-    if state == "53100":
-        return StorageUnwritable("the database's disk is full; the index was not changed")
-    if state == "25006":
-        return StorageUnwritable("the database is read-only; the index was not changed")
-    if state in {"55P03", "40001", "40P01"}:
-        return Busy("another request is writing; try again")
-    if state == CANCELLED:
-        return Busy("the database took too long; try again")
-    if state == "42P01":
-        return DatabaseUnavailable("the gallery's index is gone from the database; run `facegallery reindex`")
-    if isinstance(error, psycopg.OperationalError):
-        return DatabaseUnavailable("the database does not answer; try again")
-    return None
 
 
 def _register(connection: Connection, kind: VectorType) -> None:

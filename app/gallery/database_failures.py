@@ -1,0 +1,31 @@
+"""What a database's failure means to who asked, whether through SQLAlchemy or the driver alone."""
+
+from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+from model.errors import FacegalleryError
+
+CANCELLED = "57014"
+"""What PostgreSQL calls a statement that was cancelled, by us (see `BoundedConnection`) or by a limit of its own."""
+
+_DISK_FULL, _READ_ONLY = "53100", "25006"
+_LOCKED = {"55P03", "40001", "40P01"}
+
+
+def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | None:
+    """The service's error for a driver's, or None for what is a bug.
+
+    Args:
+        failure: of the driver, SQLite's or PostgreSQL's.
+        away: whether a failure that is none of those known means that the database is away.
+    """
+    text, state = str(failure).lower(), getattr(failure, "sqlstate", None)
+    if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
+        return StorageUnwritable("the database's disk is full; nothing was stored")
+    if state == _READ_ONLY or "readonly" in text:
+        return StorageUnwritable("the database is read-only; nothing was stored")
+    if "unable to open database file" in text:  # SQLite makes two files beside it, so it needs the folder, too
+        return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
+    if state in _LOCKED or "locked" in text:
+        return Busy("another request is writing; try again")
+    if state == CANCELLED:
+        return Busy("the database took too long; try again")
+    return DatabaseUnavailable("the database does not answer; try again") if away else None
