@@ -107,7 +107,6 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
         half=settings.index_half,
         folder=folder if seal is not None else None,
         snapshot_interval=settings.snapshot_interval if seal is not None else 0,
-        erase_interval=settings.erase_interval,
         engine=engine,
         seal=seal,
         unused=None if kept else (folder, vault),

@@ -100,9 +100,6 @@ class Settings(BaseSettings):
     snapshot_interval: float = Field(
         300.0, ge=0, description="seconds between snapshots of an index that has changed; 0 keeps none"
     )
-    erase_interval: float = Field(
-        86400.0, ge=0, description="seconds that an erased embedding may stay in a snapshot's files"
-    )
     milvus_uri: str = Field("", description="address of Milvus, `http://HOST:19530/DATABASE`, for the index `milvus`")
     milvus_token: SecretStr | None = Field(None, description="`USER:PASSWORD` or API key of Milvus, if it asks for one")
 

@@ -9,14 +9,11 @@ import typer
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.progress import shown_progress
 from app.gallery.engine_leftovers import EngineLeftovers
-from app.gallery.erasure_wish import ErasureWish
 from app.gallery.names import normalise_gallery_name
 from app.gallery.policy import FixedDistance
-from app.gallery.records import Gallery
 from app.gallery.reembedding import Move, move_back, move_gallery, previous_extractor
 from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.service import DEFAULT_GALLERY
-from app.gallery.snapshots import snapshot_place
 from app.gallery.store import GalleryStore
 from app.index_engine import engine_of
 from app.settings import Settings
@@ -51,7 +48,6 @@ def reembed_command(
     with opened_store() as store:
         if discard:
             erased = ReembeddingStore(store.engine).discard(store.gallery(name))
-            _have_snapshots_erased(store.gallery(name))
             _drop_left(store, name)
             print(json.dumps({"gallery": name, "erased": erased}) if as_json else f"{erased} old embeddings erased")
             return
@@ -69,17 +65,6 @@ def _move(store: GalleryStore, name: str, extractor: Extractor, without_missing:
     total = ReembeddingStore(store.engine).count_missing(store.gallery(name), extractor.card.identity)
     with shown_progress("embedding", total) as progress:
         return move_gallery(store, name, extractor, without_missing=without_missing, progress=progress)
-
-
-def _have_snapshots_erased(gallery: Gallery) -> None:
-    """Have the service erase what this machine's snapshots still have of the other extractor, with their keys."""
-    folder = Settings().snapshots_dir / snapshot_place(gallery)
-    if not folder.parent.is_dir():  # there are none here
-        return
-    try:
-        ErasureWish(folder).make()
-    except OSError as error:
-        complain(f"snapshots in {folder.parent} keep them until the next erasure ({error})", style="yellow")
 
 
 def _drop_left(store: GalleryStore, name: str) -> None:

@@ -1,20 +1,25 @@
 """Backup and restore of an SQLite database while it is used; PostgreSQL brings tools of its own."""
 
 import sqlite3
-from contextlib import closing
+import uuid
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
+import structlog
 from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
 from app.gallery.database import open_engine
 from app.gallery.epochs import begin_epoch
-from app.gallery.errors import BackupUnusable
+from app.gallery.errors import BackupUnusable, InvalidInput
 from app.gallery.migrations import migrate
 from model.replaced_file import replaced_file
 
 GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
 VAULT_TABLES = frozenset({"data_key", "vault_state"})
+_BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
+_log = structlog.get_logger()
 
 
 def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES) -> int:
@@ -53,7 +58,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
 
     Args:
         file: made by `back_up`, or by `.backup` of the sqlite3 program.
-        address: SQLAlchemy address of the SQLite database; made where it is missing.
+        address: SQLAlchemy address of the SQLite database; made where it is missing, set aside where it is damaged.
         timeout: seconds to wait for a lock.
 
     Raises:
@@ -75,9 +80,13 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
             galleries = begin_epoch(engine)
         finally:
             engine.dispose()
-        with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:
-            copy.backup(target)
-            target.execute("PRAGMA journal_mode=WAL")
+        try:
+            _copy_into(database, draft, timeout)
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                raise
+            _set_aside(database)
+            _copy_into(database, draft, timeout)
     except CommandError as error:
         raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
     except sqlite3.Error as error:
@@ -85,6 +94,21 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
     finally:
         _forget(draft)
     return galleries
+
+
+def _copy_into(database: Path, draft: Path, timeout: float) -> None:
+    with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:
+        copy.backup(target)
+        target.execute("PRAGMA journal_mode=WAL")
+
+
+def _set_aside(database: Path) -> None:
+    """Give a file that is no database any more another name, with what SQLite keeps beside it."""
+    aside = f"{database.name}.damaged-{uuid.uuid4().hex[:8]}"
+    for suffix in _BESIDE:
+        with suppress(FileNotFoundError):
+            database.with_name(database.name + suffix).rename(database.with_name(aside + suffix))
+    _log.warning("database.set_aside", file=str(database.with_name(aside)))
 
 
 def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
@@ -96,6 +120,20 @@ def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
         raise BackupUnusable("that is a database, but none of Facegallery's")
 
 
+def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
+    """See to it that a file which is about to be written is none of a database's own.
+
+    Raises:
+        InvalidInput: it is.
+    """
+    for address in addresses:
+        url = make_url(address)
+        if url.get_backend_name() == "sqlite" and url.database:
+            own = Path(url.database).resolve()
+            if file.resolve() in {own.with_name(own.name + suffix) for suffix in _BESIDE}:
+                raise InvalidInput(f"{file} belongs to the running database; choose another name", part="file")
+
+
 def _sqlite_file(address: str, otherwise: str) -> Path:
     url = make_url(address)
     if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
@@ -104,5 +142,5 @@ def _sqlite_file(address: str, otherwise: str) -> Path:
 
 
 def _forget(draft: Path) -> None:
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in _BESIDE:
         draft.with_name(draft.name + suffix).unlink(missing_ok=True)

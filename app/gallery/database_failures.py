@@ -24,6 +24,8 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return StorageUnwritable("the database is read-only; nothing was stored")
     if "unable to open database file" in text:  # SQLite makes two files beside it, so it needs the folder, too
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
+    if "malformed" in text or "not a database" in text:
+        return DatabaseUnavailable("the database's file is damaged; restore a backup (`facegallery restore`)")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
     if state == CANCELLED:

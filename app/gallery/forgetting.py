@@ -6,14 +6,14 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, func, select, update
 
 from app.gallery.database import empty_log
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery
 from app.gallery.rows import Sessions, erase_subject, gallery_of, gallery_row, subject_row
-from app.gallery.tables import GalleryRow, KeyToDestroyRow, SubjectRow, now
+from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
 from app.gallery.vault import Vault
 from model.errors import FacegalleryError
 
@@ -116,8 +116,12 @@ class Forgetting:
         except FacegalleryError as error:
             pending.append("key")
             _log.error("erasure.pending", what="key", reason=str(error))
-        if not empty_log(self.engine):
+        try:
+            if not empty_log(self.engine):
+                pending.append("database-log")
+        except FacegalleryError as error:
             pending.append("database-log")
+            _log.error("erasure.pending", what="database-log", reason=str(error))
         try:
             self._follow(gallery)
         except FacegalleryError as error:
@@ -193,7 +197,8 @@ class Forgetting:
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
             row = subject_row(session, owner, key)
-            keys = int(row.key_id is not None)
+            inherited = select(func.count()).select_from(InheritedKeyRow).filter_by(subject_id=row.id)
+            keys = int(row.key_id is not None) + (session.scalar(inherited) or 0)
             templates = erase_subject(session, owner, row)
             session.flush()
             self._journal.write(session, Event(action, gallery, (key,), {"templates": templates}))

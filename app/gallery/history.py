@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select
+from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -186,6 +186,12 @@ class GalleryHistory:
             record_changes(session, owner, "rebuild", [(0, 0)])
             session.flush()
             return gallery_of(owner)
+
+    def snapshots_erased(self, gallery_id: int, erasure: str) -> None:
+        """Write down that no snapshot holds any more what was erased so far, unless more has been since."""
+        done = update(GalleryRow).where(GalleryRow.id == gallery_id, GalleryRow.erasure == erasure)
+        with self._sessions.writing() as session:
+            session.execute(done.values(erasure=None))
 
     # -- who follows
 

@@ -30,16 +30,15 @@ class SnapshotSeal:
 class IndexSource:
     """Makes indexes of one kind, in this process or, with an `engine`, outside it.
 
-    `folder` is that of the snapshots, None for none; `snapshot_interval` and `erase_interval` are the seconds between
-    snapshots, and those that an erased embedding may stay in one. With a `seal` the folder holds sealed copies alone.
-    `unused` are folder and keys of snapshots that earlier settings left, and these do not keep.
+    `folder` is that of the snapshots, None for none; `snapshot_interval` are the seconds between two. With a `seal` the
+    folder holds sealed copies alone. `unused` are folder and keys of snapshots that earlier settings
+    left, and these do not keep.
     """
 
     kind: IndexKind | EngineKind = "auto"
     half: bool = False
     folder: Path | None = None
     snapshot_interval: float = 300.0
-    erase_interval: float = 86_400.0
     engine: IndexEngine | None = None
     seal: SnapshotSeal | None = None
     unused: tuple[Path, SnapshotKeys] | None = None

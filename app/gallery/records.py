@@ -17,7 +17,10 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """A gallery as stored; `policy` is None where the settings' policy applies."""
+    """A gallery as stored; `policy` is None where the settings' policy applies.
+
+    `erasure` names the last erasure that snapshots may still have to follow, None where there is none.
+    """
 
     id: int
     name: str
@@ -27,6 +30,7 @@ class Gallery:
     policy: ThresholdPolicy | None
     created_at: datetime
     privacy: PrivacyRules = NO_RULES
+    erasure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

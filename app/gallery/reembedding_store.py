@@ -19,6 +19,7 @@ from app.gallery.rows import (
     crop_identity,
     gallery_of,
     gallery_row,
+    have_snapshots_erased,
     sealed_columns,
     template_identity,
 )
@@ -196,13 +197,17 @@ class ReembeddingStore:
             return Switch("done", left_behind)
 
     def discard(self, gallery: Gallery) -> int:
-        """Erase all embeddings of other extractors that the gallery has; answers how many those were."""
+        """Erase all embeddings of other extractors that the gallery has; answers how many those were.
+
+        Snapshots by these extractors are erased by the service, as after every erasure.
+        """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery.name, lock=True)
             erased = 0
             for table in (SpareEmbeddingRow, SetAsideRow):
                 statement = delete(table).where(table.gallery_id == owner.id)
                 erased += cast(CursorResult[Any], session.execute(statement)).rowcount
+            have_snapshots_erased(owner)
             return erased
 
     @staticmethod

@@ -13,6 +13,7 @@ from app.gallery.errors import Busy
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
+from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
 from app.gallery.snapshots import Snapshots
 from app.gallery.view import View
@@ -182,50 +183,51 @@ class GalleryReplica:
                 if erase:
                     self.snapshots.drop()
                 return None
-            if outdated and not self._reached(gallery.revision):
-                return None
-            index = self._view.index
             anew = erase or outdated
-            while anew and index.erase_pending and index.maintain(erase=True):
-                pass
-            with self._lock:
-                view = self._view
-                owners = view.owners.copy()
+            reached = not anew or self._reached(gallery.revision)
+            written = self._to_be_written(anew=anew) if reached else None
+            if written is None:
+                if erase:
+                    self.snapshots.drop()
+                return None
             try:
                 # What the index takes in between is newer than the revision; replaying it again does no harm.
-                self.snapshots.write(index, owners, view.revision, anew=anew, erase=erase)
+                self.snapshots.write(*written, anew=anew, erase=erase)
             finally:
                 # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
                 here = self._source.present() is not None
                 if not here:
                     self.snapshots.erase()
-        return view.revision if here else None
+        return written[2] if here else None
 
     def erase_snapshots(self) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
 
-        That grants the wish for it, if somebody has made one.
-
         Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
+
+        Raises:
+            FacegalleryError: the vault or the database does not answer; the erasure is still to be followed.
         """
         if self.snapshots is None:
             return 0
-        with self.snapshots.erasure.granted():
-            present = self._source.present()
-            if present is None:
-                return 0
-            with suppress(Busy):  # a view that is behind is not written below
-                self.catch_up(present)
-            with holding(self._tending):  # one that is being written is waited for
-                there = len(self.snapshots.revisions)
-                if not there or self._view.revision < present:
-                    self.snapshots.drop()  # also the keys that an attempt before could not destroy
-                    return there
+        gallery = self._source.gallery()
+        if gallery is None:
+            return 0
+        with suppress(Busy):  # a view that is behind is not written below
+            self.catch_up(gallery.revision)
+        with holding(self._tending):  # one that is being written is waited for
+            there = len(self.snapshots.revisions)
+            behind = self._view.revision < gallery.revision
+            if not there or behind:
+                self.snapshots.drop()  # also the keys that an attempt before could not destroy
+        if there and not behind:
             try:
                 self.write_snapshot(erase=True)
             except OSError as error:
                 _log.error("snapshot.failed", gallery=self.name, reason=str(error))
-            return there
+        if gallery.erasure is not None:
+            self._history.snapshots_erased(gallery.id, gallery.erasure)
+        return there
 
     def adopt_snapshot(self) -> bool:
         """Switch to a newer snapshot that another process of this machine has written, and share its memory."""
@@ -238,6 +240,21 @@ class GalleryReplica:
             return self._switch(View(*opened))
 
     # -- inside
+
+    def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, int] | None:
+        """The index, the owners and the revision of one view, or None where it is of a kind that is not kept.
+
+        Args:
+            anew: nothing that was erased so far is in the index's codes or saved files.
+        """
+        while isinstance(index := self._view.index, SegmentedIndex):
+            if anew:
+                index.rewrite_erased()
+            with self._lock:
+                view = self._view
+                if view.index is index:  # else it was loaded anew meanwhile
+                    return index, view.owners.copy(), view.revision
+        return None
 
     def _reached(self, revision: int) -> bool:
         """Follow to a revision by replaying; whether that was enough."""
@@ -277,7 +294,8 @@ class GalleryReplica:
                 return view
             except Gap:
                 _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
-        return self._source.built(revision, given_up=given_up)
+        view = self._source.built(revision, given_up=given_up)
+        return self._source.without_surplus(view) if self._tended else view
 
     def _replayed(self, view: View, revision: int) -> View:
         """The view with some of the changes up to a revision; a wish for a rebuild among them is noted.

@@ -72,7 +72,7 @@ class Replicas:
         """End the upkeep, with a last snapshot of what has changed."""
         if self._upkeep is not None:
             self._upkeep.stop()
-        for replica in self.all():
+        for replica in self.all():  # without an upkeep, as in a command, it may lead, too
             if replica.snapshots is not None:
                 replica.snapshots.resign()
 
@@ -185,7 +185,9 @@ class Replicas:
         """Erase what is kept of a gallery that was erased itself, and let its replica go."""
         self._indexes.forget(gone)
         with self._lock:
-            self._by_gallery.pop(gone.id, None)
+            replica = self._by_gallery.pop(gone.id, None)
+        if replica is not None and replica.snapshots is not None:
+            replica.snapshots.resign()
 
     def _follow_present(self, present: Gallery) -> None:
         with suppress(GalleryNotFound):  # erased since it was read
@@ -241,9 +243,4 @@ class Replicas:
             return 0
         # A command has no upkeep: either it leads, or a service does.
         leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
-        try:
-            replica.snapshots.erasure.make()  # by whoever leads: what fails here, or dies, is done by the next
-        except OSError:
-            if not leads:
-                raise
         return replica.erase_snapshots() if leads else None

@@ -1,5 +1,6 @@
 """What the stores share: transactions, rows by name, and a gallery's history."""
 
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -57,12 +58,22 @@ class Sessions:
 def record_changes(session: Session, owner: GalleryRow, kind: str, templates: Sequence[tuple[int, int]]) -> None:
     """Raise the gallery's revision by one and write what it changed; `owner` is locked."""
     owner.revision += 1
+    if kind == "remove":
+        have_snapshots_erased(owner)
     session.add_all(
         ChangeRow(
             gallery_id=owner.id, revision=owner.revision, template_id=template_id, subject_id=subject_id, kind=kind
         )
         for template_id, subject_id in templates
     )
+
+
+def have_snapshots_erased(owner: GalleryRow) -> None:
+    """Write down, with what was erased, that snapshots may still hold it; `owner` is locked.
+
+    Whoever leads a gallery's snapshots finds it there, however the process ended that erased (see `Upkeep`).
+    """
+    owner.erasure = uuid.uuid4().hex
 
 
 def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[TemplateRow, str | None, bytes]]) -> None:
@@ -125,6 +136,7 @@ def gallery_of(row: GalleryRow) -> Gallery:
         policy=None if row.policy is None else policy_from_json(row.policy),
         created_at=row.created_at,
         privacy=rules_from_json(row.privacy),
+        erasure=row.erasure,
     )
 
 

@@ -75,6 +75,7 @@ def open_file(sealed: Path, target: Path, key: bytes, associated: bytes) -> None
 
     Raises:
         FileTampered: it was changed, cut off, or sealed with another key or for another place; there is no target.
+        FileNotFoundError: there is no such sealed file.
         StorageUnwritable: there is no room for the target.
     """
     draft = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
@@ -97,6 +98,8 @@ def open_file(sealed: Path, target: Path, key: bytes, associated: bytes) -> None
             f"{sealed.name} does not open: it was changed, or sealed with another key or for another place"
         ) from error
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not sealed.exists():
+            raise
         raise StorageUnwritable(f"{sealed.name} cannot be opened into {target.parent}: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)

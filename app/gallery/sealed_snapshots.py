@@ -133,9 +133,8 @@ class SealedSnapshots:
             if not _KEY_ID.fullmatch(key_id):
                 raise SnapshotDamaged("it does not name its key")
             secret = self._keys.open_keys([key_id]).get(key_id)
-            if secret is None:
+            if secret is None:  # it goes with the next snapshot; what is there by now may be another one
                 _log.info("snapshot.key_destroyed", folder=str(source))
-                _remove(source)
                 return False
             for path in sorted(source.rglob("*")):
                 name = path.relative_to(source)
@@ -156,19 +155,15 @@ class SealedSnapshots:
 
     def set_aside(self, revision: int, reason: str) -> None:
         """Trust that one no more."""
-        place = self.place_of(revision)
-        if place.exists():
-            aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
-            place.rename(aside)
-            _log.error("snapshot.set_aside", folder=str(aside), reason=reason)
+        set_aside(self.place_of(revision), reason)
 
     def drop(self, *, but: Path | None = None, keys: Sequence[str] = ()) -> None:
         """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
+        self._keys.discard(self._purpose, keep=keys)  # first: files whose keys are gone can stay, the others owe them
         if self.folder.parent.is_dir():
             for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
                 if path not in {but, self.folder} and path.is_dir():
                     _remove(path)
-        self._keys.discard(self._purpose, keep=keys)
 
     def erase(self) -> None:
         """Remove every trace."""
@@ -234,7 +229,21 @@ def drop_all(folder: Path, keys: SnapshotKeys) -> int:
 
 
 def _purpose(gallery: int) -> str:
-    return f"snapshot {gallery}"
+    """What the vault calls the keys of a gallery's snapshots: 20 characters at most, also of ids after a restore."""
+    return f"snapshot {gallery}" if gallery < 10**11 else f"snap {gallery:x}"
+
+
+def set_aside(place: Path, reason: str) -> None:
+    """Give a snapshot's folder a name by which nobody trusts it, if it is there and lets itself be renamed."""
+    aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        place.rename(aside)
+    except FileNotFoundError:  # another process was first, or a newer one has taken its place
+        return
+    except OSError as error:
+        _log.error("snapshot.damaged", folder=str(place), reason=reason, not_set_aside=error.strerror)
+        return
+    _log.error("snapshot.set_aside", folder=str(aside), reason=reason)
 
 
 def _remove(folder: Path) -> None:

@@ -72,6 +72,7 @@ def read_files(
 
     Raises:
         SnapshotDamaged: it is not whole, or another gallery's, or another revision's.
+        OSError: it cannot be read, though nothing is known to be wrong with it.
     """
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
@@ -82,7 +83,7 @@ def read_files(
         if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
             raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
         ids, subjects = np.frombuffer(content, "<i8").reshape(2, -1).astype(np.int64)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SnapshotDamaged):
             raise
         raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error

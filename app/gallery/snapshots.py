@@ -14,11 +14,10 @@ from pathlib import Path
 
 import structlog
 
-from app.gallery.erasure_wish import ErasureWish
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
-from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys
+from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys, set_aside
 from app.gallery.snapshot_files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshot_lead import SnapshotLead
 from app.gallery.steady_look import look_steadily
@@ -61,7 +60,6 @@ class Snapshots:
         self._of = SnapshotsOfGallery(gallery.id, gallery.created_at, gallery.extractor, gallery.dimension)
         self._name = gallery.name
         self._open_index = open_index
-        self.erasure = ErasureWish(self.folder if self._sealed is None else self._sealed.folder)
         self._lead = SnapshotLead(self.folder)
         self._known = -1  # revision of the newest that this process has written or opened
 
@@ -127,7 +125,7 @@ class Snapshots:
         if erase:
             if self._sealed is not None:
                 with self._opening():  # removes what a killed process had opened halfway
-                    pass
+                    self._sweep(keep=place)  # what another has opened since the first sweep
             for path in self.folder.parent.iterdir():  # of extractors that the gallery has left
                 if path != self.folder:
                     shutil.rmtree(path, ignore_errors=True)
@@ -172,7 +170,10 @@ class Snapshots:
         """
         if self._sealed is not None:
             self._sealed.remove_open_ones()
-        for found in reversed(self.revisions):
+        tried = set[int]()
+        while left := set(self.revisions) - tried:  # listed anew each time: another process may replace what is there
+            found = max(left)
+            tried.add(found)
             place = self.folder / f"{found:020d}"
 
             def look(found: int = found, place: Path = place) -> Opened | None:
@@ -185,6 +186,9 @@ class Snapshots:
                 opened = look_steadily(self._places(found), look)
             except SnapshotDamaged as error:
                 self._set_aside(place, str(error))
+                continue
+            except OSError as error:  # as where a process has too many files open
+                _log.warning("snapshot.not_opened", gallery=self._name, revision=found, reason=str(error))
                 continue
             if opened is not None:
                 self._known = found
@@ -298,11 +302,7 @@ class Snapshots:
             shutil.rmtree(place, ignore_errors=True)  # memory is no place to keep it; the sealed copy stays to be seen
             self._sealed.set_aside(int(place.name), reason)
             return
-        if not place.exists():  # a newer one may have taken its place meanwhile
-            return
-        aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
-        place.rename(aside)
-        _log.error("snapshot.set_aside", gallery=self._name, folder=str(aside), reason=reason)
+        set_aside(place, reason)
 
     def _sweep(self, keep: Path | None = None) -> None:
         """Remove drafts of processes that died, and snapshots older than the one to keep."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
@@ -11,7 +11,7 @@ from app.gallery.errors import InvalidInput, SubjectExists
 from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
 from app.gallery.rows import apply_terms, record_changes, subject_row
-from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
+from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
 
 
 def find_subjects(
@@ -103,7 +103,8 @@ def change_subject(
 def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str) -> int:
     """Move the templates of one subject to another and erase the first; answers how many moved. `owner` is locked.
 
-    Crops that the other has already are dropped. The templates that move are removed in one revision and added
+    Crops that the other has already are dropped. The key of the first is kept with the other, as a backup may have to
+    undo the merge, and goes with it. The templates that move are removed in one revision and added
     with their new owner in the next, both in this transaction, so that no process ever sees the first alone: a
     known template that is added again keeps its owner (see `TemplateOwners.add`).
 
@@ -126,7 +127,18 @@ def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: st
     hand_over(session, seals, moved, source=gone, target=kept)
     session.flush()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))
+    leave_keys(session, gone, kept)
     session.delete(gone)
     kept.updated_at = now()
     session.flush()
     return len(moved)
+
+
+def leave_keys(session: Session, gone: SubjectRow, kept: SubjectRow) -> None:
+    """Have another subject keep the key of one that is about to go, and those that it has kept itself."""
+    inherited = update(InheritedKeyRow).where(InheritedKeyRow.subject_id == gone.id).values(subject_id=kept.id)
+    session.execute(inherited, execution_options={"synchronize_session": False})
+    if gone.key_id is not None:
+        session.add(InheritedKeyRow(key_id=gone.key_id, subject_id=kept.id))
+        gone.key_id = None
+    session.flush()

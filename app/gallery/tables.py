@@ -55,6 +55,7 @@ class GalleryRow(Base):
     extractor: Mapped[str] = mapped_column(String(200))
     dimension: Mapped[int]
     revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    erasure: Mapped[str | None] = mapped_column(String(32))  # the last that snapshots may still have to follow
     policy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     privacy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))  # see `PrivacyRules`
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
@@ -183,6 +184,18 @@ class FollowerRow(Base):
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     revision: Mapped[int] = mapped_column(BigInteger)
     seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class InheritedKeyRow(Base):
+    """Key of a subject that was merged into another: it opens what backups hold, and goes when that other is erased.
+
+    A trigger lists it then, as it does the subject's own (see `KeyToDestroyRow`).
+    """
+
+    __tablename__ = "inherited_key"
+
+    key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.id", ondelete="CASCADE"), index=True)
 
 
 class KeyToDestroyRow(Base):

@@ -7,11 +7,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from app.gallery.history import GalleryHistory
-from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
@@ -25,6 +25,23 @@ _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
 _REPORTS = 30.0  # seconds between two reports to other processes
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is known of a gallery's snapshots.
+
+    Args:
+        revision: of the last one; -1: there is none.
+        written: when, by the monotonic clock.
+        erase_from: the earliest moment of the next that an erasure asks for.
+        told: whether it was logged that they have no folder.
+    """
+
+    revision: int
+    written: float = float("-inf")
+    erase_from: float = float("-inf")
+    told: bool = False
 
 
 class Upkeep:
@@ -66,13 +83,9 @@ class Upkeep:
         # In the caller's context, which says on whose behalf the chores are done.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
-        self._snapshots: dict[int, tuple[int, float]] = {}  # revision and time of the last snapshot
-        self._erasing_since: dict[int, float] = {}
-        self._erase_from: dict[int, float] = {}  # the earliest moment of the next erasure that was wished for
-        self._looked_at: set[int] = set()  # galleries whose index was asked what it has to erase
+        self._kept: dict[int, _Kept] = {}
         self._reported = 0.0
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
-        self._without_folder: set[int] = set()  # galleries whose snapshots have no folder; told once
 
     def start(self) -> None:
         """Begin."""
@@ -115,6 +128,7 @@ class Upkeep:
         for replica in replicas:
             if not self._ended.is_set():
                 self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
+        self._kept = {one: kept for one, kept in self._kept.items() if one in galleries}
 
     def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
         if gallery is None or gallery.extractor != replica.extractor:
@@ -123,7 +137,7 @@ class Upkeep:
         replica.follow(gallery.revision, self._ended.is_set)
         if replica.applied_revision < 0:
             return
-        if replica.rebuild_wanted:
+        if replica.rebuild_wanted:  # every process, whether it leads or not
             replica.rebuild(self._ended.is_set)
         snapshots = replica.snapshots
         leads = snapshots is not None and self._leads(replica, snapshots)
@@ -134,7 +148,8 @@ class Upkeep:
         while not self._ended.is_set() and replica.tend(self._ended.is_set):
             pass
         if leads and snapshots is not None and self._source.snapshot_interval:
-            self._erase_if_wished(replica, snapshots)
+            if gallery.erasure is not None:
+                self._erase(replica)
             self._write_if_due(replica)
 
     def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
@@ -142,18 +157,16 @@ class Upkeep:
         try:
             leads = snapshots.lead()
         except OSError as error:
-            if replica.gallery_id not in self._without_folder:
-                self._without_folder.add(replica.gallery_id)
+            if not self._of(replica).told:
                 _log.error("snapshot.no_folder", gallery=replica.name, reason=str(error))
+            self._of(replica).told = True
             return None
-        self._without_folder.discard(replica.gallery_id)
+        self._of(replica).told = False
         return leads
 
     def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
         """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
-        for kept in (self._snapshots, self._erasing_since, self._erase_from):
-            kept.pop(replica.gallery_id, None)
-        self._looked_at.discard(replica.gallery_id)
+        self._kept.pop(replica.gallery_id, None)
         if replica.snapshots is not None:
             replica.snapshots.resign()
         if gone:
@@ -161,45 +174,33 @@ class Upkeep:
         self._drop(replica)
         _log.info("gallery.let_go", gallery=replica.name, gone=gone)
 
-    def _erase_if_wished(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+    def _erase(self, replica: GalleryReplica) -> None:
         """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
-        start = time.monotonic()
-        if not snapshots.erasure.there or start < self._erase_from.get(replica.gallery_id, start):
+        kept, start = self._of(replica), time.monotonic()
+        if start < kept.erase_from:
             return
-        self._erase(replica, snapshots)
-        self._erase_from[replica.gallery_id] = time.monotonic() + _REST * (time.monotonic() - start)
-
-    def _erase(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
-        if replica.erase_snapshots():
-            self._snapshots[replica.gallery_id] = (snapshots.lasting, time.monotonic())
+        try:
+            if replica.erase_snapshots():
+                kept.revision, kept.written = self._found(replica), time.monotonic()
+        finally:
+            kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _write_if_due(self, replica: GalleryReplica) -> None:
-        if replica.rebuild_wanted:
-            return
-        clock = time.monotonic()
-        index = replica.view.index
-        if isinstance(index, SegmentedIndex) and index.erase_pending:
-            # How long an earlier process has known of it nobody knows.
-            first = clock if replica.gallery_id in self._looked_at else float("-inf")
-            since = self._erasing_since.setdefault(replica.gallery_id, first)
-        else:
-            self._erasing_since.pop(replica.gallery_id, None)
-            since = clock
-        self._looked_at.add(replica.gallery_id)
-        revision, written = self._snapshots.get(replica.gallery_id, (self._found(replica), float("-inf")))
-        erase = clock - since >= self._source.erase_interval and replica.gallery_id in self._erasing_since
-        changed = replica.applied_revision != revision
-        if erase or (changed and clock - written >= self._source.snapshot_interval):
-            self._write(replica, erase=erase)
+        kept = self._of(replica)
+        changed = replica.applied_revision != kept.revision and not replica.rebuild_wanted
+        if changed and time.monotonic() - kept.written >= self._source.snapshot_interval:
+            self._write(replica)
 
-    def _write(self, replica: GalleryReplica, *, erase: bool) -> None:
+    def _write(self, replica: GalleryReplica) -> None:
+        kept = self._of(replica)
         try:
-            revision = replica.write_snapshot(erase=erase)
+            revision = replica.write_snapshot()
+            kept.revision = -1 if revision is None else revision
         except (OSError, FacegalleryError) as error:
             # The service goes on without: a restart takes longer, and nothing is lost.
             _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
-            revision = self._snapshots.get(replica.gallery_id, (-1, 0.0))[0]
-        self._snapshots[replica.gallery_id] = (-1 if revision is None else revision, time.monotonic())
+        finally:
+            kept.written = time.monotonic()
 
     def _last_snapshot(self, replica: GalleryReplica) -> None:
         gallery = self._history.gallery(replica.gallery_id)
@@ -210,11 +211,15 @@ class Upkeep:
             return
         if not self._leads(replica, replica.snapshots):
             return
-        if replica.snapshots.erasure.there:
-            self._erase(replica, replica.snapshots)
-        revision, _ = self._snapshots.get(replica.gallery_id, (self._found(replica), 0.0))
-        if replica.applied_revision not in {-1, revision}:
-            self._write(replica, erase=False)
+        if gallery.erasure is not None:
+            self._of(replica).erase_from = float("-inf")
+            self._erase(replica)
+        if replica.applied_revision not in {-1, self._of(replica).revision}:
+            self._write(replica)
+
+    def _of(self, replica: GalleryReplica) -> _Kept:
+        kept = self._kept.get(replica.gallery_id)
+        return self._kept.setdefault(replica.gallery_id, _Kept(self._found(replica))) if kept is None else kept
 
     @staticmethod
     def _found(replica: GalleryReplica) -> int:

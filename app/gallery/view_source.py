@@ -143,6 +143,15 @@ class ViewSource:
         _log.info("index.ready", gallery=self._name, templates=len(index), revision=revision)
         return View(index, owners, revision)
 
+    def without_surplus(self, view: View) -> View:
+        """The view, with nothing in an engine that SQL does not have.
+
+        A process may have died between writing a template there and hearing that it was erased meanwhile.
+        """
+        if isinstance(view.index, SharedIndex) and len(view.index) != len(view.owners):
+            self._remove_surplus(view.index)
+        return view
+
     def _filled_up(self, view: View, revision: int) -> bool:
         """Tell an index outside the process what it has missed; False where it must be filled anew.
 

@@ -40,7 +40,6 @@ VALUES: dict[str, tuple[str, object]] = {
     "index_half": ("true", True),
     "index_dir": ("/srv/index", Path("/srv/index")),
     "snapshot_interval": ("60", 60.0),
-    "erase_interval": ("3600", 3600.0),
     "milvus_uri": ("http://milvus:19530/faces", "http://milvus:19530/faces"),
     "milvus_token": ("root:secret", SecretStr("root:secret")),
     "matching_rule": ("mean", "mean"),

@@ -33,7 +33,7 @@ def deployed(url: str, folder: Path) -> Iterator[Deployed]:
     seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "soak")
     # Snapshots at every look, so that a kill often falls into one.
     seal = SnapshotSeal(vault, memory)
-    source = SmallIndexSource(folder=folder / "index", snapshot_interval=0.01, erase_interval=1.0, seal=seal)
+    source = SmallIndexSource(folder=folder / "index", snapshot_interval=0.01, seal=seal)
     try:
         yield Deployed(GalleryStore(engine, seals=seals), GalleryHistory(engine, seals), source)
     finally:

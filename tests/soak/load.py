@@ -40,8 +40,6 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
     replica.follow(gallery.revision)
     upkeep = Upkeep(lambda: [replica], history, source, pause=0.02)
     upkeep.start()
-    snapshots = replica.snapshots
-    assert snapshots is not None
     file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(**entry: Any) -> None:
@@ -74,7 +72,6 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
         def delete(key: str) -> None:
             with written({key: len(mine[key])}, {key: None}):
                 store.delete_subject(GALLERY, key)
-            snapshots.erasure.make()
             for name in mine.pop(key):
                 if nearest(name).distance < _SAME:
                     note(broken=f"{key} was erased and is found")

@@ -75,14 +75,15 @@ class MilvusIndex:
                 self.client.upsert(self.name, rows, timeout=self._timeout)
 
     def remove(self, ids: NDArray[np.int64]) -> int:
-        """As `TemplateIndex.remove`; Milvus does not say which were there, so they are looked for before."""
+        """As `TemplateIndex.remove`; Milvus does not say which were there, so they are looked for before.
+
+        All are deleted, there or not: one that is being added by a call which its caller has given up may be late.
+        """
         removed = 0
         for batch in _batches(np.unique(ids)):
             with self._errors():
-                there = [row["id"] for row in self._query(ids=batch, output_fields=["id"])]
-                if there:
-                    self.client.delete(self.name, ids=there, timeout=self._timeout)
-            removed += len(there)
+                removed += len(self._query(ids=batch, output_fields=["id"]))
+                self.client.delete(self.name, ids=batch, timeout=self._timeout)
         return removed
 
     def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.exact import ExactIndex
-from app.gallery.index.protocol import LocalIndex, RankedTemplates, SharedIndex, TemplateIndex
+from app.gallery.index.protocol import RankedTemplates, SharedIndex, TemplateIndex
 from app.gallery.index.segmented import SegmentedIndex
 from app.gallery.index.snapshot import SnapshotDamaged
 
@@ -29,7 +29,6 @@ __all__ = [
     "INDEX_KINDS",
     "ExactIndex",
     "IndexKind",
-    "LocalIndex",
     "RankedTemplates",
     "SegmentedIndex",
     "SharedIndex",

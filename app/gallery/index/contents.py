@@ -48,7 +48,6 @@ class Contents:
         self.parts = Parts()
         self.size = 0
         self.writing = threading.Lock()
-        self.removed_since_save = False
         self._dimension = dimension
         self._block = block
         self._largest_id = -1
@@ -169,5 +168,4 @@ class Contents:
             if isinstance(part, Block):
                 part.forget(rows)
             part.rows.erase(rows)
-        self.removed_since_save |= killed > 0
         return killed

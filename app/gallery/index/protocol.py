@@ -1,7 +1,6 @@
 """What an index of templates does."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -40,27 +39,6 @@ class TemplateIndex(Protocol):
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The embeddings (N, D) of these templates as they were added; a row of NaN for an unknown id."""
-
-
-class LocalIndex(TemplateIndex, Protocol):
-    """An index in the process, with work to do in the background and snapshots on disk; see `SegmentedIndex`."""
-
-    @property
-    def exact_vectors(self) -> bool:
-        """Whether embeddings are kept as they were added, so that distances are exact."""
-
-    @property
-    def erase_pending(self) -> bool:
-        """Whether the last snapshot still holds the embedding of a removed template."""
-
-    def ids(self) -> NDArray[np.int64]:
-        """Ids of all templates, ascending."""
-
-    def maintain(self, *, erase: bool = False) -> bool:
-        """Do one piece of the work that is due, and say whether there was one."""
-
-    def save(self, folder: Path) -> None:
-        """Write a snapshot into an empty folder."""
 
 
 @runtime_checkable

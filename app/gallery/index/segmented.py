@@ -15,7 +15,7 @@ from app.gallery.index.contents import Contents, Parts
 from app.gallery.index.protocol import RankedTemplates, checked
 from app.gallery.index.rows import Rows
 from app.gallery.index.search import rank
-from app.gallery.index.upkeep import Limits, build, due, training_sample
+from app.gallery.index.upkeep import Limits, Work, build, due, training_sample
 
 _STANDARD = Limits()
 _LONG = 16  # times as much as is due
@@ -68,15 +68,6 @@ class SegmentedIndex:
         return sum(rows.memory for rows in self._contents.parts.rows)
 
     @property
-    def erase_pending(self) -> bool:
-        """Whether the last snapshot still holds the embedding of a removed template.
-
-        `maintain(erase=True)`, until it answers False, and a new snapshot in the place of the old one end this.
-        """
-        segments = self._contents.parts.segments
-        return self._contents.removed_since_save or any(segment.left_on_disk for segment in segments)
-
-    @property
     def neglected(self) -> bool:
         """Whether so much is due that nobody can have called `maintain` for long."""
         parts, limits = self._contents.parts, self._limits
@@ -115,16 +106,24 @@ class SegmentedIndex:
         wanted = np.asarray(ids, np.int64)
         return self._contents.consistently(lambda parts: self._vectors(parts, wanted))
 
-    def maintain(self, *, erase: bool = False) -> bool:
+    def maintain(self) -> bool:
         """Do one piece of the work that is due, and say whether there was one; one thread at a time does it.
 
         Searches, additions and removals go on meanwhile. FAISS runs on one thread of the processor.
-
-        Args:
-            erase: also write segments anew whose saved files still hold the embedding of a removed template.
         """
         with self._maintaining, _one_thread():
-            return self._maintain(erase=erase)
+            return self._maintain()
+
+    def rewrite_erased(self) -> None:
+        """Write anew what holds something of the templates removed so far in its codes or saved files.
+
+        A new snapshot in the place of the old one holds nothing of them then. Each segment is written once: what is
+        removed meanwhile is the next one's business, so that this ends.
+        """
+        with self._maintaining, _one_thread():
+            for segment in self._contents.parts.segments:
+                if segment.left_on_disk:
+                    self._build(Work((segment,), ()))
 
     def save(self, folder: Path) -> None:
         """Write a snapshot into an empty folder; afterwards the segments are mapped from its files.
@@ -137,7 +136,7 @@ class SegmentedIndex:
             OSError: the disk is full or does not take it; the index is as it was.
         """
         with self._maintaining, _one_thread():
-            while self._maintain(erase=False):
+            while self._maintain():
                 pass
             contents = self._contents
             segments = contents.parts.segments
@@ -145,14 +144,9 @@ class SegmentedIndex:
             with contents.writing:
                 alive = [segment.rows.alive.copy() for segment in segments]
                 tail = _copy_of([block.rows for block in contents.parts.blocks], self._dimension)
-                before, contents.removed_since_save = contents.removed_since_save, False
-            try:
-                written = list(zip(saved, alive, strict=True))
-                snapshot.write_state(folder, self._dimension, self._codebook, written, tail)
-                mapped = [snapshot.map_rows(files, self._dimension) for files in saved]
-            except BaseException:
-                contents.removed_since_save |= before
-                raise
+            written = list(zip(saved, alive, strict=True))
+            snapshot.write_state(folder, self._dimension, self._codebook, written, tail)
+            mapped = [snapshot.map_rows(files, self._dimension) for files in saved]
             with contents.writing:
                 for segment, files, rows in zip(segments, saved, mapped, strict=True):
                     segment.move_to(*rows)
@@ -185,6 +179,7 @@ class SegmentedIndex:
 
         Raises:
             SnapshotDamaged: a file is missing, has another digest than it was written with, or is of another kind.
+            OSError: a file cannot be read, though nothing is known to be wrong with it.
         """
         index = cls(dimension, compress_from=compress_from, half=half, limits=limits)
         held = snapshot.read(folder, dimension, half=index._half)
@@ -197,7 +192,7 @@ class SegmentedIndex:
         index._contents.add(held.tail.ids, held.tail.vectors)
         return index
 
-    def _maintain(self, *, erase: bool) -> bool:
+    def _maintain(self) -> bool:
         contents = self._contents
         if self._codebook is None and self._compress_from is not None and contents.size >= self._compress_from:
             sample = training_sample(contents.parts.rows)
@@ -207,14 +202,17 @@ class SegmentedIndex:
             return True
         codes = self._codebook is not None
         parts = contents.parts
-        work = due(parts.segments, parts.blocks, codes=codes, limits=self._limits, erase=erase)
+        work = due(parts.segments, parts.blocks, codes=codes, limits=self._limits)
         if work is None:
             return False
-        with contents.building(work.segments, work.blocks) as switch:
-            parts = Parts(tuple(work.segments), tuple(work.blocks))
-            sources = parts.rows
-            switch(build(sources, self._codebook, half=self._half and codes))
+        self._build(work)
         return True
+
+    def _build(self, work: Work) -> None:
+        """Make one segment of some parts, beside what is searched, and switch."""
+        with self._contents.building(work.segments, work.blocks) as switch:
+            sources = Parts(work.segments, work.blocks).rows
+            switch(build(sources, self._codebook, half=self._half and self.compressed))
 
     def _vectors(self, parts: Parts, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.full((len(ids), self._dimension), np.nan, np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index.codebook import Codebook
+from app.gallery.index.memory import mapped
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
 from app.gallery.index.rows import Codes, Rows
 from model.replaced_file import flush_folder
@@ -91,14 +92,19 @@ def write_state(
 def map_rows(saved: SavedSegment, dimension: int) -> _Mapped:
     """Embeddings and ids of a saved segment, mapped so that changes stay in the process, and read once."""
     rows = saved.files["ids"].size // np.dtype(np.int64).itemsize
-    vectors = np.memmap(saved.path("vectors"), saved.precision, mode="c", shape=(rows, dimension))
-    ids = np.memmap(saved.path("ids"), np.int64, mode="c", shape=(rows,))
+    vectors = mapped(saved.path("vectors"), rows, dimension, saved.precision)
+    ids = mapped(saved.path("ids"), rows, 1, np.int64).reshape(rows)
     read_through(vectors)
-    return np.asarray(vectors), np.asarray(ids)
+    return vectors, ids
 
 
 def read(folder: Path, dimension: int, *, half: bool) -> Held:
-    """Read a snapshot; see `SegmentedIndex.load`."""
+    """Read a snapshot; see `SegmentedIndex.load`.
+
+    Raises:
+        SnapshotDamaged: it is not whole, or of another kind.
+        OSError: it cannot be read, though nothing is known to be wrong with it.
+    """
     try:
         table = json.loads((folder / TABLE).read_bytes())
         if table["format"] != _FORMAT or table["dimension"] != dimension:
@@ -114,7 +120,7 @@ def read(folder: Path, dimension: int, *, half: bool) -> Held:
             codebook = Codebook(_codes(data, 0, dimension))
     except SnapshotDamaged:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotDamaged(f"{folder} cannot be read: {error}") from error
     return Held(codebook, segments, tail)
 

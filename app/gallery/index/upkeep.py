@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index.codebook import MOST_TRAINING, Codebook
+from app.gallery.index.memory import room
 from app.gallery.index.parts import Block, Segment
 from app.gallery.index.rows import Codes, Rows
 
@@ -42,9 +43,7 @@ class Work:
     blocks: tuple[Block, ...]
 
 
-def due(
-    segments: Sequence[Segment], blocks: Sequence[Block], *, codes: bool, limits: Limits, erase: bool = False
-) -> Work | None:
+def due(segments: Sequence[Segment], blocks: Sequence[Block], *, codes: bool, limits: Limits) -> Work | None:
     """The most urgent work, or None.
 
     Args:
@@ -52,7 +51,6 @@ def due(
         blocks: all there are.
         codes: whether segments have codes.
         limits: when work is due.
-        erase: also write anew what leaves a removed embedding on disk.
     """
     size = sum(block.rows.size for block in blocks)
     if size >= limits.tail:
@@ -60,7 +58,7 @@ def due(
     for segment in segments:
         rows = segment.rows
         wanting = rows.dead >= max(limits.least_dead, limits.dead_share * rows.size) or not rows.living
-        if wanting or (codes and rows.codes is None) or (erase and segment.left_on_disk):
+        if wanting or (codes and rows.codes is None):
             return Work((segment,), ())
     return None
 
@@ -99,8 +97,8 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> 
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     ids = ids[order]
-    vectors = np.empty((len(ids), sources[0].vectors.shape[1]), np.float16 if half else np.float32)
-    vectors.fill(0)  # takes the memory without the interpreter's lock; a page of two megabytes takes its time
+    vectors = room(len(ids), sources[0].vectors.shape[1], np.float16 if half else np.float32)
+    vectors.fill(0)  # takes the memory without the interpreter's lock
     done = 0
     for source, rows in zip(sources, living, strict=True):
         for start in range(0, len(rows), _CHUNK):

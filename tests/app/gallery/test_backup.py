@@ -17,10 +17,11 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
-from app.gallery.backup import VAULT_TABLES, back_up, restore
+from app.gallery.backup import VAULT_TABLES, back_up, refuse_databases, restore
 from app.gallery.database import open_engine
 from app.gallery.epochs import begin_epoch
-from app.gallery.errors import BackupUnusable
+from app.gallery.errors import BackupUnusable, DatabaseUnavailable, InvalidInput
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
 from app.gallery.index_source import IndexSource
@@ -52,6 +53,12 @@ def nearest(store: GalleryStore, replica: GalleryReplica, template: NewTemplate)
     replica.catch_up(store.gallery("people").revision)
     ((found, *_),) = replica.search(template.embedding[None], top_k=1, rule="best")
     return store.subjects_by_id([found.subject_id])[found.subject_id].key if found.distance < 1e-6 else None
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """PostgreSQL has backups of its own."""
+    return sqlite_url
 
 
 @pytest.fixture
@@ -115,6 +122,52 @@ def test_what_was_restored_is_what_was_copied(
     with store.engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+def test_a_restore_undoes_a_merge(
+    sealed_store: GalleryStore, forgetting: Forgetting, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    for key in ("anna", "bob"):
+        enroll(sealed_store, key, new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    sealed_store.merge_subjects("people", "anna", "bob")
+    forgetting.finish(sealed_store.gallery("people"))
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    assert forgetting.erase_what_came_back() == 0
+    for key in ("anna", "bob"):
+        assert len(sealed_store.subject_embeddings(sealed_store.subject("people", key).id).ids) == 2
+
+
+@pytest.mark.parametrize("damage", ["the first page", "cut off", "another file"])
+def test_a_copy_is_restored_over_a_damaged_database(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path, damage: str
+) -> None:
+    (template,) = new_templates(1)
+    enroll(store, "anna", [template])
+    back_up(sqlite_url, tmp_path / "copy.db")
+    store.close()
+    database = Path(str(make_url(sqlite_url).database))
+    content = database.read_bytes()
+    database.write_bytes(
+        {"the first page": b"\xff" * 4096 + content[4096:], "cut off": content[:5000], "another file": b"x" * 9000}[
+            damage
+        ]
+    )
+    with pytest.raises(DatabaseUnavailable, match="damaged; restore a backup"):
+        opened(sqlite_url).gallery("people")
+    assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
+    again = opened(sqlite_url)
+    assert nearest(again, replica_of(again), template) == "anna"
+    again.close()
+    assert len(list(database.parent.glob(f"{database.name}.damaged-*"))) >= 1
+
+
+def test_nothing_is_written_over_the_running_database(sqlite_url: str) -> None:
+    database = Path(str(make_url(sqlite_url).database))
+    for file in (database, database.with_name(f"{database.name}-wal"), database.parent / "." / database.name):
+        with pytest.raises(InvalidInput, match="belongs to the running database"):
+            refuse_databases(file, [sqlite_url])
+    refuse_databases(database.with_name("copy.db"), [sqlite_url, "postgresql://host/name"])
 
 
 @pytest.mark.parametrize("clock", ["goes on", "stands still", "is of 1970"])

@@ -84,6 +84,22 @@ def test_every_way_to_erase_a_subject_destroys_its_key(
     assert forgetting.destroy_keys() == 0
 
 
+def test_a_merged_subjects_key_stays_with_the_other_and_goes_with_it(
+    engine: Engine, sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    """A backup from before the merge must open, and must not open any more when the person was forgotten."""
+    for key in ("anna", "annie", "ann"):
+        enroll(sealed_store, key, new_templates(1))
+    keys = [key_of(engine, key) for key in ("anna", "annie", "ann")]
+    sealed_store.merge_subjects("people", "annie", "anna")
+    sealed_store.merge_subjects("people", "anna", "ann")
+    assert forgetting.destroy_keys() == 0
+    assert None not in vault.open_keys(keys).values()
+    receipt = forgetting.forget("people", "ann")
+    assert receipt["erased"] == {"subjects": 1, "templates": 3, "keys": 3, "snapshots": 0}
+    assert vault.open_keys(keys) == dict.fromkeys(keys)
+
+
 def test_an_erasure_that_is_rolled_back_destroys_no_key(
     engine: Engine, sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
 ) -> None:

@@ -1,17 +1,20 @@
 """Snapshots that lie sealed on the disk and open in memory alone."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consistency import check_gallery
+from app.gallery.epochs import begin_epoch
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource, SnapshotSeal
@@ -19,11 +22,12 @@ from app.gallery.private_folder import PrivateFolder, private_base
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
+from app.gallery.sealed_snapshots import SealedSnapshots
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
 from app.gallery.tables import TemplateRow
 from app.gallery.upkeep import Upkeep
-from app.gallery.vault import Vault
+from app.gallery.vault import DataKeyRow, Vault
 
 EXTRACTOR = "net@0123456789ab"
 Templates = Callable[[int], list[NewTemplate]]
@@ -241,8 +245,10 @@ def test_an_erased_embedding_leaves_memory_and_disk_and_older_copies_do_not_open
     machine.reboot()
     shutil.rmtree(machine.disk)
     (tmp_path / "copy").rename(machine.disk)
-    assert found(machine.replica(), templates) == [None, bob, bob]
-    assert machine.sealed() == []  # its key is gone, so it is, too
+    again = machine.replica()
+    assert found(again, templates) == [None, bob, bob]
+    assert snapshots(again).outdated  # its key is gone
+    assert not machine.holds(machine.memory, templates[1])
     assert list(machine.disk.rglob("damaged-*")) == []
 
 
@@ -255,10 +261,10 @@ def test_the_leader_sees_to_it_that_another_process_has_erased(machine: Machine,
     upkeep.tick()
     assert not snapshots(other).lead()
     machine.store.delete_subject("people", "anna")
-    snapshots(other).erasure.make()
+    assert machine.store.gallery("people").erasure is not None
     upkeep.tick()
     assert not machine.holds(machine.memory, templates[0])
-    assert not snapshots(other).erasure.there
+    assert machine.store.gallery("people").erasure is None
     assert other.adopt_snapshot()
     assert found(other, templates) == [None, bob]
     upkeep.stop()
@@ -292,7 +298,7 @@ def test_another_machine_erases_with_its_next_snapshot(
 
 
 @pytest.mark.parametrize("end", ["a stop", "a crash in the middle"])
-def test_what_was_wished_outlasts_the_process(
+def test_what_is_to_be_erased_outlasts_the_process(
     machine: Machine, new_templates: Templates, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates = new_templates(2)
@@ -303,11 +309,10 @@ def test_what_was_wished_outlasts_the_process(
     upkeep.tick()
     sealed = machine.disk.parent / "before"
     shutil.copytree(machine.disk, sealed)
-    machine.store.delete_subject("people", "anna")
-    snapshots(leader).erasure.make()
+    machine.store.delete_subject("people", "anna")  # and nothing else is told of it
     if end == "a stop":
         upkeep.stop()
-        assert not snapshots(leader).erasure.there
+        assert machine.store.gallery("people").erasure is None
     else:
 
         class Died(BaseException): ...
@@ -322,16 +327,17 @@ def test_what_was_wished_outlasts_the_process(
         snapshots(leader).resign()
         machine.reboot()
         leader = machine.replica()
-        assert snapshots(leader).erasure.there
+        assert machine.store.gallery("people").erasure is not None
         upkeep = Upkeep(lambda: [leader], machine.history, machine.source)
         upkeep.tick()
         upkeep.stop()
-        assert not snapshots(leader).erasure.there
+        assert machine.store.gallery("people").erasure is None
     machine.reboot()
     shutil.rmtree(machine.disk)
     sealed.rename(machine.disk)  # the earlier one does not open any more
-    assert found(machine.replica(), templates) == [None, bob]
-    assert machine.sealed() == []
+    again = machine.replica()
+    assert found(again, templates) == [None, bob]
+    assert snapshots(again).outdated
 
 
 def test_changes_stay_until_a_snapshot_that_lasts_has_them(
@@ -354,7 +360,7 @@ def test_changes_stay_until_a_snapshot_that_lasts_has_them(
 def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
     machine: Machine, vault: Vault, tmp_path: Path, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The folders go first, and the vault is away: nothing is left on the disk that would show what is owed."""
+    """The vault is away: neither can the snapshot be written anew, nor the old one's key be destroyed."""
     templates = new_templates(1)
     enroll(machine.store, "anna", templates)
     leader = machine.replica()
@@ -369,7 +375,9 @@ def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
             leader.erase_snapshots()
     monkeypatch.undo()
     leader.erase_snapshots()
-    assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
+    assert machine.store.gallery("people").erasure is None
+    (key,) = (path.read_text() for path in (tmp_path / "copy").rglob("key"))
+    assert key not in vault.open_keys([key])
 
 
 def test_where_nothing_can_be_written_no_trace_stays_either(
@@ -460,3 +468,166 @@ def test_a_gallery_of_the_same_name_pays_no_debt_of_another(
     machine.store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
     replicas.follow_again()
     assert vault.discard(f"snapshot {gone.id}") == 0
+
+
+def test_what_is_erased_while_its_snapshot_is_written_is_the_next_ones_business(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(3)
+    for key, template in zip(("anna", "bob", "carl"), templates, strict=True):
+        enroll(machine.store, key, [template])
+    leader = machine.replica()
+    leader.write_snapshot()
+    machine.store.delete_subject("people", "anna")
+    real = Snapshots.write
+
+    def write(*arguments: Any, **named: Any) -> Path:
+        machine.store.delete_subject("people", "bob")
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(Snapshots, "write", write)
+    leader.erase_snapshots()
+    monkeypatch.undo()
+    assert [machine.holds(machine.memory, one) for one in templates] == [False, True, True]
+    assert machine.store.gallery("people").erasure is not None
+    leader.erase_snapshots()
+    assert [machine.holds(machine.memory, one) for one in templates] == [False, False, True]
+    assert machine.store.gallery("people").erasure is None
+
+
+def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    machine.store.delete_subject("people", "anna")
+
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    monkeypatch.setattr(Vault, "discard", away)
+    with pytest.raises(DatabaseUnavailable):
+        leader.erase_snapshots()
+    monkeypatch.undo()
+    assert machine.store.gallery("people").erasure is not None
+    leader.erase_snapshots()
+    assert machine.store.gallery("people").erasure is None
+    assert not machine.holds(machine.memory, templates[0])
+
+
+def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    other = machine.source.snapshots_of(machine.store.gallery("people"))
+    assert other is not None
+    machine.store.delete_subject("people", "anna")
+    real, seen = SealedSnapshots.write, []
+
+    def write(*arguments: Any, **named: Any) -> None:
+        opened = other.open_newest(lambda: 2)  # as it was listed before
+        seen.append(opened is not None)
+        real(*arguments, **named)
+
+    monkeypatch.setattr(SealedSnapshots, "write", write)
+    leader.erase_snapshots()
+    assert seen == [True]
+    assert not machine.holds(machine.memory, templates[0])
+
+
+def test_a_newer_snapshot_is_opened_where_the_one_that_was_found_is_gone(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    anna = enroll(machine.store, "anna", templates[:1])
+    leader = machine.replica()
+    leader.write_snapshot()
+    bob = enroll(machine.store, "bob", templates[1:])
+    leader.catch_up(2)
+    real, once = Snapshots._open, iter([leader.write_snapshot])
+
+    def opened(*arguments: Any) -> Any:
+        for write in once:
+            write()
+        return real(*arguments)
+
+    monkeypatch.setattr(Snapshots, "_open", opened)
+    monkeypatch.setattr(GalleryHistory, "template_blocks", lambda *_: pytest.fail("read SQL although it is there"))
+    assert found(machine.replica(), templates) == [anna, bob]
+
+
+def test_a_snapshot_that_cannot_be_renamed_or_is_set_aside_by_another_stops_no_start(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    templates = new_templates(1)
+    anna = enroll(machine.store, "anna", templates)
+    real = Path.rename
+
+    def by_another(path: Path, target: Path) -> Path:
+        if "damaged" in str(target):
+            real(path, f"{target}-too")
+        return real(path, target)
+
+    def by_nobody(path: Path, target: Path) -> Path:
+        if "damaged" in str(target):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return real(path, target)
+
+    for rename, told in ((by_nobody, "snapshot.damaged"), (by_another, "")):
+        machine.replica().write_snapshot()
+        machine.reboot()
+        (sealed,) = machine.disk.rglob("*[0-9].sealed")
+        (sealed / "owners.i64").write_bytes(b"x")
+        monkeypatch.setattr(Path, "rename", rename)
+        capsys.readouterr()
+        assert found(machine.replica(), templates) == [anna]
+        assert told in capsys.readouterr().out
+        monkeypatch.undo()
+
+
+def test_a_process_without_files_left_to_open_sets_no_snapshot_aside(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    templates = new_templates(1)
+    anna = enroll(machine.store, "anna", templates)
+    machine.replica().write_snapshot()
+
+    def none_left(*_: object, **__: object) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", none_left)
+    assert found(machine.replica(), templates) == [anna]
+    monkeypatch.undo()
+    assert machine.sealed() == [f"{1:020d}.sealed"]
+    assert "snapshot.not_opened" in capsys.readouterr().out
+
+
+def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
+    machine: Machine, vault: Vault, new_templates: Templates
+) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    begin_epoch(machine.store.engine)
+    machine.store.create_gallery("later", extractor=EXTRACTOR, dimension=8, policy=None)
+    bob = new_templates(1)
+    machine.store.enroll("later", "bob", bob, metadata=None, extractor=EXTRACTOR, dimension=8)
+    later = machine.store.gallery("later")
+    made = GalleryReplica(
+        later, machine.history, partial(machine.source.make, later), machine.source.snapshots_of(later)
+    )
+    made.catch_up(later.revision)
+    made.write_snapshot()
+    (file,) = (machine.disk / f"gallery-{later.id}").rglob("key")
+    key = file.read_text()
+    machine.store.delete_subject("later", "bob")
+    made.erase_snapshots()
+    assert key not in vault.open_keys([key])
+    with Session(vault.engine) as session:
+        purposes = session.scalars(select(DataKeyRow.purpose)).all()
+    assert max(map(len, purposes)) <= 20  # SQLite takes more than the column has, PostgreSQL does not

@@ -268,6 +268,30 @@ def test_an_erased_embedding_leaves_the_files(
     assert [files_hold(template) for template in templates] == [False, True, True]
 
 
+def test_a_view_that_is_loaded_anew_while_its_snapshot_is_prepared_is_the_one_that_is_written(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(4)
+    people = [enroll(store, f"{number}", [template]) for number, template in enumerate(templates[:3])]
+    replica = replica_of(store, source)
+    store.delete_subject("people", "0")
+    real, once = SegmentedIndex.rewrite_erased, iter([1])
+
+    def rewrite_erased(index: SegmentedIndex) -> None:
+        for _ in once:  # somebody identifies meanwhile, and what would have to be replayed was dropped
+            people.append(enroll(store, "3", templates[3:]))
+            with Session(store.engine) as session, session.begin():
+                session.execute(delete(ChangeRow))
+            replica.catch_up(store.gallery("people").revision)
+        real(index)
+
+    monkeypatch.setattr(SegmentedIndex, "rewrite_erased", rewrite_erased)
+    replica.write_snapshot(erase=True)
+    again = replica_of(store, source)
+    assert snapshots(again).revisions == [5]
+    assert found(again, templates) == [None, *people[1:]]
+
+
 def test_what_does_not_change_is_written_once(store: GalleryStore, tmp_path: Path, new_templates: Templates) -> None:
     source = IndexSource("compressed", folder=tmp_path / "index")
     templates = new_templates(5000)

@@ -86,6 +86,22 @@ def files(source: IndexSource) -> list[str]:
 # -- a gallery that is gone
 
 
+def test_galleries_that_come_and_go_leave_no_open_file(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    replicas = Replicas(store, GalleryHistory(store.engine), source, extractor=EXTRACTOR)
+    replicas.start([])
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        store.create_gallery("brief", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+        replica = replicas.up_to_date("brief")
+        assert replica.snapshots is not None
+        assert replica.snapshots.lead()
+        replicas.follow(store.delete_gallery("brief"))
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    replicas.stop()
+
+
 @pytest.mark.parametrize("has_written", [True, False])
 def test_a_gallery_that_was_erased_elsewhere_leaves_disk_and_memory(
     store: GalleryStore, source: IndexSource, new_templates: Templates, has_written: bool

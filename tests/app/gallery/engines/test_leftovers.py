@@ -216,6 +216,23 @@ def test_what_sql_does_not_have_is_removed_when_an_index_is_mended(
     assert identities(replica, store, templates[:1]) == [anna]
 
 
+def test_what_a_killed_process_left_of_an_erased_person_is_removed_at_the_next_start(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path
+) -> None:
+    shared, templates = open_shared(), new_templates(2)
+    process = Process(store, shared, tmp_path)
+    enroll(store, "anna", templates[:1])
+    bob = store.enroll("people", "bob", templates[1:], metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+    replica = process.replicas.up_to_date("people")
+    process.forgetting.forget("people", "bob")
+    # Another process had read the row before, writes it only now, and dies.
+    replica.view.index.add(np.array([bob.added[0].id]), templates[1].embedding[None])
+    again = Process(store, open_shared(), tmp_path)
+    again.replicas.start([])
+    assert held(store, shared) == {EXTRACTOR: [1]}
+    again.replicas.stop()
+
+
 def test_an_id_that_is_given_away_anew_while_surplus_is_removed_stays(
     store: GalleryStore,
     open_shared: OpenEngine,

@@ -136,7 +136,7 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(erase=st.booleans())
     def maintain(self, erase: bool) -> None:
         if isinstance(self.index, SegmentedIndex):
-            self.index.maintain(erase=erase)
+            self.index.rewrite_erased() if erase else self.index.maintain()
 
     @rule()
     def save_and_load(self) -> None:

@@ -34,9 +34,9 @@ def compressed(vectors: NDArray[np.float32], *, half: bool = False, limits: Limi
     return index
 
 
-def settle(index: SegmentedIndex, *, erase: bool = False) -> int:
+def settle(index: SegmentedIndex) -> int:
     done = 0
-    while index.maintain(erase=erase):
+    while index.maintain():
         done += 1
     return done
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.gallery.index import SegmentedIndex, SnapshotDamaged, snapshot
+from app.gallery.index import SegmentedIndex, SnapshotDamaged, snapshot, upkeep
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.upkeep import Limits
 
@@ -36,8 +36,8 @@ def some_index(*, half: bool = False) -> SegmentedIndex:
     return index
 
 
-def settle(index: SegmentedIndex, *, erase: bool = False) -> None:
-    while index.maintain(erase=erase):
+def settle(index: SegmentedIndex) -> None:
+    while index.maintain():
         pass
 
 
@@ -166,29 +166,45 @@ def test_a_snapshot_serves_a_setting_that_changed(tmp_path: Path) -> None:
 
 def test_an_erased_embedding_leaves_the_disk(tmp_path: Path) -> None:
     index = some_index()
-    assert pending(index)  # codes say something of a row whose embedding was written over
+    assert holding(index)  # codes say something of a row whose embedding was written over
     assert not saved_bytes(saved(some_index(), tmp_path / "zero"), VECTORS[50])
-    assert pending(load(tmp_path / "zero"))
-    settle(index, erase=True)
+    assert holding(load(tmp_path / "zero"))
+    index.rewrite_erased()
     assert not any(segment.rows.dead for segment in index._contents.parts.segments)
     assert not saved_bytes(saved(index, tmp_path / "first"), VECTORS[50])
-    assert not pending(index)
+    assert not holding(index)
     index.remove(np.array([51, 9001]))
-    assert pending(index)
+    assert holding(index) == 1
     second = saved(index, tmp_path / "second")
     assert saved_bytes(second, VECTORS[51])  # linked
     assert not saved_bytes(second, VECTORS[9001])
-    assert pending(index)
-    assert pending(load(second))
-    settle(index, erase=True)
+    assert holding(index) == holding(load(second)) == 1
+    index.rewrite_erased()
     third = saved(index, tmp_path / "third")
-    assert not pending(index)
+    assert not holding(index)
     assert not saved_bytes(third, VECTORS[51])
     assert_same(load(third), index)
 
 
-def pending(index: SegmentedIndex) -> bool:
-    return index.erase_pending
+def test_rewriting_what_was_erased_ends_while_more_is_erased(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, gone = some_index(), iter(range(1, 9000, 50))
+    before = index._contents.parts.segments
+
+    def build(*arguments: Any, **named: Any) -> Any:
+        built = upkeep.build(*arguments, **named)
+        index.remove(np.array([next(gone)]))
+        return built
+
+    monkeypatch.setattr("app.gallery.index.segmented.build", build)
+    index.rewrite_erased()
+    after = index._contents.parts.segments
+    assert len(after) == len(before)
+    assert not set(map(id, after)) & set(map(id, before))  # each was written anew, and once
+
+
+def holding(index: SegmentedIndex) -> int:
+    """How many segments hold something of a removed row in their codes or their saved files."""
+    return sum(segment.left_on_disk for segment in index._contents.parts.segments)
 
 
 def saved_bytes(folder: Path, vector: NDArray[np.float32]) -> bool:
@@ -211,7 +227,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_index_as_it_was(tmp_path: 
     (tmp_path / "full").mkdir()
     with files_no_larger_than(size), pytest.raises(OSError, match="File too large"):
         index.save(tmp_path / "full")
-    assert index.erase_pending  # nothing is known to be saved
+    assert not any(segment.saved for segment in index._contents.parts.segments)
     with pytest.raises(SnapshotDamaged):
         load(tmp_path / "full")
     assert_same(index, some_index())
@@ -248,7 +264,7 @@ def test_what_changes_while_a_snapshot_is_written_is_in_it_or_not_but_never_half
     np.testing.assert_array_equal(index.vectors(np.array([73, 75])), others[[0, 0]])
     for segment in index._contents.parts.segments:
         assert np.all(segment.rows.vectors[~segment.rows.alive] == 4)
-    assert index.erase_pending
+    assert holding(index)
 
 
 def test_rows_erased_between_their_digest_and_their_writing_do_no_harm(

@@ -1,0 +1,56 @@
+"""Memory for the embeddings of a segment, which goes back to the system in pieces.
+
+Whoever lets a gigabyte go at once holds up all others: it takes a tenth of a second, with the interpreter's lock held.
+And a virtual machine that reports freed memory to its host has whole pages of two megabytes taken back in bursts, which
+stop whatever runs on it. So these arrays lie in pages of the ordinary size, and a thread gives them back bit by bit
+when nobody uses them any more.
+"""
+
+import mmap
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+_PIECE = 4 << 20  # bytes; the kernel takes half a millisecond for so many
+_PAUSE = 0.001  # seconds between two
+
+
+def room(rows: int, dimension: int, dtype: DTypeLike) -> NDArray[Any]:
+    """An array (rows, dimension), rows > 0, of zeros."""
+    size = rows * dimension * np.dtype(dtype).itemsize
+    memory = _InPieces(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(rows, dimension)
+
+
+def mapped(path: Path, rows: int, dimension: int, dtype: DTypeLike) -> NDArray[Any]:
+    """A file as an array (rows, dimension), rows > 0; what is written to it stays in this process.
+
+    Raises:
+        OSError: the file is not there, or cannot be mapped.
+        ValueError: it is shorter.
+    """
+    size = rows * dimension * np.dtype(dtype).itemsize
+    with path.open("rb") as file:
+        memory = _InPieces(file.fileno(), size, access=mmap.ACCESS_COPY)
+    return np.frombuffer(memory, dtype).reshape(rows, dimension)
+
+
+class _InPieces(mmap.mmap):
+    def __del__(self) -> None:
+        if len(self) > _PIECE:
+            with suppress(RuntimeError):  # the interpreter is ending, and with it the memory
+                threading.Thread(target=_give_back, args=(self,), name="memory", daemon=True).start()
+
+
+def _give_back(memory: mmap.mmap) -> None:
+    size = len(memory)
+    for start in range(0, size, _PIECE):
+        memory.madvise(mmap.MADV_DONTNEED, start, min(_PIECE, size - start))
+        time.sleep(_PAUSE)
