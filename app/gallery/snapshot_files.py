@@ -57,12 +57,12 @@ def write_files(
     part = folder / INDEX
     part.mkdir()
     index.save(part)
-    pairs = np.stack(owners.pairs()).astype("<i8", copy=False)
-    digest = _write(folder / _OWNERS, pairs.reshape(-1).view(np.uint8).data)
-    about = of.at(revision) | {"templates": pairs.shape[1], "owners_sha256": digest}
+    ids, subjects = (column.astype("<i8", copy=False) for column in owners.pairs())
+    digest = _write(folder / _OWNERS, ids.view(np.uint8).data, subjects.view(np.uint8).data)
+    about = of.at(revision) | {"templates": len(ids), "owners_sha256": digest}
     _write(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
     flush_folder(folder)
-    return int(pairs.shape[1])
+    return len(ids)
 
 
 def read_files(
@@ -98,13 +98,14 @@ def read_files(
     return index, TemplateOwners(ids, subjects), revision
 
 
-def _write(path: Path, content: memoryview) -> str:
+def _write(path: Path, *contents: memoryview) -> str:
     """Write piece by piece, so that no search waits for the interpreter; answers the SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
-        for start in range(0, len(content), _CHUNK):
-            digest.update(content[start : start + _CHUNK])
-            file.write(content[start : start + _CHUNK])
+        for content in contents:
+            for start in range(0, len(content), _CHUNK):
+                digest.update(content[start : start + _CHUNK])
+                file.write(content[start : start + _CHUNK])
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

@@ -89,23 +89,37 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> 
         codebook: makes codes; none: no codes.
         half: keep the embeddings as float16.
     """
+    sources = sorted((one for one in sources if one.size), key=lambda one: int(one.ids[0]))
     living = [source.living_rows() for source in sources]
-    ids = np.concatenate([source.ids[rows] for source, rows in zip(sources, living, strict=True)])
-    if not len(ids):
+    count = sum(map(len, living))
+    if not count:
         return None
-    order = np.argsort(ids, kind="stable")
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    ids = ids[order]
-    vectors = room(len(ids), sources[0].vectors.shape[1], np.float16 if half else np.float32)
+    ids, done = room(count, 1, np.int64).reshape(count), 0
+    for source, rows in zip(sources, living, strict=True):
+        ids[done : done + len(rows)] = source.ids[rows]
+        done += len(rows)
+    ranks = _ranks(ids)
+    vectors, done = room(count, sources[0].vectors.shape[1], np.float16 if half else np.float32), 0
     vectors.fill(0)  # takes the memory without the interpreter's lock
-    done = 0
     for source, rows in zip(sources, living, strict=True):
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            vectors[place[done : done + len(chunk)]] = source.vectors[chunk]
+            places = slice(done, done + len(chunk))
+            vectors[places if ranks is None else ranks[places]] = source.vectors[chunk]
             done += len(chunk)
+    if ranks is not None:
+        ids[ranks] = ids.copy()
     return Segment(Rows(vectors, ids, np.ones(len(ids), np.bool_), _encode(vectors, codebook), size=len(ids)))
+
+
+def _ranks(ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    """The place of each id among all; None where they ascend already, as where newer templates have higher ids."""
+    if np.all(ids[:-1] < ids[1:]):
+        return None
+    order = np.argsort(ids, kind="stable")
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return ranks
 
 
 def _encode(vectors: NDArray[np.float32] | NDArray[np.float16], codebook: Codebook | None) -> Codes | None:
