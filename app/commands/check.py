@@ -5,10 +5,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import Exit, JsonOption, complain, opened_service
+from app.commands.tables import print_table
 from app.gallery.consistency import Consistency, check_gallery, repair_gallery
 
 _NAMED = 20  # templates of a gallery
@@ -35,12 +34,13 @@ def check_command(
     if as_json:
         print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
     else:
-        table = Table("gallery", "templates", "missing", "surplus", "moved", "changed", "unreadable", "snapshots")
-        for row in rows:
-            counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
-            table.add_row(row.gallery, *map(str, counts), "; ".join(row.damaged_snapshots) or "whole")
-        Console().print(table)
+        print_table(
+            ("gallery", "templates", "missing", "surplus", "moved", "changed", "unreadable", "snapshots"),
+            map(_cells, rows),
+        )
     for row in rows:
+        for reason in row.damaged_snapshots:
+            complain(f"{row.gallery}: {reason}", style="red")
         if row.unreadable:
             named = ", ".join(map(str, row.unreadable[:_NAMED])) + (" …" if len(row.unreadable) > _NAMED else "")
             complain(
@@ -50,3 +50,8 @@ def check_command(
     if mendable:
         complain("mended: every process builds its index anew" if repair else "add --repair to mend it", style="yellow")
     raise typer.Exit(Exit.REFUSED if closed or (mendable and not repair) else Exit.DONE)
+
+
+def _cells(row: Consistency) -> tuple[object, ...]:
+    counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
+    return (row.gallery, *counts, f"{len(row.damaged_snapshots)} damaged" if row.damaged_snapshots else "whole")

@@ -4,10 +4,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import GalleryOption, JsonOption, opened_service
+from app.commands.tables import print_table
 from app.gallery.errors import ExtractorMismatch
 from app.gallery.likeness import alike_pairs, find_places, outlying_templates
 from app.gallery.names import normalise_gallery_name
@@ -73,8 +72,7 @@ def duplicates_command(
         document = {"gallery": name, "threshold": round(threshold, 4), "pairs": alike, "templates": far}
         print(json.dumps(document, ensure_ascii=False))
         return
-    console = Console()
-    console.print(f"distance of one person: {threshold:.4f}")
+    print(f"distance of one person: {threshold:.4f}")
     for title, columns, rows in (
         ("subjects that look like one person", ("subject", "other", "distance", "templates"), alike),
         (
@@ -83,7 +81,4 @@ def duplicates_command(
             far,
         ),
     ):
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*(str(row[column]) for column in columns))
-        console.print(table)
+        print_table(columns, ([row[column] for column in columns] for row in rows), title=title)

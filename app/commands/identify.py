@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_service, progress_bar
+from app.commands.tables import print_table
 from app.gallery.photos import Photo
 from app.gallery.service import DEFAULT_GALLERY
 from model.errors import FacegalleryError
@@ -49,9 +48,16 @@ def identify_command(
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        table = Table("file", "box", "subject", "distance")
-        for row in rows:
-            distance = "" if row["distance"] is None else str(row["distance"])
-            table.add_row(str(row["file"]), str(row["box"]), str(row["subject"] or "unknown"), distance)
-        Console().print(table)
+        print_table(
+            ("file", "box", "subject", "distance"),
+            (
+                (
+                    row["file"],
+                    row["box"],
+                    row["subject"] or "unknown",
+                    "" if row["distance"] is None else row["distance"],
+                )
+                for row in rows
+            ),
+        )
     raise typer.Exit(Exit.PARTLY if unreadable else Exit.DONE)

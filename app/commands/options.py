@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from sqlalchemy import Engine
 
 from app.access.opening import open_audit
@@ -86,7 +87,7 @@ def opened_store() -> Iterator[GalleryStore]:
 
 def complain(sentence: str, *, style: str) -> None:
     """One line on standard error, as it is: names and paths are no markup and are not wrapped."""
-    errors.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
+    errors.print(Text(sentence, style), soft_wrap=True)
 
 
 def progress_bar() -> Progress:

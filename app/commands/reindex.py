@@ -4,10 +4,10 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import JsonOption, opened_service
+from app.commands.tables import print_table
+from app.gallery.names import normalise_gallery_name
 
 
 def reindex_command(
@@ -17,7 +17,11 @@ def reindex_command(
     """Rebuild indexes from SQL; running services do so in the background."""
     rows = []
     with opened_service() as service:
-        names = [gallery] if gallery else [one.name for one in service.store.galleries()]
+        names = (
+            [normalise_gallery_name(gallery)]
+            if gallery is not None
+            else [one.name for one in service.store.galleries()]
+        )
         for name in names:
             revision = service.history.request_rebuild(name).revision
             rows.append(
@@ -26,7 +30,4 @@ def reindex_command(
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return
-    table = Table("gallery", "revision", "templates")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    print_table(("gallery", "revision", "templates"), (list(row.values()) for row in rows))
