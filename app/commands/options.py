@@ -41,7 +41,7 @@ def opened_service() -> Iterator[GalleryService]:
     from app.main import open_service  # brings the networks' runtime, which `migrate` and `--help` need not wait for
 
     settings = Settings()
-    set_up_logging(form=settings.log_format, level="warning")
+    set_up_logging(form=settings.log_format, level="warning", repeats=False)
     service = open_service(settings)
     try:
         yield service
