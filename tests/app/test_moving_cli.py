@@ -256,6 +256,20 @@ def test_an_archive_into_a_gallery_erases_first_whose_time_is_over(
         assert database.execute("SELECT id, expires_at FROM subject").fetchall() == [(2, None)]
 
 
+def test_an_export_that_cannot_be_written_stands_not_in_the_audit_log(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    done = facegallery("export", tmp_path / "nowhere" / "a.zip")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / 'nowhere' / 'a.zip'} cannot be written: No such file or directory\n"
+    assert facegallery("export", tmp_path / "a.zip", "--gallery", "nobody").returncode == 1
+    assert facegallery("export", tmp_path / "a.zip").returncode == 0
+    entries = [json.loads(line)["entry"] for line in facegallery("audit", "export").stdout.splitlines()]
+    assert [entry["action"] for entry in entries].count("export") == 1
+
+
 @pytest.mark.parametrize("command", ["export", "backup"])
 def test_out_of_nothing_comes_nothing(facegallery: Facegallery, tmp_path: Path, command: str) -> None:
     assert facegallery(command, tmp_path / "x").returncode == 1
@@ -327,5 +341,8 @@ def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Pat
     assert first in facegallery("duplicates", "--most", "1").stdout
     merged = facegallery("duplicates", "--merge", "double", first)
     assert (merged.returncode, merged.stdout) == (0, f"double is {first} now, with 5 templates\n")
+    third = several[2][0].parent.name
+    merged = facegallery("duplicates", "--merge", second, third, "--json")
+    assert json.loads(merged.stdout) == {"gallery": "default", "merged": second, "into": third, "templates": 8}
     pairs = json.loads(facegallery("duplicates", "--json").stdout)["pairs"]
     assert [pair for pair in pairs if first in (pair["subject"], pair["other"])] == []
