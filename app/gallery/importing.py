@@ -128,6 +128,7 @@ class PeopleImport:
         with ThreadPoolExecutor(self._workers, thread_name_prefix="import") as pool:
             left = self._begun(source, pool)
             try:
+                # So that workers have something to do while a batch is embedded and stored.
                 waiting.extend(islice(left, 2 * _BATCH + self._workers))
                 while waiting:
                     yield waiting.popleft().result()
