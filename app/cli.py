@@ -1,8 +1,14 @@
 """`facegallery`: every command by its name."""
 
+import io
+import os
 import sys
 
 import typer
+from alembic.util.exc import CommandError
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from sqlalchemy.exc import ArgumentError
 
 from app.commands.audit import audit_cli
 from app.commands.backup import backup_command, restore_command
@@ -21,6 +27,7 @@ from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
+from app.settings import Settings
 from model.errors import FacegalleryError
 
 cli = typer.Typer(
@@ -52,9 +59,31 @@ for group in (master_key, receipt, retention):
 
 
 def main() -> None:
-    """Run the command line; a known error is one line and an exit code, not a traceback."""
+    """Run the command line; what the user can put right is one line and an exit code, a bug is a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     try:
         cli()
-    except FacegalleryError as error:
-        complain(f"error: {error}", style="red")
+    except (FacegalleryError, OSError, ValidationError, ArgumentError, CommandError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        complain(f"error: {sentence}", style="red")
         sys.exit(Exit.REFUSED)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is wrong, in one line; None where it is a bug."""
+    if isinstance(error, ValidationError):
+        return "; ".join(map(_setting, error.errors())) if error.title == Settings.__name__ else None
+    if isinstance(error, ArgumentError):
+        return f"FACEGALLERY_DATABASE_URL or FACEGALLERY_VAULT_URL: {error}"
+    if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) if not isinstance(error, FacegalleryError) else str(error)
+
+
+def _setting(flaw: ErrorDetails) -> str:
+    """A setting's variable and what is wrong with it; never its value, which may be a secret."""
+    what = flaw["msg"].removeprefix("Value error, ")
+    return f"FACEGALLERY_{str(flaw['loc'][0]).upper()}: {what}" if flaw["loc"] else what

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.policy import ThresholdPolicy, parse_policy
@@ -157,6 +159,18 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_policy(cls, value: object) -> object:
         return parse_policy(value) if isinstance(value, str) else value
+
+    @field_validator("database_url", "vault_url")
+    @classmethod
+    def _check_address(cls, value: str) -> str:
+        if value:
+            try:
+                make_url(value)
+            except (ArgumentError, ValueError):  # whose words may hold the password
+                raise ValueError(
+                    "it is no SQLAlchemy address, such as postgresql://USER:PASSWORD@HOST/DATABASE"
+                ) from None
+        return value
 
     @field_validator("cors_origins")
     @classmethod

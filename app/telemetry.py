@@ -63,8 +63,29 @@ class _StandardError(io.TextIOBase):
         sys.stderr.flush()
 
 
-def set_up_logging(*, form: str, level: str) -> None:
-    """Log structured events to standard error, as lines for people or as JSON."""
+class _Once:
+    """Drops an event that was logged before with the same values."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def __call__(self, _logger: object, name: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
+        said = repr((name, sorted(event.items())))
+        if said in self._seen:
+            raise structlog.DropEvent
+        self._seen.add(said)
+        return event
+
+
+def set_up_logging(*, form: str, level: str, repeats: bool = True) -> None:
+    """Log structured events to standard error, as lines for people or as JSON.
+
+    Args:
+        form: `console` or `json`.
+        level: least level that is logged.
+        repeats: an event may come again; else it is logged once, however often its cause is met: for commands, which
+            end and are read as a whole.
+    """
     renderer: structlog.types.Processor = (
         structlog.processors.JSONRenderer()
         if form == "json"
@@ -80,7 +101,7 @@ def set_up_logging(*, form: str, level: str) -> None:
         structlog.processors.format_exc_info if form == "json" else structlog.processors.StackInfoRenderer(),
     ]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*([] if repeats else [_Once()]), *shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _StandardError())),
         cache_logger_on_first_use=False,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.commands.options import opened_database
+from app.commands.places import check_place
 from app.gallery import backup
 from app.gallery.epochs import begin_epoch
 from app.settings import Settings
@@ -22,6 +23,7 @@ def backup_command(
     if file.exists() and not replace:
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     settings = Settings()
+    check_place(file)
     backup.refuse_databases(file, [settings.sqlalchemy_url, settings.sqlalchemy_vault_url])
     address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
     if vault:

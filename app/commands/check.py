@@ -1,15 +1,16 @@
 """`facegallery check`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import Exit, JsonOption, complain, opened_service
-from app.gallery.consistency import Consistency, check_gallery, repair_gallery
+from app.commands.tables import print_table
+from app.gallery.consistency import Consistency, check_gallery, check_rows, repair_gallery
+from app.gallery.names import normalise_gallery_name
 
 _NAMED = 20  # templates of a gallery
 
@@ -21,12 +22,22 @@ def check_command(
 ) -> None:
     """Compare rows, index and snapshots; the service may go on meanwhile.
 
-    Exit codes: 0 all the same, or mended; 1 something differs, or does not open.
+    Exit codes: 0 all the same, or mended; 1 something differs, or does not open; 3 of a gallery of another extractor
+    only the rows were looked at.
     """
     rows: list[Consistency] = []
     with opened_service() as service:
-        for found in service.store.galleries():
-            if gallery not in {None, found.name} or found.extractor != service.extractor:
+        wanted = service.store.galleries()
+        if gallery is not None:
+            wanted = (service.store.gallery(normalise_gallery_name(gallery)),)
+        for found in wanted:
+            if found.extractor != service.extractor:
+                rows.append(check_rows(found, service.history))
+                complain(
+                    f"{found.name}: belongs to extractor {found.extractor}; whether its templates open was looked at, "
+                    "its index and snapshots only a service of that extractor has",
+                    style="yellow",
+                )
                 continue
             row = check_gallery(found, service.history, service.indexes)
             rows.append(row)
@@ -35,18 +46,41 @@ def check_command(
     if as_json:
         print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
     else:
-        table = Table("gallery", "templates", "missing", "surplus", "moved", "changed", "unreadable", "snapshots")
-        for row in rows:
-            counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
-            table.add_row(row.gallery, *map(str, counts), "; ".join(row.damaged_snapshots) or "whole")
-        Console().print(table)
+        print_table(
+            ("gallery", "templates", "missing", "surplus", "moved", "changed", "unreadable", "snapshots"),
+            map(_cells, rows),
+        )
     for row in rows:
-        if row.unreadable:
-            named = ", ".join(map(str, row.unreadable[:_NAMED])) + (" …" if len(row.unreadable) > _NAMED else "")
-            complain(
-                f"{row.gallery}: templates that do not open: {named}; erase them, or restore the vault", style="red"
-            )
+        _explain(row)
     mendable, closed = any(row.mendable for row in rows), any(row.unreadable for row in rows)
     if mendable:
         complain("mended: every process builds its index anew" if repair else "add --repair to mend it", style="yellow")
-    raise typer.Exit(Exit.REFUSED if closed or (mendable and not repair) else Exit.DONE)
+    if closed or (mendable and not repair):
+        raise typer.Exit(Exit.REFUSED)
+    raise typer.Exit(Exit.DONE if all(row.compared for row in rows) else Exit.PARTLY)
+
+
+def _cells(row: Consistency) -> tuple[object, ...]:
+    if not row.compared:
+        return (row.gallery, row.templates, *4 * "–", len(row.unreadable), "–")
+    counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
+    return (row.gallery, *counts, f"{len(row.damaged_snapshots)} damaged" if row.damaged_snapshots else "whole")
+
+
+def _explain(row: Consistency) -> None:
+    for reason in row.damaged_snapshots:
+        complain(f"{row.gallery}: {reason}", style="red")
+    others = [one for one in row.unreadable if one not in row.forgotten]
+    if others:
+        advice = "enroll or import their photos again, erase them, or restore the vault"
+        complain(f"{row.gallery}: templates that do not open: {_named(others)}; {advice}", style="red")
+    if row.forgotten:
+        complain(
+            f"{row.gallery}: templates of people who were forgotten and came back with a backup: "
+            f"{_named(row.forgotten)}; the next sweep erases them, or `facegallery retention sweep` now",
+            style="red",
+        )
+
+
+def _named(templates: Sequence[int]) -> str:
+    return ", ".join(map(str, templates[:_NAMED])) + (" …" if len(templates) > _NAMED else "")

@@ -4,13 +4,12 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.commands.options import GalleryOption, JsonOption, opened_service
+from app.commands.tables import print_table
 from app.gallery.errors import ExtractorMismatch
 from app.gallery.likeness import alike_pairs, find_places, outlying_templates
-from app.gallery.names import normalise_gallery_name
+from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.neighbours import neighbours_of
 from app.gallery.service import DEFAULT_GALLERY
 
@@ -32,7 +31,12 @@ def duplicates_command(
     with opened_service() as service:
         if merge is not None:
             merged = service.merge_subjects(name, merge[0], merge[1])
-            print(f"{merge[0]} is {merged.key} now, with {merged.templates} templates")
+            if as_json:
+                gone = normalise_name(merge[0], part="subject")
+                document = {"gallery": name, "merged": gone, "into": merged.key, "templates": merged.templates}
+                print(json.dumps(document, ensure_ascii=False))
+            else:
+                print(f"{merge[0]} is {merged.key} now, with {merged.templates} templates")
             return
         found = service.store.gallery(name)
         if threshold is None:
@@ -44,7 +48,9 @@ def duplicates_command(
         places = find_places(service.history.template_blocks(found.id), found.dimension)
         near = neighbours_of(places.means)
         pairs = alike_pairs(places, near, threshold, most=most)
-        outliers = outlying_templates(service.history.template_blocks(found.id), places, near, threshold, most=most)
+        outliers = outlying_templates(
+            service.history.template_blocks(found.id), places, near, threshold, most=most, listed=pairs
+        )
         ids = {one.first for one in pairs} | {one.second for one in pairs} | {one.subject_id for one in outliers}
         ids |= {one.nearest_id for one in outliers if one.nearest_id is not None}
         subjects = service.store.subjects_by_id(sorted(ids)) if ids else {}
@@ -70,11 +76,10 @@ def duplicates_command(
         if one.subject_id in subjects
     ]
     if as_json:
-        document = {"gallery": name, "threshold": round(threshold, 4), "pairs": alike, "templates": far}
-        print(json.dumps(document, ensure_ascii=False))
+        listed = {"gallery": name, "threshold": round(threshold, 4), "pairs": alike, "templates": far}
+        print(json.dumps(listed, ensure_ascii=False))
         return
-    console = Console()
-    console.print(f"distance of one person: {threshold:.4f}")
+    print(f"distance of one person: {threshold:.4f}")
     for title, columns, rows in (
         ("subjects that look like one person", ("subject", "other", "distance", "templates"), alike),
         (
@@ -83,7 +88,4 @@ def duplicates_command(
             far,
         ),
     ):
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*(str(row[column]) for column in columns))
-        console.print(table)
+        print_table(columns, ([row[column] for column in columns] for row in rows), title=title)

@@ -1,16 +1,17 @@
 """`facegallery identify`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_service, progress_bar
+from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_service
+from app.commands.progress import shown_progress
+from app.commands.tables import print_table
 from app.gallery.photos import Photo
-from app.gallery.service import DEFAULT_GALLERY
+from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from model.errors import FacegalleryError
 
 
@@ -25,33 +26,44 @@ def identify_command(
     Exit codes: 0 done, 1 failed, 3 done but some photos could not be read.
     """
     rows, unreadable = list[dict[str, object]](), 0
-    with opened_service() as service, progress_bar() as progress:
-        for file in progress.track(files, description="identifying"):
+    with opened_service() as service, shown_progress("identifying", len(files)) as advance:
+        for file in files:
             try:
-                found = service.identify(gallery, Photo(str(file), file.read_bytes()), threshold=threshold)
+                rows += _identified(service, gallery, file, threshold)
             except FacegalleryError as error:
                 if error.slug not in {"unsupported-image", "image-too-large"}:
                     raise
                 unreadable += 1
                 complain(f"{file}: {error}", style="yellow")
-                continue
-            for face, match in zip(found.faces, found.matches, strict=True):
-                identity = match.identity
-                rows.append(
-                    {
-                        "file": str(file),
-                        "box": [round(side) for side in face.face.box],
-                        "subject": identity.subject.key if identity else None,
-                        "distance": round(identity.distance, 4) if identity else None,
-                        "threshold": round(found.threshold, 4),
-                    }
-                )
+            advance(1)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
     else:
-        table = Table("file", "box", "subject", "distance")
-        for row in rows:
-            distance = "" if row["distance"] is None else str(row["distance"])
-            table.add_row(str(row["file"]), str(row["box"]), str(row["subject"] or "unknown"), distance)
-        Console().print(table)
+        print_table(
+            ("file", "box", "subject", "distance"),
+            (
+                (
+                    row["file"],
+                    row["box"],
+                    row["subject"] or "unknown",
+                    "" if row["distance"] is None else row["distance"],
+                )
+                for row in rows
+            ),
+        )
     raise typer.Exit(Exit.PARTLY if unreadable else Exit.DONE)
+
+
+def _identified(
+    service: GalleryService, gallery: str, file: Path, threshold: float | None
+) -> Iterator[dict[str, object]]:
+    found = service.identify(gallery, Photo(str(file), file.read_bytes()), threshold=threshold)
+    for face, match in zip(found.faces, found.matches, strict=True):
+        identity = match.identity
+        yield {
+            "file": str(file),
+            "box": [round(side) for side in face.face.box],
+            "subject": identity.subject.key if identity else None,
+            "distance": round(identity.distance, 4) if identity else None,
+            "threshold": round(found.threshold, 4),
+        }

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Annotated
 import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service
+from app.commands.places import check_place
 from app.commands.progress import shown_progress
 from app.gallery.archive import ArchiveReader
 from app.gallery.archive_import import import_archive
-from app.gallery.errors import RefusedPhoto
+from app.gallery.errors import RefusedPhoto, StorageUnwritable
 from app.gallery.import_sources import people_of_folder, people_of_table
 from app.gallery.importing import ImportReport, PeopleImport
 from app.gallery.names import normalise_gallery_name
@@ -43,15 +45,19 @@ def import_command(
 ) -> None:
     """Import people. Running it again adds nothing, and after a break it goes on.
 
-    Exit codes: 0 done, 1 failed, 3 done but some photos, or subjects of an archive, were refused.
+    Exit codes: 0 done, 1 failed, 3 done but some photos, or subjects of an archive, were refused, 130 stopped.
     """
     if report is not None and report.suffix not in {".json", ".csv"}:
         raise typer.BadParameter("name a file that ends in .json or .csv", param_hint="--report")
-    is_archive = source.is_file() and (zipfile.is_zipfile(source) or source.suffix.lower() == ".zip")
-    done = _import_archive(source, gallery) if is_archive else _import_photos(source, gallery, largest)
-    name, outcome = done
     if report is not None:
-        _write_report(report, name, outcome)
+        check_place(report)
+    is_archive = source.is_file() and (zipfile.is_zipfile(source) or source.suffix.lower() == ".zip")
+    try:
+        done = _import_archive(source, gallery) if is_archive else _import_photos(source, gallery, largest)
+    except KeyboardInterrupt as stop:
+        complain("stopped; what was stored stays, and running it again goes on from there", style="yellow")
+        raise typer.Exit(Exit.STOPPED) from stop
+    name, outcome = done
     if as_json:
         print(json.dumps(_document(name, outcome), ensure_ascii=False))
     else:
@@ -62,6 +68,9 @@ def import_command(
             f"{outcome.added} templates added, {outcome.known} known, {outcome.passed_over} photos imported before, "
             f"{len(outcome.refused)} {what} refused"
         )
+    if report is not None:  # last: what was done is told even where the disk is full by now
+        sys.stdout.flush()
+        _write_report(report, name, outcome)
     raise typer.Exit(Exit.PARTLY if outcome.refused else Exit.DONE)
 
 
@@ -117,10 +126,13 @@ def _rows(refused: Sequence[RefusedPhoto]) -> list[dict[str, str]]:
 
 
 def _write_report(file: Path, gallery: str, outcome: ImportReport) -> None:
-    with replaced_file(file) as draft, draft.open("w", encoding="utf-8", newline="") as stream:
-        if file.suffix == ".json":
-            json.dump(_document(gallery, outcome), stream, ensure_ascii=False, indent=2)
-            return
-        table = csv.DictWriter(stream, ["photo", "reason", "detail"])
-        table.writeheader()
-        table.writerows(_rows(outcome.refused))
+    try:
+        with replaced_file(file) as draft, draft.open("w", encoding="utf-8", newline="") as stream:
+            if file.suffix == ".json":
+                json.dump(_document(gallery, outcome), stream, ensure_ascii=False, indent=2)
+                return
+            table = csv.DictWriter(stream, ["photo", "reason", "detail"])
+            table.writeheader()
+            table.writerows(_rows(outcome.refused))
+    except OSError as error:
+        raise StorageUnwritable(f"the report {file} cannot be written: {error.strerror}") from error

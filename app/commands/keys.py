@@ -7,13 +7,12 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from app.access.key_store import KeyStore
 from app.access.keys import ApiKey, Scope, parse_scopes
 from app.access.opening import open_audit, open_keys
 from app.commands.options import JsonOption, complain
+from app.commands.tables import print_table
 from app.gallery.database import open_engine
 from app.gallery.migrations import check_schema
 from app.gallery.tables import now
@@ -48,13 +47,20 @@ def list_keys(as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps([_described(key) for key in listed], ensure_ascii=False))
         return
-    table = Table("id", "name", "scopes", "galleries", "state", "last used")
-    for key in listed:
-        galleries = "all" if key.galleries is None else ", ".join(sorted(key.galleries))
-        table.add_row(
-            key.id, key.name, ", ".join(sorted(key.scopes)), galleries, _state(key), _moment(key.last_used_at)
-        )
-    Console().print(table)
+    print_table(
+        ("id", "name", "scopes", "galleries", "state", "last used"),
+        (
+            (
+                key.id,
+                key.name,
+                ", ".join(sorted(key.scopes)),
+                "all" if key.galleries is None else ", ".join(sorted(key.galleries)),
+                _state(key),
+                _moment(key.last_used_at),
+            )
+            for key in listed
+        ),
+    )
 
 
 @keys_cli.command("revoke")

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from app.access.opening import open_audit
-from app.commands.options import JsonOption, complain, progress_bar
+from app.commands.options import JsonOption, complain
+from app.commands.progress import shown_progress
 from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows
 from app.gallery.errors import MasterKeyMissing
@@ -66,12 +67,11 @@ def rotate_command(
         masters.replace([MasterKey.make(), *masters.keys])
     old = [key.id for key in masters.keys[1:]]
     vault.use_master(masters.first)
-    with progress_bar() as progress:
-        task = progress.add_task("wrapping", total=sum(vault.wrapped_by().values()))
+    with shown_progress("wrapping", sum(vault.wrapped_by().values())) as advance:
         wrapped_in_all = 0
         while wrapped := vault.rewrap(_BATCH):
             wrapped_in_all += wrapped
-            progress.advance(task, wrapped)
+            advance(wrapped)
     if masters.file is not None and not keep_old:
         masters.replace([masters.first])
     vault.close()

@@ -1,6 +1,5 @@
-"""What the commands share: options, exit codes, the service, progress and complaints."""
+"""What the commands share: options, exit codes, the service and complaints."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -8,7 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from sqlalchemy import Engine
 
 from app.access.opening import open_audit
@@ -33,6 +32,7 @@ class Exit(IntEnum):
     REFUSED = 1  # something could not be done; the message says what
     USAGE = 2  # the command's words are off
     PARTLY = 3  # done, but some photos were refused
+    STOPPED = 130  # by Ctrl-C
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def opened_service() -> Iterator[GalleryService]:
     from app.main import open_service  # brings the networks' runtime, which `migrate` and `--help` need not wait for
 
     settings = Settings()
-    set_up_logging(form=settings.log_format, level="warning")
+    set_up_logging(form=settings.log_format, level="warning", repeats=False)
     service = open_service(settings)
     try:
         yield service
@@ -86,17 +86,4 @@ def opened_store() -> Iterator[GalleryStore]:
 
 def complain(sentence: str, *, style: str) -> None:
     """One line on standard error, as it is: names and paths are no markup and are not wrapped."""
-    errors.print(sentence, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def progress_bar() -> Progress:
-    """A bar with count, time and time left on standard error; silent where nobody looks."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-        disable=not sys.stderr.isatty(),
-    )
+    errors.print(Text(sentence, style), soft_wrap=True)

@@ -3,13 +3,68 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from app.commands.options import complain, errors
 
 _EVERY_SECONDS = 15.0
+
+
+class Advance(Protocol):
+    """Told how many have been done since it was told last, and how many of them cost nothing."""
+
+    def __call__(self, count: int, passed_over: int = 0, /) -> None:
+        """So many more were done."""
+
+
+class Pace:
+    """Rate and time left, of what is worked on alone: what is passed over goes by in no time.
+
+    Args:
+        total: how many there are.
+        clock: seconds.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._clock = clock
+        self._last = clock()
+        self._done = self._worked = 0
+        self._seconds = 0.0
+
+    def advance(self, count: int, passed_over: int) -> None:
+        """So many more were done, and so many of them passed over."""
+        now = self._clock()
+        if count > passed_over:
+            self._worked += count - passed_over
+            self._seconds += now - self._last
+        self._done += count
+        self._last = now
+
+    @property
+    def left(self) -> int:
+        """How many are left."""
+        return self._total - self._done
+
+    def __str__(self) -> str:
+        """Such as "128 of 1000, 20.0/s, 44 s left"; without a rate as long as there is none."""
+        done = f"{self._done} of {self._total}"
+        if not self._worked or not self._seconds:
+            return done
+        rate = self._worked / self._seconds
+        return f"{done}, {rate:.1f}/s, {self.left / rate:.0f} s left"
 
 
 class _RateColumn(ProgressColumn):
@@ -19,8 +74,8 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def shown_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show count, rate and time left on standard error.
+def shown_progress(what: str, total: int) -> Iterator[Advance]:
+    """Show count, rate, time and time left on standard error.
 
     Args:
         what: a word or two, such as "importing".
@@ -31,22 +86,30 @@ def shown_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """
     if errors.is_terminal:
         bar = Progress(
-            *(f"{what}", BarColumn(), MofNCompleteColumn(), _RateColumn(), TimeRemainingColumn()), console=errors
+            TextColumn(what, markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=errors,
         )
         with bar:
             task = bar.add_task(what, total=total)
-            yield lambda count: bar.advance(task, count)
-        return
-    start = told = time.monotonic()
-    done = 0
 
-    def advance(count: int) -> None:
-        nonlocal done, told
-        done += count
+            def advance_bar(count: int, _passed_over: int = 0, /) -> None:
+                bar.advance(task, count)
+
+            yield advance_bar
+        return
+    pace, told = Pace(total), time.monotonic()
+
+    def advance(count: int, passed_over: int = 0, /) -> None:
+        nonlocal told
+        pace.advance(count, passed_over)
         now = time.monotonic()
-        if done < total and now - told >= _EVERY_SECONDS:
+        if pace.left > 0 and now - told >= _EVERY_SECONDS:
             told = now
-            rate = done / (now - start)
-            complain(f"{what}: {done} of {total}, {rate:.1f}/s, {(total - done) / rate:.0f} s left", style="dim")
+            complain(f"{what}: {pace}", style="dim")
 
     yield advance

@@ -8,6 +8,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.encryption import Flaw
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.owners import UNKNOWN
@@ -25,7 +26,8 @@ class Consistency:
 
     `missing` are in SQL and not in the index, `surplus` in the index and not in SQL; `moved` have another subject
     there, `changed` another embedding. `damaged_snapshots` says of each why it is not trusted. `unreadable` are the
-    ids of templates in SQL that do not open: no index that is built anew holds them.
+    ids of templates in SQL that do not open: no index that is built anew holds them; `forgotten` are those of them
+    whose subject was forgotten and came back with a backup. Without `compared` the rows alone were looked at.
     """
 
     gallery: str
@@ -36,6 +38,8 @@ class Consistency:
     changed: int
     damaged_snapshots: tuple[str, ...]
     unreadable: tuple[int, ...] = ()
+    forgotten: tuple[int, ...] = ()
+    compared: bool = True
 
     @property
     def whole(self) -> bool:
@@ -92,6 +96,14 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     return _judged(gallery, history, replica, np.concatenate(opened), suspects, damaged)
 
 
+def check_rows(gallery: Gallery, history: GalleryHistory) -> Consistency:
+    """Whether a gallery's templates open; for one whose index another service has."""
+    opened = {one for block in history.template_blocks(gallery.id) for one in block.ids.tolist()}
+    there = {one for block in history.owner_blocks(gallery.id) for one in block.ids.tolist()}
+    closed = _unreadable(gallery, history, there - opened)
+    return Consistency(gallery.name, len(opened), 0, 0, 0, 0, (), closed, _forgotten(history, closed), compared=False)
+
+
 def _judged(
     gallery: Gallery,
     history: GalleryHistory,
@@ -111,6 +123,7 @@ def _judged(
         found &= _apart(gallery, history, replica, suspects, surplus)
         if history.revision(gallery.id) == revision:
             break
+    closed = _unreadable(gallery, history, there - set(opened.tolist()))
     return Consistency(
         gallery.name,
         len(opened),
@@ -119,7 +132,8 @@ def _judged(
         len(found.moved),
         len(found.changed),
         damaged,
-        _unreadable(gallery, history, there - set(opened.tolist())),
+        closed,
+        _forgotten(history, closed),
     )
 
 
@@ -160,6 +174,11 @@ def _unreadable(gallery: Gallery, history: GalleryHistory, suspects: set[int]) -
     closed = np.isnan(history.embeddings(ids, gallery.dimension)[:, 0])
     there = {one for block in history.owner_blocks(gallery.id) for one in block.ids.tolist()}
     return tuple(one for one in ids[closed].tolist() if one in there)
+
+
+def _forgotten(history: GalleryHistory, templates: tuple[int, ...]) -> tuple[int, ...]:
+    flaws = history.flaws(templates)
+    return tuple(one for one in templates if flaws.get(one) is Flaw.FORGOTTEN)
 
 
 def repair_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, s
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.rows import (
     EMBEDDING,
@@ -20,6 +20,7 @@ from app.gallery.rows import (
     open_embeddings,
     record_changes,
     template_block,
+    template_identity,
     template_rows,
 )
 from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, UtcDateTime, now
@@ -84,6 +85,19 @@ class GalleryHistory:
                 )
                 for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
                     found[place[template_id]] = embedding
+        return found
+
+    def flaws(self, template_ids: Sequence[int]) -> dict[int, Flaw]:
+        """Why templates do not open; one that does, or is gone, is left out."""
+        found: dict[int, Flaw] = {}
+        with self._sessions.reading() as session:
+            for first in range(0, len(template_ids), _ASKED):
+                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
+                rows = template_rows(session, asked, after=0, limit=None)
+                sealed = [SealedRow(row.key_id, template_identity(row), row.embedding) for row in rows]
+                for row, value in zip(rows, self._seals.open(sealed), strict=True):
+                    if isinstance(value, Flaw):
+                        found[row.id] = value
         return found
 
     def owners(self, gallery_id: int, template_ids: Sequence[int]) -> dict[int, int]:

@@ -1,7 +1,9 @@
 """Whom to import: a folder with a folder for each person, or a table of subjects and files."""
 
 import csv
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from app.gallery.errors import InvalidInput, RefusedPhoto, SourceUnreadable
 from app.gallery.json_values import moment, moment_or_none
 from app.gallery.metadata import check_metadata
 from app.gallery.names import normalise_name
-from model.photo_folder import DatasetError, list_photos
+from model.photo_folder import SUFFIXES
 
 _DELIMITERS = ",;\t"
 _CONSENT = ("consent_purpose", "consent_granted_at", "consent_reference", "consent_expires_at")
@@ -33,7 +35,8 @@ class PeopleSource:
     Args:
         photos: those of one subject side by side.
         metadata: by subject, where there is any.
-        refused: what was refused already, because the subject's name, metadata or consent cannot be used.
+        refused: what was refused already: what is no person's photo, and whose name, metadata or consent cannot be
+            used.
         consents: by subject, where there is any.
     """
 
@@ -46,15 +49,78 @@ class PeopleSource:
 def people_of_folder(folder: Path) -> PeopleSource:
     """The people of a folder; the folders' names are the subjects.
 
+    What is not hidden and not taken is among the refused: files without a person, files whose names are no photos',
+    files a folder too deep, people without a photo, and folders that cannot be read.
+
     Raises:
         SourceUnreadable: there are no photos of this form.
     """
+    rows: list[tuple[str, Path, str]] = []
+    refused: list[RefusedPhoto] = []
     try:
-        listed = list_photos(folder)
-    except (DatasetError, OSError) as error:
-        raise SourceUnreadable(str(error), part=str(folder)) from error
-    rows = [(photo.subject, photo.path, str(photo.path.relative_to(folder))) for photo in listed]
-    return _checked(rows, {}, {})
+        entries = _not_hidden(folder)
+    except OSError as error:
+        raise SourceUnreadable(f"{folder} cannot be read: {error.strerror}", part=str(folder)) from error
+    for entry in entries:
+        name = _shown(entry, folder)
+        if not entry.is_dir():
+            refused.append(RefusedPhoto(name, "no-person", "it lies in no person's folder"))
+            continue
+        try:
+            photos, others = _photos_of(entry, folder)
+        except OSError as error:
+            refused.append(RefusedPhoto(name, "folder-unreadable", f"the folder cannot be read: {error.strerror}"))
+            continue
+        rows += [(entry.name, photo, _shown(photo, folder)) for photo in photos]
+        refused += others
+        if not photos:
+            refused.append(RefusedPhoto(name, "no-photos", "the folder holds no photos"))
+    if not rows:
+        first = f"; {refused[0].photo}: {refused[0].detail}" if refused else ""
+        raise SourceUnreadable(
+            f"{folder} holds no photos; expected a folder for each person with the photos inside{first}",
+            part=str(folder),
+        )
+    return _checked(rows, {}, {}, refused)
+
+
+def _photos_of(person: Path, folder: Path) -> tuple[list[Path], list[RefusedPhoto]]:
+    """The photos of a person's folder, and the files in and below it that are not taken.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    photos: list[Path] = []
+    refused: list[RefusedPhoto] = []
+    suffixes = ", ".join(sorted(SUFFIXES))
+    for path in _not_hidden(person):
+        if path.is_dir():
+            detail = "photos lie in a person's folder, not in a folder below it"
+            refused += [RefusedPhoto(_shown(one, folder), "too-deep", detail) for one in _below(path)]
+        elif path.suffix.lower() in SUFFIXES:
+            photos.append(path)
+        else:
+            refused.append(RefusedPhoto(_shown(path, folder), "not-a-photo", f"photos end in {suffixes}"))
+    return photos, refused
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What is not hidden below a folder: files, and folders that are links or cannot be read, which are not entered."""
+    closed: list[OSError] = []
+    for place, folders, files in os.walk(folder, onerror=closed.append):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        links = [name for name in folders if (Path(place) / name).is_symlink()]
+        yield from (Path(place) / name for name in sorted([*files, *links]) if not name.startswith("."))
+    yield from (Path(error.filename) for error in closed)
+
+
+def _not_hidden(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+
+
+def _shown(path: Path, folder: Path) -> str:
+    """A path below a folder as text that can be printed: bytes of a name that are no UTF-8 are replaced."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", str(path.relative_to(folder)))
 
 
 def people_of_table(file: Path) -> PeopleSource:
@@ -104,12 +170,13 @@ def _checked(
     rows: list[tuple[str, Path, str]],
     details: Mapping[str, dict[str, Any]],
     consent_of: Mapping[str, dict[str, str]],
+    refused_before: Sequence[RefusedPhoto] = (),
 ) -> PeopleSource:
     """The rows whose subject has a name that can be used, subject by subject; the others are refused."""
     photos: dict[str, list[ListedPhoto]] = {}
     metadata: dict[str, dict[str, Any]] = {}
     consents: dict[str, Consent] = {}
-    refused: list[RefusedPhoto] = []
+    refused = list(refused_before)
     for subject, path, name in rows:
         try:
             key = normalise_name(subject, part="subject")

@@ -100,8 +100,8 @@ class PeopleImport:
         self._face: FaceChoice = face
         self._keep_crops = keep_crops
 
-    def run(self, source: PeopleSource, progress: Callable[[int], None] = lambda _: None) -> ImportReport:
-        """Import; `progress` is told the photos.
+    def run(self, source: PeopleSource, progress: Callable[[int, int], None] = lambda _, __: None) -> ImportReport:
+        """Import; `progress` is told the photos, and how many of them an earlier import had done.
 
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
@@ -116,13 +116,10 @@ class PeopleImport:
         while batch := list(islice(results, _BATCH)):
             stored, there, late = self._store_batch(batch, source)
             added, known = added + stored, known + there
-            refused += late
-            for one in batch:
-                if one.refused is not None:
-                    refused.append(one.refused)
-                elif one.face is None:
-                    passed_over += 1
-            progress(len(batch))
+            refused += [*late, *(one.refused for one in batch if one.refused is not None)]
+            done_before = sum(one.refused is None and one.face is None for one in batch)
+            passed_over += done_before
+            progress(len(batch), done_before)
         return ImportReport(added, known, passed_over, tuple(refused))
 
     def _results(self, source: PeopleSource) -> Iterator[_Read]:
@@ -131,6 +128,7 @@ class PeopleImport:
         with ThreadPoolExecutor(self._workers, thread_name_prefix="import") as pool:
             left = self._begun(source, pool)
             try:
+                # So that workers have something to do while a batch is embedded and stored.
                 waiting.extend(islice(left, 2 * _BATCH + self._workers))
                 while waiting:
                     yield waiting.popleft().result()
@@ -158,8 +156,8 @@ class PeopleImport:
         try:
             with photo.path.open("rb") as file:
                 data = file.read(self._max_bytes + 1)  # one more, so that the limit is seen to be passed
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:  # a name that holds what no name can, such as NUL, is a ValueError
+            reason = getattr(error, "strerror", None) or str(error)
             return _Read(
                 photo, refused=RefusedPhoto(photo.name, "file-unreadable", f"the file cannot be read: {reason}")
             )

@@ -95,9 +95,18 @@ def alike_pairs(places: Places, near: Neighbours, threshold: float, *, most: int
 
 
 def outlying_templates(
-    blocks: Iterable[TemplateBlock], places: Places, near: Neighbours, threshold: float, *, most: int
+    blocks: Iterable[TemplateBlock],
+    places: Places,
+    near: Neighbours,
+    threshold: float,
+    *,
+    most: int,
+    listed: Iterable[AlikePair] = (),
 ) -> list[OutlyingTemplate]:
     """Templates beyond the threshold from their subject's others, or nearer to another subject; farthest first.
+
+    Of two subjects that are one person half of the templates are nearer to the other, and nothing is wrong with them:
+    those within the threshold are left out where the pair is listed.
 
     Args:
         blocks: the templates of the gallery, a second time; subjects that came since are passed over.
@@ -105,11 +114,13 @@ def outlying_templates(
         near: the neighbours of their means.
         threshold: distance, 0 to 2.
         most: how many are listed.
+        listed: pairs that are told already.
 
     Returns:
         No more than `most`. A subject's only template cannot lie far from the others.
     """
     rows = {subject_id: row for row, subject_id in enumerate(places.ids.tolist())}
+    doubles = {frozenset((pair.first, pair.second)) for pair in listed}
     found: list[OutlyingTemplate] = []
     for block in blocks:
         for start in range(0, len(block.ids), _BLOCK):
@@ -117,9 +128,14 @@ def outlying_templates(
             own = np.array([rows.get(one, -1) for one in block.subject_ids[part].tolist()], np.intp)
             several = np.flatnonzero((own >= 0) & (places.counts[own] > 1))
             if len(several):
-                found += _outlying(
+                outlying = _outlying(
                     block.ids[part][several], block.embeddings[part][several], own[several], places, near, threshold
                 )
+                found += [
+                    one
+                    for one in outlying
+                    if one.own_distance > threshold or frozenset((one.subject_id, one.nearest_id)) not in doubles
+                ]
         found = sorted(found, key=lambda one: (-one.own_distance, one.template_id))[:most]
     return found
 

@@ -124,7 +124,8 @@ class PhotoReader:
             raise NoFace("no face was found; send a photo that shows one face clearly", part=part)
         if len(found) > 1 and choice == "single":
             raise SeveralFaces(
-                f"{len(found)} faces were found; send a photo of one person, or ask for face=largest",
+                f"{len(found)} faces were found; send a photo of one person, or ask for the largest (face=largest; "
+                "of `facegallery import`: --largest)",
                 part=part,
             )
         return found[0]

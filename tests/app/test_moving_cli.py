@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -62,6 +63,61 @@ def test_a_report_says_what_was_refused(facegallery: Facegallery, people: Path, 
     assert facegallery("import", people, "--report", tmp_path / "report.txt").returncode == 2
 
 
+def test_a_report_that_cannot_be_written_is_told_before_the_import(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    (tmp_path / "dir.json").mkdir()
+    for report, reason in (
+        (tmp_path / "dir.json", "is a folder; name a file"),
+        (tmp_path / "nowhere" / "r.csv", "cannot be written: No such file or directory"),
+    ):
+        done = facegallery("import", people, "--report", report)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {report} {reason}\n")
+    assert json.loads(facegallery("import", people, "--json").stdout)["added"] == 2
+
+
+def test_the_answer_is_printed_where_the_report_fails_in_the_end(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    (people / "people.csv").write_text("subject,file\nEileen,Eileen Collins/1.png\n")
+    program = (
+        "import app.commands.import_people as command\n"
+        "def full(file): raise OSError(28, 'No space left on device')\n"
+        "command.replaced_file = full\n"
+        "from app.cli import main; main()"
+    )
+    words = ["import", str(people / "people.csv"), "--report", str(tmp_path / "r.csv")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=facegallery.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (
+        1,
+        "1 templates added, 0 known, 0 photos imported before, 0 photos refused\n",
+    )
+    assert done.stderr.endswith(f"error: the report {tmp_path / 'r.csv'} cannot be written: No space left on device\n")
+
+
+def test_names_that_are_no_text_break_neither_answer_nor_report(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    Path(os.fsdecode(os.fsencode(people) + b"/caf\xe9.jpg")).write_text("no photo")
+    done = facegallery("import", people, "--json", "--report", tmp_path / "r.json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["added"], [one["photo"] for one in document["refused"]]) == (
+        3,
+        2,
+        ["caf\ufffd.jpg"],
+    )
+    assert json.loads((tmp_path / "r.json").read_text("utf-8")) == document
+
+
 def test_what_cannot_be_imported_is_one_line(facegallery: Facegallery, tmp_path: Path) -> None:
     facegallery("migrate")
     (tmp_path / "x.zip").write_text("no archive")
@@ -108,6 +164,26 @@ def test_a_killed_import_goes_on(tmp_path: Path, lfw_sample: Path) -> None:
     assert 0 < done < total
     assert report["passed_over"] + report["known"] == done
     assert report["added"] + done + len(report["refused"]) == total == templates() + len(report["refused"])
+    store.close()
+
+
+def test_an_import_that_is_stopped_says_how_it_goes_on(tmp_path: Path, lfw_sample: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery")
+    facegallery("migrate")
+    store = GalleryStore(open_engine(f"sqlite:///{(tmp_path / 'gallery' / 'facegallery.db').as_posix()}", timeout=30))
+    program = (  # an interrupt reaches a process in the background, too
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\nfrom app.cli import main; main()"
+    )
+    command = [sys.executable, "-c", program, "import", str(lfw_sample), "--largest"]
+    process = subprocess.Popen(command, env=facegallery.environment, stderr=subprocess.PIPE, text=True)
+    while not store.galleries():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "stopped; what was stored stays, and running it again goes on from there"
+    assert "Traceback" not in said
     store.close()
 
 
@@ -178,6 +254,20 @@ def test_an_archive_into_a_gallery_erases_first_whose_time_is_over(
     assert json.loads(facegallery("import", tmp_path / "a.zip", "--json").stdout)["added"] == 2
     with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
         assert database.execute("SELECT id, expires_at FROM subject").fetchall() == [(2, None)]
+
+
+def test_an_export_that_cannot_be_written_stands_not_in_the_audit_log(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    done = facegallery("export", tmp_path / "nowhere" / "a.zip")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / 'nowhere' / 'a.zip'} cannot be written: No such file or directory\n"
+    assert facegallery("export", tmp_path / "a.zip", "--gallery", "nobody").returncode == 1
+    assert facegallery("export", tmp_path / "a.zip").returncode == 0
+    entries = [json.loads(line)["entry"] for line in facegallery("audit", "export").stdout.splitlines()]
+    assert [entry["action"] for entry in entries].count("export") == 1
 
 
 @pytest.mark.parametrize("command", ["export", "backup"])
@@ -251,5 +341,8 @@ def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Pat
     assert first in facegallery("duplicates", "--most", "1").stdout
     merged = facegallery("duplicates", "--merge", "double", first)
     assert (merged.returncode, merged.stdout) == (0, f"double is {first} now, with 5 templates\n")
+    third = several[2][0].parent.name
+    merged = facegallery("duplicates", "--merge", second, third, "--json")
+    assert json.loads(merged.stdout) == {"gallery": "default", "merged": second, "into": third, "templates": 8}
     pairs = json.loads(facegallery("duplicates", "--json").stdout)["pairs"]
     assert [pair for pair in pairs if first in (pair["subject"], pair["other"])] == []

@@ -177,6 +177,15 @@ def test_the_limits_of_quality_are_the_networks_own_unless_set() -> None:
     assert chosen == QualityLimits(min_score=0.1, min_face_size=2, min_sharpness=3, max_yaw=4, max_pitch=5, max_roll=6)
 
 
+@pytest.mark.parametrize("name", ["database_url", "vault_url"])
+@pytest.mark.parametrize("address", ["garbage", "postgresql://me:hidden@db:port/faces", "me:hidden@db"])
+def test_an_address_that_is_none_is_refused_without_its_password(name: str, address: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**{name: address}, _env_file=None)  # type: ignore[arg-type]
+    (flaw,) = refused.value.errors(include_input=False)
+    assert (flaw["loc"], "is no SQLAlchemy address" in flaw["msg"], "hidden" in flaw["msg"]) == ((name,), True, False)
+
+
 @pytest.mark.parametrize("proxies", ["*", "10.0.0.1/8", "proxy.example.org", "127.0.0.1, 10.0.0.0/33"])
 def test_a_trusted_proxy_is_an_address_or_a_network(proxies: str) -> None:
     with pytest.raises(ValidationError, match="is no address or network of a proxy"):

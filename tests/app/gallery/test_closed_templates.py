@@ -148,19 +148,19 @@ def test_an_import_of_photos_refuses_those_of_a_subject_without_its_key_and_goes
         networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=2, queue_timeout=30
     )
     for name, view in (("anna/0", astronaut), ("anna/1", astronaut[:, ::-1]), ("bob/0", astronaut[10:])):
-        file = tmp_path / f"{name}.png"
-        file.parent.mkdir(exist_ok=True)
+        file = tmp_path / "people" / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.ascontiguousarray(view)).save(file)
 
     def run() -> ImportReport:
         job = PeopleImport(sealed_store, reader, "people", workers=2, max_bytes=10**7)
-        return job.run(people_of_folder(tmp_path))
+        return job.run(people_of_folder(tmp_path / "people"))
 
     assert run().added == 3
     assert run().passed_over == 3
     lose_key(engine, vault, "anna")
     change(engine, "DELETE FROM subject WHERE key = 'bob'")
-    Image.fromarray(astronaut[:500]).save(tmp_path / "anna" / "2.png")
+    Image.fromarray(astronaut[:500]).save(tmp_path / "people" / "anna" / "2.png")
     report = run()
     assert (report.added, report.known, report.passed_over) == (1, 0, 0)
     assert [(one.photo, one.slug) for one in report.refused] == [

@@ -1,6 +1,8 @@
 """Many photos into a gallery: once, again, and after a break."""
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -37,7 +39,7 @@ def reader(networks: Networks) -> PhotoReader:
 @pytest.fixture
 def run(store: GalleryStore, reader: PhotoReader) -> Callable[..., ImportReport]:
     def run(
-        source: PeopleSource, progress: Callable[[int], None] = lambda _: None, *, keep_crops: bool = False
+        source: PeopleSource, progress: Callable[[int, int], None] = lambda _, __: None, *, keep_crops: bool = False
     ) -> ImportReport:
         job = PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, keep_crops=keep_crops)
         return job.run(source, progress)
@@ -65,11 +67,11 @@ def rows(engine: Engine, table: str) -> int:
 def test_a_folder_is_imported_once(
     folder: Path, run: Callable[..., ImportReport], store: GalleryStore, reader: PhotoReader, engine: Engine
 ) -> None:
-    told: list[int] = []
-    report = run(people_of_folder(folder), told.append)
+    told: list[tuple[int, int]] = []
+    report = run(people_of_folder(folder), lambda *counts: told.append(counts))
     assert (report.added, report.known, report.passed_over) == (5, 0, 0)
     assert [(one.photo, one.slug) for one in report.refused] == [("bob/x.jpg", "unsupported-image")]
-    assert sum(told) == 6
+    assert told == [(6, 0)]
     assert [(one.key, one.templates) for one in store.subjects("people", after=0, limit=9).items] == [
         ("anna", 3),
         ("bob", 2),
@@ -78,7 +80,8 @@ def test_a_folder_is_imported_once(
     stored = store.subject_embeddings(store.subject("people", "anna").id).embeddings
     np.testing.assert_allclose(stored[0], reader.embed([face])[0], atol=1e-5)
     before = store.gallery("people")
-    again = run(people_of_folder(folder))
+    again = run(people_of_folder(folder), lambda *counts: told.append(counts))
+    assert told[1:] == [(6, 5)]
     assert (again.added, again.known, again.passed_over, len(again.refused)) == (0, 0, 5, 1)
     assert store.gallery("people") == before
     assert (rows(engine, "imported_photo"), rows(engine, "crop")) == (5, 0)
@@ -90,7 +93,7 @@ def test_after_a_break_it_goes_on(lfw_sample: Path, store: GalleryStore, reader:
 
     class Break(Exception): ...
 
-    def stop(_count: int) -> None:
+    def stop(_count: int, _passed_over: int) -> None:
         raise Break
 
     def job() -> PeopleImport:
@@ -228,8 +231,90 @@ def test_names_and_metadata_that_cannot_be_kept_are_refused_row_by_row(folder: P
 
 
 def test_a_folder_without_people_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceUnreadable, match="expected a folder for each person"):
+    with pytest.raises(SourceUnreadable, match=r"expected a folder for each person with the photos inside$"):
         people_of_folder(tmp_path)
+    (tmp_path / "loose.jpg").touch()
+    with pytest.raises(SourceUnreadable, match=r"inside; loose\.jpg: it lies in no person's folder$"):
+        people_of_folder(tmp_path)
+    with pytest.raises(SourceUnreadable, match="cannot be read: No such file or directory"):
+        people_of_folder(tmp_path / "nowhere")
+
+
+def test_a_name_that_no_file_can_have_refuses_its_row(folder: Path, run: Callable[..., ImportReport]) -> None:
+    report = run(people_of_table(table(folder, "subject,file\nanna,anna/0\0.png\nbob,bob/3.png\n")))
+    assert (report.added, [(one.slug, one.detail) for one in report.refused]) == (
+        1,
+        [("file-unreadable", "the file cannot be read: embedded null byte")],
+    )
+
+
+# -- folders
+
+
+def test_what_is_not_taken_from_a_folder_is_told(tmp_path: Path) -> None:
+    names = (
+        "Ada/1.JPG",
+        "Ada/2.Jpeg",
+        "Ada/3.heic",
+        "Ada/4.TIF",
+        "Ada/2019/5.jpg",
+        "Ada/2019/May/6.jpg",
+        "Ada/2019/.hidden/7.jpg",
+        "Ada/.hidden.jpg",
+        "Bob/notes.txt",
+        "loose.jpg",
+        ".hidden/8.jpg",
+        "Dora/9.png",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Cleo").mkdir()
+    (tmp_path / "Ada" / "2019" / "link").symlink_to(tmp_path / "Dora")
+    source = people_of_folder(tmp_path)
+    assert [photo.name for photo in source.photos] == ["Ada/1.JPG", "Ada/2.Jpeg", "Dora/9.png"]
+    assert [(one.photo, one.slug) for one in source.refused] == [
+        ("Ada/2019/5.jpg", "too-deep"),
+        ("Ada/2019/link", "too-deep"),
+        ("Ada/2019/May/6.jpg", "too-deep"),
+        ("Ada/3.heic", "not-a-photo"),
+        ("Ada/4.TIF", "not-a-photo"),
+        ("Bob/notes.txt", "not-a-photo"),
+        ("Bob", "no-photos"),
+        ("Cleo", "no-photos"),
+        ("loose.jpg", "no-person"),
+    ]
+    assert source.refused[3].detail == "photos end in .bmp, .gif, .jpeg, .jpg, .png, .webp"
+
+
+def test_a_person_whose_folder_cannot_be_read_is_refused_alone(
+    folder: Path, run: Callable[..., ImportReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.iterdir
+
+    def closed(path: Path) -> Iterator[Path]:  # by permissions, which root does not feel
+        if path.name == "anna":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    report = run(people_of_folder(folder))
+    assert (report.added, next((one.photo, one.slug, one.detail) for one in report.refused)) == (
+        2,
+        ("anna", "folder-unreadable", "the folder cannot be read: Permission denied"),
+    )
+
+
+def test_a_file_name_that_is_no_text_is_told_as_text(folder: Path, run: Callable[..., ImportReport]) -> None:
+    Path(os.fsdecode(os.fsencode(folder) + b"/bob/caf\xe9.jpg")).write_text("no photo")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9/0.png")).write_bytes((folder / "anna" / "0.png").read_bytes())
+    report = run(people_of_folder(folder))
+    assert [(one.photo, one.slug) for one in report.refused] == [
+        ("caf\ufffd/0.png", "invalid-input"),
+        ("bob/caf\ufffd.jpg", "unsupported-image"),
+        ("bob/x.jpg", "unsupported-image"),
+    ]
 
 
 # -- consent and retention

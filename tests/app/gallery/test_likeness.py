@@ -90,6 +90,23 @@ def test_outliers_are_those_of_all_comparisons(seed: int) -> None:
     assert outlying_templates(gallery.blocks(), places, neighbours_of(places.means), threshold, most=4) == found[:4]
 
 
+def test_what_is_nearer_to_a_listed_double_is_no_outlier() -> None:
+    """Two subjects of one person, and a photo of somebody else under the name of one of them."""
+    random = np.random.default_rng(0)
+    person = random.normal(size=16)
+    vectors = person + 0.3 * random.normal(size=(9, 16))
+    vectors[8] = random.normal(size=16)
+    embeddings = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    block = TemplateBlock(np.arange(9, dtype=np.int64), np.array([1, 2] * 4 + [1], np.int64), embeddings)
+    places = find_places([block], 16)
+    near = neighbours_of(places.means)
+    pairs = alike_pairs(places, near, 0.9, most=10)
+    assert [(pair.first, pair.second) for pair in pairs] == [(1, 2)]
+    nearer = outlying_templates([block], places, near, 0.9, most=10)
+    assert len(nearer) > 1
+    assert [one.template_id for one in outlying_templates([block], places, near, 0.9, most=10, listed=pairs)] == [8]
+
+
 def test_twins_are_found_at_distance_zero_and_opposites_have_no_place() -> None:
     one = np.eye(4, dtype=np.float32)
     ids, subject_ids = np.arange(4, dtype=np.int64), np.array([1, 2, 3, 3], np.int64)

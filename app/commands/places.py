@@ -1,0 +1,21 @@
+"""Whether a file can be written where somebody wants it, asked before the work that it is to hold."""
+
+import tempfile
+from pathlib import Path
+
+from app.gallery.errors import StorageUnwritable
+
+
+def check_place(file: Path) -> None:
+    """Make sure that a file can be made, or replaced, here; nothing is left behind.
+
+    Raises:
+        StorageUnwritable: it is a folder, or its folder is not there or takes no file.
+    """
+    if file.is_dir():
+        raise StorageUnwritable(f"{file} is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise StorageUnwritable(f"{file} cannot be written: {error.strerror}") from error

@@ -1,0 +1,86 @@
+"""`facegallery check` says what it looked at, and what to do."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from tests.app.test_cli import Facegallery, facegallery, people
+
+__all__ = ["facegallery", "people"]  # fixtures
+
+
+def test_a_gallery_that_is_not_there_is_an_error(facegallery: Facegallery, people: Path) -> None:
+    facegallery("migrate")
+    facegallery("import", people, "--gallery", "cafe\u0301")
+    done = facegallery("check", "--gallery", "typo")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: there is no gallery 'typo'\n")
+    for command in ("check", "reindex"):
+        (row,) = json.loads(facegallery(command, "--gallery", "cafe\u0301", "--json").stdout)
+        assert row["gallery"] == "caf\u00e9"
+
+
+def test_of_a_gallery_of_another_extractor_the_rows_are_looked_at(
+    tmp_path: Path, people: Path, two_extractors: Path
+) -> None:
+    settings = {"FACEGALLERY_WEIGHTS_DIR": str(two_extractors)}
+    facegallery = Facegallery(tmp_path / "gallery", **settings)
+    other = Facegallery(tmp_path / "gallery", **settings, FACEGALLERY_EXTRACTOR="other")
+    facegallery("migrate")
+    facegallery("import", people)
+    for words in (("check", "--json"), ("check", "--gallery", "default", "--json")):
+        done = other(*words)
+        (row,) = json.loads(done.stdout)
+        assert (done.returncode, row["templates"], row["compared"]) == (3, 2, False)
+        assert done.stderr.startswith("default: belongs to extractor sface@")
+        assert facegallery(*words).returncode == 0
+    assert "│ default │ 2         │ –       │" in other("check").stdout
+    done = other("reindex", "--json")
+    assert (done.returncode, done.stdout) == (3, "[]\n")
+    assert done.stderr.startswith("default: belongs to extractor sface@")
+    assert other("reindex", "--gallery", "default").returncode == 1
+
+
+def test_templates_of_forgotten_people_are_left_to_the_sweep_and_logged_once(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    (people / "Eileen Collins" / "2.png").rename(people / "2.png")
+    (people / "Mirror").mkdir()
+    (people / "2.png").rename(people / "Mirror" / "2.png")
+    facegallery("import", people)
+    facegallery("backup", tmp_path / "copy.db")
+    facegallery("forget", "Eileen Collins")
+    facegallery("restore", tmp_path / "copy.db")
+    with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
+        database.execute("UPDATE template SET embedding = x'01' WHERE id = 2")
+        database.commit()
+    done = facegallery("check")
+    assert done.returncode == 1
+    assert [done.stderr.count(event) for event in ("template.forgotten", "template.tampered")] == [1, 1]
+    assert done.stderr.splitlines()[-2:] == [
+        "default: templates that do not open: 2; enroll or import their photos again, erase them, or restore the vault",
+        (
+            "default: templates of people who were forgotten and came back with a backup: 1; the next sweep erases "
+            "them, or `facegallery retention sweep` now"
+        ),
+    ]
+    assert "1 that a backup had brought back" in facegallery("retention", "sweep").stdout
+
+
+def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    program = (
+        "from app.main import open_service; from app.settings import Settings\n"
+        "service = open_service(Settings()); service.start(); service.close()"  # which leaves a snapshot
+    )
+    subprocess.run([sys.executable, "-c", program], env=facegallery.environment, check=True, capture_output=True)
+    (sealed,) = (tmp_path / "gallery" / "index").rglob("owners.i64")
+    sealed.write_bytes(bytes(sealed.stat().st_size))
+    done = facegallery("check")
+    assert done.returncode == 1
+    assert "│ 1 damaged" in done.stdout
+    assert done.stderr == "default: snapshot of revision 1: owners.i64 is no sealed file\nadd --repair to mend it\n"
