@@ -161,7 +161,8 @@ class SealedSnapshots:
         """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
         self._keys.discard(self._purpose, keep=keys)  # first: files whose keys are gone can stay, the others owe them
         if self.folder.parent.is_dir():
-            for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
+            own = self.folder.iterdir() if self.folder.is_dir() else ()
+            for path in (*own, *self.folder.parent.iterdir()):
                 if path not in {but, self.folder} and path.is_dir():
                     _remove(path)
 

@@ -118,18 +118,22 @@ class Snapshots:
             place = self._write(index, owners, revision)
             if self._sealed is not None:
                 self._sealed.write(place, revision, anew=anew or erase, alone=erase)
+            if erase:
+                self._erase_others(place)
         except BaseException:
             if erase:
                 self.drop()
             raise
-        if erase:
-            if self._sealed is not None:
-                with self._opening():  # removes what a killed process had opened halfway
-                    self._sweep(keep=place)  # what another has opened since the first sweep
-            for path in self.folder.parent.iterdir():  # of extractors that the gallery has left
-                if path != self.folder:
-                    shutil.rmtree(path, ignore_errors=True)
         return place
+
+    def _erase_others(self, place: Path) -> None:
+        """Remove what lies there of older revisions and of extractors that the gallery has left."""
+        if self._sealed is not None:
+            with self._opening():  # removes what a killed process had opened halfway
+                self._sweep(keep=place)  # what another has opened since the first sweep
+        for path in self.folder.parent.iterdir():
+            if path != self.folder:
+                shutil.rmtree(path, ignore_errors=True)
 
     def drop(self) -> None:
         """Remove all snapshots; who searches goes on."""

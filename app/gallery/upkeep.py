@@ -35,12 +35,14 @@ class _Kept:
         revision: of the last one; -1: there is none.
         written: when, by the monotonic clock.
         erase_from: the earliest moment of the next that an erasure asks for.
+        asked: when the vault was asked whether the last one still opens.
         told: whether it was logged that they have no folder.
     """
 
     revision: int
     written: float = float("-inf")
     erase_from: float = float("-inf")
+    asked: float = float("-inf")
     told: bool = False
 
 
@@ -149,8 +151,8 @@ class Upkeep:
             pass
         if leads and snapshots is not None and self._source.snapshot_interval:
             if gallery.erasure is not None:
-                self._erase(replica)
-            self._write_if_due(replica)
+                self._quietly(self._erase, replica)
+            self._write_if_due(replica, snapshots)
 
     def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
         """Whether this process writes the snapshots; None where there is no folder for them, and each does its own."""
@@ -179,16 +181,23 @@ class Upkeep:
         kept, start = self._of(replica), time.monotonic()
         if start < kept.erase_from:
             return
+        gallery = self._history.gallery(replica.gallery_id)
+        if gallery is None or gallery.erasure is None:  # another machine has done it since, or a request here
+            return
         try:
             if replica.erase_snapshots():
                 kept.revision, kept.written = self._found(replica), time.monotonic()
         finally:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
 
-    def _write_if_due(self, replica: GalleryReplica) -> None:
-        kept = self._of(replica)
-        changed = replica.applied_revision != kept.revision and not replica.rebuild_wanted
-        if changed and time.monotonic() - kept.written >= self._source.snapshot_interval:
+    def _write_if_due(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+        kept, interval = self._of(replica), self._source.snapshot_interval
+        if replica.rebuild_wanted or time.monotonic() - kept.written < interval:
+            return
+        due = replica.applied_revision != kept.revision
+        if not due and time.monotonic() - kept.asked >= interval:
+            due, kept.asked = snapshots.outdated, time.monotonic()
+        if due:
             self._write(replica)
 
     def _write(self, replica: GalleryReplica) -> None:

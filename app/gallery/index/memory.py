@@ -7,9 +7,10 @@ when nobody uses them any more.
 """
 
 import mmap
+import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ def mapped(path: Path, rows: int, dimension: int, dtype: DTypeLike) -> NDArray[A
 
 
 class _InPieces(mmap.mmap):
-    def __del__(self) -> None:
-        if len(self) > _PIECE:
-            with suppress(RuntimeError):  # the interpreter is ending, and with it the memory
-                threading.Thread(target=_give_back, args=(self,), name="memory", daemon=True).start()
+    # A default, as modules have lost their names when the last objects go at the interpreter's end. Then a thread that
+    # is begun never runs, and whoever begins it waits for ever; the memory goes with the process.
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if not _ending() and len(self) > _PIECE:
+            threading.Thread(target=_give_back, args=(self,), name="memory", daemon=True).start()
 
 
 def _give_back(memory: mmap.mmap) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ from app.gallery.replicas import Replicas
 from app.gallery.sealed_snapshots import SealedSnapshots
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
-from app.gallery.tables import TemplateRow
+from app.gallery.tables import GalleryRow, TemplateRow
 from app.gallery.upkeep import Upkeep
 from app.gallery.vault import DataKeyRow, Vault
 
@@ -631,3 +632,68 @@ def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
     with Session(vault.engine) as session:
         purposes = session.scalars(select(DataKeyRow.purpose)).all()
     assert max(map(len, purposes)) <= 20  # SQLite takes more than the column has, PostgreSQL does not
+
+
+def test_two_machines_that_erase_at_once_end_with_snapshots_that_open(
+    machine: Machine, tmp_path: Path, store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    """Each destroys the other's new key; nobody changes the gallery afterwards."""
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    bob = enroll(store, "bob", templates[1:])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    upkeeps = [Upkeep(partial(list, (one,)), machine.history, machine.source) for one in (here, there)]
+    for upkeep in upkeeps:
+        upkeep.tick()
+    store.delete_subject("people", "anna")
+    here.erase_snapshots()
+    there.erase_snapshots()  # as if it had read the list before the other had cleared it
+    assert snapshots(here).outdated
+    for _ in range(2):
+        time.sleep(0.01)
+        for upkeep in upkeeps:
+            upkeep.tick()
+    assert not snapshots(here).outdated
+    assert not snapshots(there).outdated
+    for one in (machine, second):
+        one.reboot()
+        assert found(one.replica(), templates) == [None, bob]
+        assert not one.holds(one.memory, templates[0])
+        assert one.holds(one.memory, templates[1])
+        one.reboot()
+
+
+def test_snapshots_of_an_extractor_that_was_left_are_erased_where_there_are_no_others(
+    machine: Machine, store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    machine.replica().write_snapshot()
+    (file,) = machine.disk.rglob("key")
+    key = file.read_text()
+    with Session(store.engine) as session, session.begin():
+        session.execute(update(GalleryRow).values(extractor="other@ba9876543210", erasure="0" * 32))
+    moved = machine.replica()
+    upkeep = Upkeep(lambda: [moved], machine.history, machine.source)
+    upkeep.tick()
+    upkeep.stop()
+    assert store.gallery("people").erasure is None
+    assert key not in vault.open_keys([key])
+    assert [path.parent.name for path in machine.disk.rglob("*.sealed")] == [snapshots(moved).folder.name]
+
+
+def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    machine.store.delete_subject("people", "anna")
+    monkeypatch.setattr(Snapshots, "_opening", full)
+    leader.erase_snapshots()
+    monkeypatch.undo()
+    assert machine.sealed() == []
+    assert not machine.holds(machine.memory, templates[0])
+    assert machine.store.gallery("people").erasure is None

@@ -1,0 +1,56 @@
+"""Memory that goes back in pieces."""
+
+import gc
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.gallery.index import memory
+
+_LARGE = 3 * (4 << 20)  # bytes
+
+
+def resident() -> int:
+    """Kilobytes that the process has in memory."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize("source", ["new", "a file"])
+def test_memory_goes_back_when_the_last_array_on_it_is_gone(tmp_path: Path, source: str) -> None:
+    rows = 64 * _LARGE // 512
+    if source == "new":
+        array = memory.room(rows, 128, np.float32)
+        assert not array.any()
+    else:
+        np.zeros((rows, 128), np.float32).tofile(tmp_path / "file")
+        array = memory.mapped(tmp_path / "file", rows, 128, np.float32)
+    array[:] = 1
+    part, before = array[-1:], resident()
+    del array
+    gc.collect()
+    assert part[0, 0] == 1  # a part keeps all
+    assert resident() > before - 1000
+    del part
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name == "memory":
+            thread.join()
+    assert resident() < before - 64 * _LARGE // 1024 // 2
+
+
+def test_a_process_ends_that_holds_such_memory_in_a_cycle() -> None:
+    program = f"""
+from app.gallery.index import memory
+class Holder: ...
+holder = Holder()
+holder.itself, holder.array = holder, memory.room({_LARGE // 512}, 128, "f4")
+holder.array[:] = 1
+print("main ends", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("main ends\n", "")
