@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -86,20 +87,25 @@ def files(source: IndexSource) -> list[str]:
 # -- a gallery that is gone
 
 
-def test_galleries_that_come_and_go_leave_no_open_file(
-    store: GalleryStore, source: IndexSource, new_templates: Templates
-) -> None:
+def test_galleries_that_come_and_go_leave_no_open_file(store: GalleryStore, source: IndexSource) -> None:
     replicas = Replicas(store, GalleryHistory(store.engine), source, extractor=EXTRACTOR)
-    replicas.start([])
-    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         store.create_gallery("brief", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
         replica = replicas.up_to_date("brief")
         assert replica.snapshots is not None
         assert replica.snapshots.lead()
+        assert [name for name in open_files() if name.startswith(str(source.folder))] != []
         replicas.follow(store.delete_gallery("brief"))
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+        assert [name for name in open_files() if name.startswith(str(source.folder))] == []
     replicas.stop()
+
+
+def open_files() -> list[str]:
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since
+            found.append(str(path.readlink()))
+    return found
 
 
 @pytest.mark.parametrize("has_written", [True, False])
