@@ -229,6 +229,16 @@ def test_open_snapshots_from_before_encryption_are_removed(
 # -- erasure
 
 
+def with_anna_erased(machine: Machine, templates: list[NewTemplate]) -> tuple[GalleryReplica, int]:
+    """Anna and Bob are in a snapshot, and Anna was erased since; the process that wrote it, and Bob's id."""
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    leader = machine.replica()
+    leader.write_snapshot()
+    machine.store.delete_subject("people", "anna")
+    return leader, bob
+
+
 def test_an_erased_embedding_leaves_memory_and_disk_and_older_copies_do_not_open(
     machine: Machine, tmp_path: Path, new_templates: Templates
 ) -> None:
@@ -385,11 +395,7 @@ def test_where_nothing_can_be_written_no_trace_stays_either(
     machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates = new_templates(2)
-    enroll(machine.store, "anna", templates[:1])
-    bob = enroll(machine.store, "bob", templates[1:])
-    leader = machine.replica()
-    leader.write_snapshot()
-    machine.store.delete_subject("people", "anna")
+    leader, bob = with_anna_erased(machine, templates)
 
     monkeypatch.setattr("app.gallery.index.segmented.snapshot.write_state", full)
     assert leader.erase_snapshots() == 1
@@ -500,15 +506,7 @@ def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
     machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates = new_templates(2)
-    enroll(machine.store, "anna", templates[:1])
-    enroll(machine.store, "bob", templates[1:])
-    leader = machine.replica()
-    leader.write_snapshot()
-    machine.store.delete_subject("people", "anna")
-
-    def away(*_: object, **__: object) -> None:
-        raise DatabaseUnavailable("the vault does not answer")
-
+    leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Vault, "discard", away)
     with pytest.raises(DatabaseUnavailable):
         leader.erase_snapshots()
@@ -523,13 +521,9 @@ def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(
     machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates = new_templates(2)
-    enroll(machine.store, "anna", templates[:1])
-    enroll(machine.store, "bob", templates[1:])
-    leader = machine.replica()
-    leader.write_snapshot()
+    leader, _ = with_anna_erased(machine, templates)
     other = machine.source.snapshots_of(machine.store.gallery("people"))
     assert other is not None
-    machine.store.delete_subject("people", "anna")
     real, seen = SealedSnapshots.write, []
 
     def write(*arguments: Any, **named: Any) -> None:
@@ -686,11 +680,7 @@ def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
     machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     templates = new_templates(2)
-    enroll(machine.store, "anna", templates[:1])
-    enroll(machine.store, "bob", templates[1:])
-    leader = machine.replica()
-    leader.write_snapshot()
-    machine.store.delete_subject("people", "anna")
+    leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Snapshots, "_opening", full)
     leader.erase_snapshots()
     monkeypatch.undo()
