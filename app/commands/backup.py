@@ -24,7 +24,6 @@ def backup_command(
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     settings = Settings()
     check_place(file)
-    backup.refuse_databases(file, [settings.sqlalchemy_url, settings.sqlalchemy_vault_url])
     address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
     if vault:
         address, tables = settings.sqlalchemy_vault_url, backup.VAULT_TABLES

@@ -11,12 +11,10 @@ from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.places import check_place
 from app.gallery.archive import write_archive
-from app.gallery.backup import refuse_databases
 from app.gallery.exporting import open_snapshot
 from app.gallery.journal import Event, Journal
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.service import DEFAULT_GALLERY
-from app.settings import Settings
 
 
 def export_command(
@@ -38,8 +36,6 @@ def export_command(
     key = None if subject is None else normalise_name(subject, part="subject")
     name = normalise_gallery_name(gallery)
     check_place(file)
-    settings = Settings()
-    refuse_databases(file, [settings.sqlalchemy_url, settings.sqlalchemy_vault_url])
     with opened_store() as store, open_snapshot(store.engine, name, subject=key, seals=store.seals) as snapshot:
         # Before anything is written, but not for what cannot be.
         store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))

@@ -3,13 +3,16 @@
 import tempfile
 from pathlib import Path
 
+from app.gallery.backup import refuse_databases
 from app.gallery.errors import StorageUnwritable
+from app.settings import Settings
 
 
 def check_place(file: Path) -> None:
-    """Make sure that a file can be made, or replaced, here; nothing is left behind.
+    """Make sure that a file can be made, or replaced, here, and is none of the databases'; nothing is left behind.
 
     Raises:
+        InvalidInput: it is one that a database consists of.
         StorageUnwritable: it is a folder, or its folder is not there or takes no file.
     """
     if file.is_dir():
@@ -19,3 +22,5 @@ def check_place(file: Path) -> None:
             pass
     except OSError as error:
         raise StorageUnwritable(f"{file} cannot be written: {error.strerror}") from error
+    settings = Settings()
+    refuse_databases(file, [settings.sqlalchemy_url, settings.sqlalchemy_vault_url])
