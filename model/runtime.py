@@ -3,13 +3,15 @@
 import threading
 from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
 from model.errors import ModelFileError
+
+if TYPE_CHECKING:  # who chooses torch goes without it
+    import openvino
 
 Runtime = Literal["openvino", "torch"]
 Precision = Literal["f32", "bf16"]
@@ -31,12 +33,14 @@ class Network(Protocol):
 
 
 @cache
-def _core() -> openvino.Core:
+def _core() -> "openvino.Core":
     """OpenVINO for the life of the process.
 
     Its CPU plugin gives the thread that loads it a stack for signal handlers, and takes the memory back, but not the
     setting, when the last network is freed: the next Ctrl-C would then end the process with a segmentation fault.
     """
+    import openvino
+
     return openvino.Core()
 
 
@@ -87,6 +91,7 @@ def open_network(
 
     Raises:
         ModelFileError: the file is missing, damaged, or not of the project's form.
+        DeviceError: torch cannot compute on the device.
     """
     if not path.is_file():
         raise ModelFileError(f"the network file {path} is missing; restore it or run `facemodel import`")

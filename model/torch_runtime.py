@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.network_file import read_network
+from model.torch_device import open_device
 
 
 class TorchNetwork:
@@ -15,7 +16,7 @@ class TorchNetwork:
     def __init__(self, path: Path, *, threads: int = 0, device: str = "cpu", precision: str = "f32") -> None:
         if threads:
             torch.set_num_threads(threads)
-        self._device = torch.device(device)
+        self._device = open_device(device)
         self._bf16 = precision == "bf16"
         self._module = read_network(path).to(self._device)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -28,6 +29,14 @@ def astronaut_jpeg(astronaut: NDArray[np.uint8]) -> bytes:
     file = BytesIO()
     Image.fromarray(astronaut).save(file, "JPEG", quality=95)
     return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """Torch's name of a device that is no processor."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU")
+    return "cuda"
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from model.losses import (
     center_optimizer,
 )
 from model.replaced_file import replaced_file
+from model.torch_device import open_device
 from model.training.augmentation import Augmentation
 from model.training.config import ConfigError, TrainingConfig
 from model.training.learner import (
@@ -88,7 +89,7 @@ class Training:
         self._rank, self._processes = _place()
         self._stopping = False
         torch.manual_seed(config.run.seed)
-        device = torch.device(config.run.device)
+        device = open_device(config.run.device)
         memory_format = torch.channels_last if config.run.channels_last else torch.contiguous_format
         self.network: nn.Module = network.to(device).to(memory_format=memory_format)
         freeze(self.network, config)
@@ -141,7 +142,7 @@ class Training:
         path = self.output / CHECKPOINT
         if not path.is_file():
             return False
-        state = torch.load(path, map_location=self.config.run.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)  # AdamW's counters stay there
         if state["people"] != list(self.split.train.people):
             raise ConfigError(f"{path} was trained on other people; choose another output folder")
         self.step = int(state["step"])

@@ -110,6 +110,15 @@ def test_a_point_on_its_center_has_no_gradient() -> None:
     assert loss.centers.grad.count_nonzero() == 0
 
 
+@pytest.mark.parametrize("classifier", [LinearClassifier(4, 6), CosineMarginClassifier(4, 6)])
+def test_scores_stay_float32_under_autocast(classifier: torch.nn.Module) -> None:
+    drawn = features() * 8
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = classifier(drawn, LABELS)
+
+    torch.testing.assert_close(scores, classifier(drawn, LABELS), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("make", [learned, papers])
 def test_sums_stay_float32_under_autocast(make: type) -> None:
     loss, x = make(), 300 * features()

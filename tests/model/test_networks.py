@@ -14,7 +14,7 @@ from model.extractor import Extractor
 from model.importing import import_networks
 from model.network_file import read_network, write_network
 from model.pipeline import WEIGHTS, Networks, load_networks
-from model.runtime import open_network
+from model.runtime import Precision, open_network
 
 FILES = {"yunet": WEIGHTS / "yunet" / "yunet.onnx", "sface": WEIGHTS / "sface" / "sface.onnx"}
 SOURCES = {
@@ -52,6 +52,19 @@ def test_openvino_and_the_torch_module_agree(name: str) -> None:
 def test_embeddings_of_both_runtimes_agree_on_faces(crops: NDArray[np.uint8], networks: Networks) -> None:
     torch_embeddings = Extractor.load(WEIGHTS / "sface", runtime="torch").embed(crops)
     assert cosines(networks.extractor.embed(crops), torch_embeddings).min() > 0.999
+
+
+@pytest.mark.parametrize("name", ["yunet", "sface"])
+@pytest.mark.parametrize(("precision", "error"), [("f32", 2e-4), ("bf16", 0.1)])
+def test_a_gpu_gives_what_the_processor_gives(name: str, precision: Precision, error: float, gpu: str) -> None:
+    batch = np.random.default_rng(0).integers(0, 256, SHAPES[name]).astype(np.float32)
+    outputs, references = (
+        open_network(FILES[name], runtime="torch", device=device, precision=of_device)(batch)
+        for device, of_device in ((gpu, precision), ("cpu", "f32"))
+    )
+    for mine, reference in zip(outputs, references, strict=True):
+        scale = float(np.abs(reference).max())
+        np.testing.assert_allclose(mine, reference, atol=error * scale + 1e-5)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 33, 70])

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+from model.torch_device import DeviceError
 from model.training.config import ConfigError, TrainingConfig
 from model.training.loop import LOG, Step, Training, Watch
 from model.training.preparation import PreparedFolder
@@ -164,6 +165,12 @@ def test_every_option_trains(colours: PreparedFolder, tmp_path: Path, changes: d
     after = weights(run.network)
     assert all(torch.isfinite(value).all() for value in after.values())
     assert not torch.equal(after["fc.weight"], before["fc.weight"])
+
+
+def test_a_device_that_is_not_there_is_a_plain_error(colours: PreparedFolder, tmp_path: Path) -> None:
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(DeviceError, match=f"cannot compute on the device '{name}'"):
+            training(colours, tmp_path, training_config(run={"device": name}))
 
 
 def test_the_log_has_every_step_and_the_figures_that_steer(colours: PreparedFolder, tmp_path: Path) -> None:
