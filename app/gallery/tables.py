@@ -25,10 +25,22 @@ _Id = BigInteger().with_variant(Integer, "sqlite")
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment, kept in UTC; SQLite drops the zone, so it is put back on the way out."""
+    """A moment with a zone, kept in UTC; SQLite drops the zone, so it is put back on the way out."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """The moment in UTC.
+
+        Raises:
+            ValueError: it has no zone, so that nobody knows which moment it is.
+        """
+        if value is None:
+            return None
+        if value.utcoffset() is None:
+            raise ValueError("a moment without a zone cannot be stored")
+        return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         """The stored moment with its zone."""

@@ -4,13 +4,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from sqlalchemy import Engine, func, select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from app.gallery.errors import (
     ExtractorMismatch,
@@ -471,3 +471,19 @@ def test_revisions_become_visible_in_order_and_without_gaps(store: GalleryStore,
         assert reader.result()
     assert store.gallery("people").revision == 3 * (8 + 4)
     assert store.size(gallery.id) == GallerySize(subjects=3, templates=3 * 4)
+
+
+@pytest.mark.parametrize("hours", [-8, 0, 5.5])
+def test_a_moment_is_the_same_whatever_its_zone(store: GalleryStore, new_templates: Templates, hours: float) -> None:
+    moment = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=hours)))
+    enroll(store, "anna", new_templates(1))
+    store.update_subject("people", "anna", terms={"expires_at": moment})
+    kept = store.subject("people", "anna").expires_at
+    assert kept == moment
+
+
+def test_a_moment_without_a_zone_is_not_stored(store: GalleryStore, new_templates: Templates) -> None:
+    enroll(store, "anna", new_templates(1))
+    with pytest.raises(StatementError, match="without a zone"):
+        store.update_subject("people", "anna", terms={"expires_at": datetime(2030, 1, 1)})
+    assert store.subject("people", "anna").expires_at is None
