@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 
-from sqlalchemy import ColumnElement, Engine, Table, case, delete, func, select
+from sqlalchemy import ColumnElement, Engine, Table, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from app.access.errors import TooManyCalls
@@ -14,6 +14,7 @@ from app.access.tables import RateBucketRow
 from app.gallery.database import database_errors, open_engine
 
 _SWEEP_EVERY = 1000  # calls, on average, after which full buckets are removed
+_CLOCKS_DIFFER = 5.0  # seconds, at most, between the clocks of processes that share buckets
 
 
 class RateLimits:
@@ -24,7 +25,9 @@ class RateLimits:
             then for calls, nor calls for them.
         rate: tokens a second, above 0.
         burst: tokens of a full bucket, at least 1.
-        clock: seconds since 1970; the processes' clocks may differ, a bucket then follows the one that is ahead.
+        clock: seconds since 1970; the processes' clocks may differ by a few seconds, a bucket then follows the one that
+            is ahead. One that is further ahead than it takes to fill is of a clock that was set back, and fills from
+            now on.
     """
 
     def __init__(self, engine: Engine, *, rate: float, burst: float, clock: Callable[[], float] = time.time) -> None:
@@ -34,6 +37,7 @@ class RateLimits:
         self._least: Callable[..., ColumnElement[float]] = func.min if on_sqlite else func.least
         self._most: Callable[..., ColumnElement[float]] = func.max if on_sqlite else func.greatest
         self._rate, self._burst, self._clock = rate, burst, clock
+        self._ahead = burst / rate + _CLOCKS_DIFFER
 
     def take(self, owner: str) -> None:
         """Take one token of that owner's bucket.
@@ -51,7 +55,7 @@ class RateLimits:
             .values(owner=owner, tokens=self._burst - 1, at=now)
             .on_conflict_do_update(
                 index_elements=["owner"],
-                set_={"tokens": filled - 1, "at": case((row.at > now, row.at), else_=now)},
+                set_={"tokens": filled - 1, "at": case((row.at.between(now, now + self._ahead), row.at), else_=now)},
                 where=filled >= 1,
             )
             .returning(row.tokens)
@@ -62,6 +66,7 @@ class RateLimits:
                     connection.execute(delete(row).where(row.at < now - self._burst / self._rate))
                 return
             left = connection.scalar(select(filled).where(row.owner == owner)) or 0.0
+            connection.execute(update(row).where(row.owner == owner, row.at > now + self._ahead).values(at=now))
         seconds = max(1, math.ceil((1 - left) / self._rate))
         raise TooManyCalls(f"too many calls; the next is admitted in {seconds} s", retry_after=seconds)
 

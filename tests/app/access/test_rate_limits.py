@@ -68,6 +68,31 @@ def test_a_clock_that_goes_back_gives_and_takes_nothing(rates: Engine, clock: Cl
         limits.take("ada")
 
 
+def test_an_empty_bucket_fills_again_after_the_clock_was_set_back(rates: Engine, clock: Clock) -> None:
+    limits = RateLimits(rates, rate=1, burst=2, clock=clock)
+    for _ in range(2):
+        limits.take("ada")
+    clock.now -= 3600
+    with pytest.raises(TooManyCalls, match="in 1 s"):
+        limits.take("ada")
+    for _ in range(3):
+        clock.now += 1
+        limits.take("ada")
+    with pytest.raises(TooManyCalls):
+        limits.take("ada")
+
+
+def test_a_bucket_follows_the_clock_that_is_a_little_ahead(rates: Engine, clock: Clock) -> None:
+    behind = Clock()
+    behind.now -= 4
+    limits = [RateLimits(rates, rate=1, burst=2, clock=one) for one in (clock, behind)]
+    limits[0].take("ada")
+    limits[1].take("ada")
+    for one in limits:
+        with pytest.raises(TooManyCalls):
+            one.take("ada")
+
+
 def test_processes_share_a_bucket(engine: Engine, clock: Clock) -> None:
     opened = [open_rates(engine, timeout=30) for _ in range(2)]
     limits = [RateLimits(one, rate=0.001, burst=20, clock=clock) for one in opened]
