@@ -1,5 +1,6 @@
 """Engines for SQLite and PostgreSQL, set up alike, and their failures told apart."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     engine = create_engine(
         url,
         hide_parameters=True,
+        json_deserializer=_read_json,
         pool_timeout=timeout,
         pool_size=10,
         max_overflow=40,
@@ -68,6 +70,7 @@ def _open_postgresql(url: URL, timeout: float) -> Engine:
     engine = create_engine(
         url,
         hide_parameters=True,
+        json_deserializer=_read_json,
         pool_pre_ping=True,
         pool_timeout=timeout,
         pool_size=10,
@@ -85,6 +88,17 @@ def _open_postgresql(url: URL, timeout: float) -> Engine:
             context.invalidate_pool_on_disconnect = False
 
     return engine
+
+
+def _read_json(stored: str | bytes) -> Any:
+    """What a JSON column holds; metadata of an earlier version may be nested deeper than Python can read: nothing then.
+
+    As it depends on the depth of the calls around, one call would read what the next cannot.
+    """
+    try:
+        return json.loads(stored)
+    except RecursionError:
+        return {}
 
 
 def empty_log(engine: Engine) -> bool:

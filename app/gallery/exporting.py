@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.gallery.consent import consent_from_json
 from app.gallery.encryption import Flaw, PlainRows, RowSeals, SealedRow
+from app.gallery.metadata import stored_metadata
 from app.gallery.portable import OldEmbedding, PortableSubject, PortableTemplate
 from app.gallery.records import Gallery
 from app.gallery.rows import (
@@ -63,7 +64,7 @@ class GallerySnapshot:
             for row in rows:
                 yield PortableSubject(
                     row.key,
-                    row.details,
+                    stored_metadata(row.details),
                     row.created_at,
                     row.updated_at,
                     consent=consent_from_json(row.consent),

@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
 from app.gallery.encryption import RowSeals
 from app.gallery.errors import InvalidInput, SubjectExists
+from app.gallery.metadata import stored_metadata
 from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
 from app.gallery.rows import apply_terms, record_changes, subject_row
@@ -28,7 +29,7 @@ def find_subjects(
         Subject(
             id=row.id,
             key=row.key,
-            metadata=row.details,
+            metadata=stored_metadata(row.details),
             templates=count,
             created_at=row.created_at,
             updated_at=row.updated_at,

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 Call = Callable[..., httpx.Response]
+JSON = {"Content-Type": "application/json"}
 
 
 def is_problem(answer: httpx.Response, status: int, slug: str) -> bool:
@@ -189,6 +190,22 @@ def test_metadata_that_is_no_object(
 ) -> None:
     assert is_problem(enroll("eileen", portrait, metadata=metadata), 422, "invalid-input")
     assert client.get(f"/galleries/{gallery}").status_code == 404
+
+
+def test_metadata_is_nested_32_levels_deep_at_most(
+    client: TestClient, enroll: Call, identify: Call, portrait: bytes, gallery: str
+) -> None:
+    def nested(levels: int) -> str:
+        return '{"a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
+
+    address = f"/galleries/{gallery}/subjects/eileen"
+    assert enroll("eileen", portrait, metadata=nested(32)).status_code == 201
+    for levels in (33, 300, 960):
+        assert is_problem(enroll("eileen", portrait, metadata=nested(levels)), 422, "invalid-input")
+        changed = client.patch(address, content=f'{{"metadata": {nested(levels)}}}', headers=JSON)
+        assert is_problem(changed, 422, "invalid-input")
+    assert client.get(address).json()["metadata"] == json.loads(nested(32))
+    assert identify(portrait).json()["faces"][0]["identity"]["metadata"] == json.loads(nested(32))
 
 
 def test_a_gallery_that_does_not_exist(identify: Call, client: TestClient, portrait: bytes, gallery: str) -> None:

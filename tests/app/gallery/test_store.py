@@ -1,5 +1,6 @@
 """The store on SQLite and on PostgreSQL, alike."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -487,3 +488,17 @@ def test_a_moment_without_a_zone_is_not_stored(store: GalleryStore, new_template
     with pytest.raises(StatementError, match="without a zone"):
         store.update_subject("people", "anna", terms={"expires_at": datetime(2030, 1, 1)})
     assert store.subject("people", "anna").expires_at is None
+
+
+@pytest.mark.parametrize("levels", [32, 33, 200, 800, 3000])
+def test_metadata_of_any_depth_that_an_earlier_version_stored_is_read(
+    store: GalleryStore, new_templates: Templates, levels: int
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    stored = '{"badge": 17, "a": ' + "[" * (levels - 1) + "]" * (levels - 1) + "}"
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE subject SET metadata = '{stored}'")
+    metadata = store.subject("people", "anna").metadata
+    lists = "[" * 31 + ("null" if levels > 32 else "") + "]" * 31
+    assert metadata == ({"badge": 17, "a": json.loads(lists)} if levels < 1000 else {})
+    assert store.subjects("people", after=0, limit=1).items[0].metadata == metadata
