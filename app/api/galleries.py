@@ -1,5 +1,7 @@
 """Galleries: list, create, show, change, erase."""
 
+from typing import cast
+
 from fastapi import APIRouter
 
 from app.access.keys import Scope
@@ -8,10 +10,10 @@ from app.api.dependencies import GalleryPath, Service
 from app.api.problems import error_responses
 from app.api.schemas.galleries import Galleries, GalleryBody, GalleryChange, GalleryCreation
 from app.api.schemas.thresholds import policy_from_body
-from app.gallery.consent import NO_RULES
+from app.gallery.consent import PrivacyRules
 from app.gallery.errors import GalleryExists, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
 from app.gallery.names import normalise_gallery_name
-from app.gallery.records import Gallery
+from app.gallery.records import Gallery, GalleryChanges
 from app.gallery.service import GalleryService
 
 router = APIRouter(prefix="/galleries", tags=["galleries"])
@@ -38,7 +40,7 @@ def list_galleries(caller: CallerHere, service: Service) -> Galleries:
 def create_gallery(caller: CallerHere, service: Service, body: GalleryCreation) -> GalleryBody:
     """Make an empty gallery, with its own threshold policy and rules of consent and retention if they are given."""
     caller.require_gallery(body.name)
-    rules = body.rules(NO_RULES) if body.sets_privacy else None
+    rules = PrivacyRules(**body.rules) if body.rules else None
     return _body(service, service.create_gallery(body.name, policy_from_body(body.policy), rules))
 
 
@@ -61,13 +63,10 @@ def show_gallery(service: Service, gallery: GalleryPath) -> GalleryBody:
 )
 def change_gallery(service: Service, gallery: GalleryPath, body: GalleryChange) -> GalleryBody:
     """Give the gallery its own threshold policy (null returns to the service's), or rules of consent and retention."""
-    name = normalise_gallery_name(gallery)
-    changed = service.store.gallery(name)
+    changes = cast(GalleryChanges, {**body.rules})
     if "policy" in body.model_fields_set:
-        changed = service.store.set_policy(name, policy_from_body(body.policy))
-    if body.sets_privacy:
-        changed = service.store.set_privacy(name, body.rules(changed.privacy))
-    return _body(service, changed)
+        changes["policy"] = policy_from_body(body.policy)
+    return _body(service, service.store.change_gallery(normalise_gallery_name(gallery), changes))
 
 
 @router.delete(

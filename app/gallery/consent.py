@@ -51,6 +51,14 @@ class PrivacyRules:
         }
 
 
+class RuleChanges(TypedDict, total=False):
+    """Rules that a call sets; a name that is left out stays as it is."""
+
+    require_consent: bool
+    keep_days: int | None
+    unseen_days: int | None
+
+
 NO_RULES = PrivacyRules()
 MAX_DAYS = 36_500
 """The most days of a rule: a hundred years."""

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.consent import NO_RULES, Consent, PrivacyRules
+from app.gallery.consent import NO_RULES, Consent, PrivacyRules, RuleChanges
 from app.gallery.policy import ThresholdPolicy
 from model.quality import Quality
 
@@ -31,6 +31,12 @@ class Gallery:
     created_at: datetime
     privacy: PrivacyRules = NO_RULES
     erasure: str | None = None
+
+
+class GalleryChanges(RuleChanges, total=False):
+    """What a call sets of a gallery; a name that is left out stays as it is."""
+
+    policy: ThresholdPolicy | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ revisions become visible in order and without gaps.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Engine, select, text
 
@@ -19,6 +19,7 @@ from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import (
     Enrolment,
     Gallery,
+    GalleryChanges,
     GallerySize,
     NewTemplate,
     Page,
@@ -36,7 +37,7 @@ from app.gallery.rows import (
     template_block,
     template_rows,
 )
-from app.gallery.stored_galleries import insert_gallery, measure_gallery
+from app.gallery.stored_galleries import change_gallery, insert_gallery, measure_gallery
 from app.gallery.stored_subjects import (
     change_subject,
     find_subjects,
@@ -99,23 +100,22 @@ class GalleryStore:
                 self.journal.write(session, Event("change-gallery", name, details=row.privacy))
             return gallery_of(row)
 
-    def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
-        """Give a gallery its own threshold policy, or none."""
+    def change_gallery(self, name: str, changes: GalleryChanges) -> Gallery:
+        """Give a gallery its own threshold policy, or none, and rules of consent and retention."""
         with self._sessions.writing() as session:
             row = gallery_row(session, name, lock=True)
-            row.policy = None if policy is None else policy_to_json(policy)
+            details = change_gallery(row, changes)
             session.flush()
-            self.journal.write(session, Event("change-gallery", name, details={"policy": row.policy}))
+            self.journal.write(session, Event("change-gallery", name, details=details))
             return gallery_of(row)
 
+    def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
+        """Give a gallery its own threshold policy, or none."""
+        return self.change_gallery(name, {"policy": policy})
+
     def set_privacy(self, name: str, rules: PrivacyRules) -> Gallery:
-        """Give a gallery its rules of consent and retention."""
-        with self._sessions.writing() as session:
-            row = gallery_row(session, name, lock=True)
-            row.privacy = rules.to_json()
-            session.flush()
-            self.journal.write(session, Event("change-gallery", name, details=row.privacy))
-            return gallery_of(row)
+        """Give a gallery all its rules of consent and retention."""
+        return self.change_gallery(name, cast(GalleryChanges, rules.to_json()))
 
     def delete_gallery(self, name: str) -> Gallery:
         """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was."""

@@ -1,11 +1,14 @@
-"""Galleries in SQL: made and measured; the caller has the transaction and keeps the journal."""
+"""Galleries in SQL: made, changed and measured; the caller has the transaction and keeps the journal."""
+
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.gallery.consent import rules_from_json
 from app.gallery.policy import ThresholdPolicy, policy_to_json
-from app.gallery.records import GallerySize
+from app.gallery.records import GalleryChanges, GallerySize
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
 
@@ -26,6 +29,18 @@ def insert_gallery(session: Session, name: str, extractor: str, dimension: int, 
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     statement = insert(GalleryRow).values(values).on_conflict_do_nothing(index_elements=["name"])
     return session.scalar(statement.returning(GalleryRow.id)) is not None
+
+
+def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
+    """Set what the changes name in a gallery's row, which is locked; answers what the journal tells of it."""
+    told: dict[str, Any] = {}
+    if "policy" in changes:
+        policy = changes["policy"]
+        row.policy = told["policy"] = None if policy is None else policy_to_json(policy)
+    if rules := {name: value for name, value in changes.items() if name != "policy"}:
+        row.privacy = rules_from_json(row.privacy).to_json() | rules
+        told |= row.privacy
+    return told
 
 
 def measure_gallery(session: Session, gallery_id: int) -> GallerySize:

@@ -3,7 +3,9 @@
 import json
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,7 +19,7 @@ from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.master_keys import MasterKey
 from app.gallery.receipts import check_receipt
-from app.gallery.records import Gallery, Subject
+from app.gallery.records import Gallery, GalleryChanges, Subject
 from app.gallery.service import GalleryService
 from app.main import create_app
 from app.settings import Settings
@@ -97,6 +99,29 @@ def test_a_gallery_that_requires_consent_takes_nobody_without(
     changed = client.patch(f"/galleries/{gallery}", json={"require_consent": False, "unseen_days": 7}).json()
     assert (changed["require_consent"], changed["keep_days"], changed["unseen_days"]) == (False, 30, 7)
     assert client.patch(f"/galleries/{gallery}", json={"keep_days": None}).json()["keep_days"] is None
+
+
+def test_changes_of_a_gallery_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    with running(settings_of(tmp_path)) as client:
+        client.post("/galleries", json={"name": "people"})
+        store, met = service_of(client).store, threading.Barrier(3)
+        change = store.change_gallery
+
+        def all_at_once(name: str, changes: GalleryChanges) -> Gallery:
+            met.wait(60)
+            return change(name, changes)
+
+        store.change_gallery = all_at_once  # type: ignore[method-assign]
+        bodies = [{"require_consent": True}, {"keep_days": 30}, {"policy": 0.5, "unseen_days": 7}]
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda body: client.patch("/galleries/people", json=body), bodies))
+        assert [answer.status_code for answer in answers] == [200, 200, 200]
+        found = client.get("/galleries/people").json()
+        audit = store.journal
+        assert isinstance(audit, AuditLog)
+        told = [json.loads(line)["entry"]["details"] for line in audit.entries()]
+    assert [found[name] for name in ("require_consent", "keep_days", "unseen_days", "policy")] == [True, 30, 7, 0.5]
+    assert len([one for one in told if "policy" in one and "unseen_days" in one]) == 1  # both in one transaction
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Shapes of consent, retention and receipts."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from app.gallery.consent import MAX_DAYS, Consent, PrivacyRules
+from app.gallery.consent import MAX_DAYS, Consent, RuleChanges
 from app.gallery.names import normalise_name
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -51,17 +51,10 @@ class PrivacyBody(BaseModel):
     unseen_days: Days | None = Field(None, strict=True, description="erase people not identified for so many days")
 
     @property
-    def sets_privacy(self) -> bool:
-        """Whether it says anything of consent and retention."""
-        return not self.model_fields_set.isdisjoint(PrivacyBody.model_fields)
-
-    def rules(self, present: PrivacyRules) -> PrivacyRules:
-        """The rules that follow on the present ones."""
-
-        def choose(name: str) -> Any:
-            return getattr(self if name in self.model_fields_set else present, name)
-
-        return PrivacyRules(choose("require_consent"), choose("keep_days"), choose("unseen_days"))
+    def rules(self) -> RuleChanges:
+        """The rules that it sets."""
+        given = {name: getattr(self, name) for name in PrivacyBody.model_fields if name in self.model_fields_set}
+        return cast(RuleChanges, given)
 
 
 class Erased(BaseModel):

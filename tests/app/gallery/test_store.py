@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from app.gallery.consent import PrivacyRules
 from app.gallery.errors import (
     ExtractorMismatch,
     GalleryExists,
@@ -23,7 +24,7 @@ from app.gallery.errors import (
 )
 from app.gallery.history import GalleryHistory
 from app.gallery.policy import FixedDistance, ThresholdPolicy, WantedRates
-from app.gallery.records import Enrolment, GallerySize, NewTemplate
+from app.gallery.records import Enrolment, GalleryChanges, GallerySize, NewTemplate
 from app.gallery.store import GalleryStore
 from app.gallery.tables import Base
 
@@ -160,6 +161,16 @@ def test_a_gallery_keeps_its_policy(store: GalleryStore, policy: ThresholdPolicy
     assert store.gallery("people") == made
     assert store.set_policy("people", FixedDistance(0.5)).policy == FixedDistance(0.5)
     assert store.set_policy("people", policy) == made
+
+
+def test_a_change_of_a_gallery_leaves_the_rest_as_it_is(store: GalleryStore) -> None:
+    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=FixedDistance(0.5))
+    changes: list[GalleryChanges] = [{"require_consent": True}, {"keep_days": 30}, {"unseen_days": 7}]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda one: store.change_gallery("people", one), changes))
+    changed = store.change_gallery("people", {"keep_days": None})
+    assert (changed.policy, changed.privacy) == (FixedDistance(0.5), PrivacyRules(True, None, 7))
+    assert store.gallery("people") == changed
 
 
 def test_a_taken_name_is_refused(store: GalleryStore, new_templates: Templates) -> None:
