@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
-from pydantic import AwareDatetime
 
 from app.access.keys import Scope
 from app.api.authorisation import needs
@@ -19,6 +18,7 @@ from app.api.dependencies import (
 )
 from app.api.problems import error_responses
 from app.api.schemas.enroll import EnrollAnswer, EnrolledPhoto
+from app.api.schemas.moments import Moment
 from app.api.schemas.problems import RefusedPhoto
 from app.api.schemas.subjects import SubjectBody
 from app.gallery.consent import Terms
@@ -73,7 +73,7 @@ def enroll(
         ),
     ] = None,
     expires_at: Annotated[
-        AwareDatetime | None, Form(description="moment from which the person is erased, with its zone")
+        Moment | None, Form(description="moment from which the person is erased, with its zone")
     ] = None,
     face: Annotated[FaceChoice, Form(description="`largest` takes the largest of several faces")] = "single",
 ) -> EnrollAnswer:

@@ -74,6 +74,11 @@ def test_a_consent_is_kept_shown_changed_and_taken_away(
         (json.dumps(CONSENT | {"granted_at": "2026-01-01T09:00:00"}), None),
         (json.dumps(CONSENT | {"granted_at": "2999-01-01T09:00:00Z"}), None),
         (json.dumps(CONSENT | {"expires_at": "2026-01-02T09:00:00Z"}), None),
+        (json.dumps(CONSENT | {"granted_at": "0001-01-01T00:00:00+01:00"}), None),
+        (json.dumps(CONSENT | {"granted_at": 1767258000}), None), (json.dumps(CONSENT | {"granted_at": True}), None),
+        (json.dumps(CONSENT | {"granted_at": "20260101"}), None),
+        (json.dumps(CONSENT | {"expires_at": "9999-12-31T23:59:59-05:00"}), None),
+        (None, "9999-12-31T23:59:59-05:00"), (None, "32503680000"),
         (None, "2020-01-01T00:00:00Z"), (None, "2999-01-01T00:00:00"), (None, "soon"),
     ],
 )  # fmt: skip
@@ -83,6 +88,17 @@ def test_terms_that_make_no_sense_are_refused(
     fields = {name: value for name, value in (("consent", consent), ("expires_at", expires_at)) if value}
     assert is_problem(enroll("ada", portrait, **fields), 422, "invalid-input")
     assert client.get(f"/galleries/{gallery}").status_code == 404
+
+
+@pytest.mark.parametrize("moment", ["9999-12-31T23:59:59-05:00", 32503680000, True])
+def test_a_change_to_a_moment_that_makes_no_sense_is_refused(
+    client: TestClient, gallery: str, enroll: Enroll, portrait: bytes, moment: object
+) -> None:
+    before = enroll("ada", portrait).json()["subject"]
+    address = f"/galleries/{gallery}/subjects/ada"
+    for body in ({"expires_at": moment}, {"consent": CONSENT | {"expires_at": moment}}):
+        assert is_problem(client.patch(address, json=body), 422, "invalid-input")
+    assert client.get(address).json() == before
 
 
 def test_a_gallery_that_requires_consent_takes_nobody_without(

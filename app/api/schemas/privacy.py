@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Annotated, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
+from app.api.schemas.moments import Moment
 from app.gallery.consent import MAX_DAYS, Consent, RuleChanges
 from app.gallery.names import normalise_name
 
@@ -18,9 +19,9 @@ class ConsentBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     purpose: Text = Field(description="what for")
-    granted_at: AwareDatetime
+    granted_at: Moment
     reference: Text | None = Field(None, description="where the proof lies, as the number of a form")
-    expires_at: AwareDatetime | None = Field(None, description="the person is erased from this moment")
+    expires_at: Moment | None = Field(None, description="the person is erased from this moment")
 
     @field_validator("purpose", "reference")
     @classmethod

@@ -3,8 +3,9 @@
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.schemas.moments import Moment
 from app.api.schemas.privacy import ConsentBody
 from app.gallery.records import Subject
 
@@ -54,4 +55,4 @@ class SubjectChange(BaseModel):
         None, description="key of the subject that gets this one's templates; this one is erased"
     )
     consent: ConsentBody | None = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
