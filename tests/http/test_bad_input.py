@@ -174,6 +174,27 @@ def test_embeddings_that_are_none(body: str, client: TestClient, enroll: Call, p
     assert is_problem(answer, 422, "invalid-input")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"threshold": True}, {"threshold": "1"}, {"top_k": True}, {"all_candidates": 1}, {"embedding": [True] * 128}],
+    ids=str,
+)
+def test_what_is_no_number_in_json_is_not_taken_for_one(
+    fields: dict[str, Any], client: TestClient, enroll: Call, portrait: bytes, gallery: str
+) -> None:
+    enroll("eileen", portrait)
+    probe = {"embedding": [0.1] * 128, "gallery": gallery, "threshold": 1, "top_k": 1}
+    assert client.post("/identify", json=probe).status_code == 200
+    answer = client.post("/identify", json=probe | fields)
+    assert is_problem(answer, 422, "invalid-input")
+    assert answer.json()["errors"][0]["part"].split(".")[0] == next(iter(fields))
+
+
+@pytest.mark.parametrize("policy", [True, "1", {"fpir": "0.01"}, {"fmr": True}], ids=str)
+def test_what_is_no_rate_is_not_taken_for_one(policy: object, client: TestClient, gallery: str) -> None:
+    assert is_problem(client.post("/galleries", json={"name": gallery, "policy": policy}), 422, "invalid-input")
+
+
 def test_an_embedding_with_a_nan_among_numbers(client: TestClient) -> None:
     body = f'{{"embedding": [{", ".join(["0.1"] * 127)}, NaN]}}'
     answer = client.post("/identify", content=body, headers={"Content-Type": "application/json"})

@@ -58,7 +58,9 @@ class EmbeddingProbe(BaseModel):
     """A probe that the caller embedded with the same extractor."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"embedding": [0.0883883476] * 128, "gallery": "default"}]}
+        extra="forbid",
+        strict=True,  # else true would be the distance 1
+        json_schema_extra={"examples": [{"embedding": [0.0883883476] * 128, "gallery": "default"}]},
     )
 
     embedding: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]

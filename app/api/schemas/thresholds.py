@@ -17,7 +17,7 @@ Rate = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 class Rates(BaseModel):
     """A policy that follows the size of the gallery."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"minProperties": 1})
 
     fpir: Rate | None = Field(None, description="wanted share of strangers that are named, at any size of gallery")
     fmr: Rate | None = Field(None, description="false match rate of one comparison that is never exceeded")
