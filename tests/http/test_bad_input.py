@@ -195,6 +195,16 @@ def test_what_is_no_rate_is_not_taken_for_one(policy: object, client: TestClient
     assert is_problem(client.post("/galleries", json={"name": gallery, "policy": policy}), 422, "invalid-input")
 
 
+@pytest.mark.parametrize("body", [{}, {"subject": None}, {"metadata": None, "merge_into": None}], ids=str)
+def test_a_change_of_a_subject_that_changes_nothing_is_refused(
+    body: dict[str, Any], client: TestClient, enroll: Call, portrait: bytes, gallery: str
+) -> None:
+    before = enroll("eileen", portrait).json()["subject"]
+    address = f"/galleries/{gallery}/subjects/eileen"
+    assert is_problem(client.patch(address, json=body), 422, "invalid-input")
+    assert client.get(address).json() == before
+
+
 def test_an_embedding_with_a_nan_among_numbers(client: TestClient) -> None:
     body = f'{{"embedding": [{", ".join(["0.1"] * 127)}, NaN]}}'
     answer = client.post("/identify", content=body, headers={"Content-Type": "application/json"})

@@ -1,9 +1,9 @@
 """Enrolled people."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.schemas.moments import Moment
 from app.api.schemas.privacy import ConsentBody
@@ -47,7 +47,9 @@ class SubjectPage(BaseModel):
 class SubjectChange(BaseModel):
     """A new key, metadata, consent or expiry; null takes one of the latter two away. Or `merge_into` alone."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}]})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}], "minProperties": 1}
+    )
 
     subject: str | None = None
     metadata: dict[str, Any] | None = None
@@ -56,3 +58,9 @@ class SubjectChange(BaseModel):
     )
     consent: ConsentBody | None = None
     expires_at: Moment | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.model_fields_set.isdisjoint({"consent", "expires_at"}) and not self.model_dump(exclude_none=True):
+            raise ValueError("nothing to change; send `subject`, `metadata`, `consent`, `expires_at` or `merge_into`")
+        return self
