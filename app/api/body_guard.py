@@ -4,6 +4,7 @@ import asyncio
 import time
 
 from fastapi.responses import JSONResponse
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,6 +14,9 @@ from app.gallery.deadline import within
 MAX_PLAIN_BYTES = 2**20
 """Bytes of a body that is not a form with files. JSON takes thirty times its length in memory once it is parsed, and
 the whole process waits meanwhile; no call needs a tenth of this."""
+
+
+_CHARSETS = frozenset({"ascii", "iso-8859-1", "latin-1", "latin1", "us-ascii", "utf-8", "utf8"})
 
 
 class BodyRefused(Exception):
@@ -49,7 +53,11 @@ class BodyGuard:
         if not (declared.isascii() and declared.isdigit()):
             await problem("http", "Content-Length is not a number")(scope, receive, send)
             return
-        with_files = headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data"
+        kind = headers.get("content-type", "")
+        with_files = kind.partition(";")[0].strip().lower() == "multipart/form-data"
+        if with_files and _charset(kind) not in _CHARSETS:
+            await problem("http", "the charset of a form is UTF-8, US-ASCII or ISO-8859-1")(scope, receive, send)
+            return
         max_bytes = self._max_bytes if with_files else min(self._max_bytes, MAX_PLAIN_BYTES)
         if int(declared[:20]) > max_bytes:
             await request_too_large(max_bytes)(scope, receive, send)
@@ -100,3 +108,8 @@ class BodyGuard:
                 await refusal(scope, receive, send)
         finally:
             self._held -= received
+
+
+def _charset(content_type: str) -> str:
+    """What the reader of forms will take for its charset: Python knows some that end in no text, or in none at all."""
+    return parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1").lower()

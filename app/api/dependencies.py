@@ -1,6 +1,7 @@
 """What routes ask for, and how photos and cursors are read out of a request."""
 
 import json
+import re
 from typing import Annotated, Any
 
 from fastapi import Depends, File, Form, Path, Query, Request, UploadFile
@@ -22,6 +23,7 @@ from model.errors import ImageTooLarge
 # What no form of this service needs more of; the number of photos has a limit of its own.
 FORM_LIMITS: Any = {"max_files": 101, "max_fields": 20, "max_part_size": 64 * 1024}
 _MAX_ID = 2**63 - 1
+_NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what an answer, a log or a terminal had better not show
 
 
 # Both are coroutines: a plain function would wait for a thread, and photos may have taken all of them.
@@ -80,7 +82,8 @@ def read_photo(upload: StarletteUploadFile, settings: Settings, *, position: int
     Raises:
         ImageTooLarge: it is larger than the limit; it was not read into memory.
     """
-    name = upload.filename or ("photo" if position is None else f"photo {position + 1}")
+    name = _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", upload.filename or "")
+    name = name or ("photo" if position is None else f"photo {position + 1}")
     if upload.size is not None and upload.size > settings.max_image_bytes:
         raise ImageTooLarge(
             f"the photo has {upload.size} bytes; send one of at most {settings.max_image_bytes}", part=name

@@ -272,3 +272,33 @@ def test_other_addresses_methods_and_media(client: TestClient) -> None:
     assert is_problem(client.get("/nothing"), 404, "http")
     assert is_problem(client.get("/enroll"), 405, "http")
     assert is_problem(client.post("/identify", content=b"x", headers={"Content-Type": "text/plain"}), 415, "http")
+
+
+def form_with_file(name: bytes, photo: bytes, *, field: bytes, subject: bytes = b"eileen") -> bytes:
+    def part(disposition: bytes, value: bytes) -> bytes:
+        return b"--b\r\nContent-Disposition: form-data; " + disposition + b"\r\n\r\n" + value + b"\r\n"
+
+    file = part(b'name="%s"; filename="%s"' % (field, name), photo)
+    return part(b'name="subject"', subject) + part(b'name="gallery"', b"charsets") + file + b"--b--\r\n"
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "undefined", "utf-16", "hex", "idna", "nothing", '""'])
+@pytest.mark.parametrize("call", ["/enroll", "/identify"])
+def test_a_form_in_another_charset_is_refused(client: TestClient, portrait: bytes, call: str, charset: str) -> None:
+    body = form_with_file(rb"\\ud800+2AA-.jpg", portrait, field=b"images" if call == "/enroll" else b"image")
+    headers = {"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"}
+    assert is_problem(client.post(call, content=body, headers=headers), 400, "http")
+    assert client.get("/galleries/charsets").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("charset", "written"),
+    [("", "Zo\u00eb".encode()), ("; charset=UTF-8", "Zo\u00eb".encode()), ("; charset=Latin-1", b"Zo\xeb")],
+)
+def test_names_in_a_form_of_either_charset(client: TestClient, portrait: bytes, charset: str, written: bytes) -> None:
+    body = form_with_file(written + b"\x1b.jpg", portrait, field=b"images", subject=written)
+    headers = {"Content-Type": "multipart/form-data; boundary=b" + charset}
+    answer = client.post("/enroll", content=body, headers=headers).json()
+    client.delete("/galleries/charsets")
+    assert answer["subject"]["subject"] == "Zo\u00eb"
+    assert answer["enrolled"][0]["photo"] == "Zo\u00eb\N{REPLACEMENT CHARACTER}.jpg"
