@@ -20,6 +20,7 @@ from app.api import enroll, faces, forget, galleries, health, identify, problems
 from app.api.authentication import Authentication
 from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
+from app.api.request_line import RequestLine
 from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
@@ -150,6 +151,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.service, app.state.settings, app.state.gate = service, settings, gate
     # The last one added is the first that a request meets.
+    app.add_middleware(RequestLine)
     app.add_middleware(
         BodyGuard,
         max_bytes=settings.max_request_bytes,

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.access import errors as access
+from app.api.methods import allowed_methods
 from app.gallery import errors as gallery
 from app.gallery.errors import PhotosRefused
 from model import errors as model
@@ -246,9 +247,11 @@ def install(app: FastAPI) -> None:
         return problem(gallery.InvalidInput.slug, detail, errors=errors)
 
     @app.exception_handler(HTTPException)
-    async def _http(_request: Request, error: HTTPException) -> JSONResponse:
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
         # FastAPI answers 400 where a body breaks Python's JSON reader otherwise than by its syntax.
         if isinstance(error.__cause__, RecursionError | UnicodeDecodeError):
             message = "JSON is nested too deep" if isinstance(error.__cause__, RecursionError) else "JSON is not UTF-8"
             return problem(gallery.InvalidInput.slug, message, errors=[{"part": "body", "message": message}])
-        return problem("http", str(error.detail), status=error.status_code, headers=error.headers)
+        # The framework names the methods of one route of several that an address has.
+        headers = {"Allow": allowed_methods(request)} if error.status_code == 405 else error.headers
+        return problem("http", str(error.detail), status=error.status_code, headers=headers)

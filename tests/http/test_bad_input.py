@@ -302,3 +302,44 @@ def test_names_in_a_form_of_either_charset(client: TestClient, portrait: bytes, 
     client.delete("/galleries/charsets")
     assert answer["subject"]["subject"] == "Zo\u00eb"
     assert answer["enrolled"][0]["photo"] == "Zo\u00eb\N{REPLACEMENT CHARACTER}.jpg"
+
+
+@pytest.mark.parametrize(
+    ("address", "methods"),
+    [
+        ("/identify", "POST"),
+        ("/galleries", "GET, HEAD, POST"),
+        ("/galleries/x", "DELETE, GET, HEAD, PATCH"),
+        ("/galleries/x/subjects", "GET, HEAD"),
+        ("/galleries/x/subjects/y", "DELETE, GET, HEAD, PATCH"),
+        ("/galleries/x/subjects/y/forget", "DELETE, GET, HEAD, PATCH, POST"),
+        ("/galleries/x/templates/1", "DELETE"),
+        ("/healthz", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_which_ones_there_are(client: TestClient, address: str, methods: str) -> None:
+    for method in {"PUT", "OPTIONS", "HEAD"} - set(methods.split(", ")):
+        answer = client.request(method, address)
+        assert answer.headers["Allow"] == methods
+        assert answer.status_code == 405
+    assert is_problem(client.put(address), 405, "http")
+
+
+@pytest.mark.parametrize("address", ["/healthz", "/readyz", "/galleries", "/galleries/none", "/openapi.json", "/none"])
+def test_head_is_answered_as_get_is_without_a_body(client: TestClient, address: str) -> None:
+    shown, head = client.get(address), client.head(address)
+    assert (head.status_code, head.content) == (shown.status_code, b"")
+    for header in ("Content-Type", "Content-Length", "Facegallery-Extractor"):
+        assert head.headers[header] == shown.headers[header]
+
+
+def test_an_address_that_is_not_utf8_is_refused(
+    client: TestClient, enroll: Call, portrait: bytes, gallery: str
+) -> None:
+    enroll("\N{REPLACEMENT CHARACTER}", portrait)
+    subjects = f"/galleries/{gallery}/subjects"
+    for address in (f"{subjects}/%FF", f"{subjects}/%ED%A0%80", f"/galleries/{gallery}/templates?subject=%FF"):
+        assert is_problem(client.get(address), 400, "http")
+        assert is_problem(client.delete(address), 400, "http")
+    assert client.get(f"{subjects}/%EF%BF%BD").status_code == 200
