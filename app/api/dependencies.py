@@ -26,7 +26,7 @@ _MAX_ID = 2**63 - 1
 _NO_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what an answer, a log or a terminal had better not show
 
 
-# Both are coroutines: a plain function would wait for a thread, and photos may have taken all of them.
+# Both are coroutines: a plain function would take a thread.
 async def _service(request: Request) -> GalleryService:
     service: GalleryService = request.app.state.service
     return service

@@ -16,6 +16,7 @@ from app.api.dependencies import (
     parse_metadata,
     read_photo,
 )
+from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.enroll import EnrollAnswer, EnrolledPhoto
 from app.api.schemas.moments import Moment
@@ -55,6 +56,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
         ),
     },
 )
+@reads_photos
 def enroll(
     service: Service,
     settings: ServiceSettings,

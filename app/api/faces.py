@@ -5,6 +5,7 @@ from fastapi import APIRouter
 from app.access.keys import Scope
 from app.api.authorisation import needs
 from app.api.dependencies import FORM_LIMITS, Image, MaxFaces, Service, ServiceSettings, found_face, read_photo
+from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.faces import Detection, EmbeddedFace, Embedding
 from model.errors import ImageTooLarge, UnsupportedImage
@@ -18,6 +19,7 @@ router = APIRouter(
 
 
 @router.post("/detect", summary="Find the faces of a photo")
+@reads_photos
 def detect(service: Service, settings: ServiceSettings, image: Image, max_faces: MaxFaces = 20) -> Detection:
     """Boxes, landmarks, scores and quality of the faces, largest first."""
     faces = service.detect(read_photo(image, settings), max_faces=max_faces)
@@ -25,6 +27,7 @@ def detect(service: Service, settings: ServiceSettings, image: Image, max_faces:
 
 
 @router.post("/embed", summary="Embed the faces of a photo")
+@reads_photos
 def embed(service: Service, settings: ServiceSettings, image: Image, max_faces: MaxFaces = 20) -> Embedding:
     """As `/detect`, with the embedding of every face."""
     faces, embeddings = service.embed(read_photo(image, settings), max_faces=max_faces)

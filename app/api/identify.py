@@ -15,6 +15,7 @@ from app.access.caller import Caller
 from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs, require_scores, shown_distance
 from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
+from app.api.photo_threads import in_photo_thread
 from app.api.problems import error_responses
 from app.api.schemas.identify import CandidateBody, Decision, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
 from app.api.schemas.thresholds import Distance
@@ -117,7 +118,7 @@ async def identify(
     require_scores(caller, threshold=asked.threshold, all_candidates=asked.all_candidates)
     if isinstance(probe, EmbeddingProbe):
         return await run_in_threadpool(_identify_embedding, service, caller, probe)
-    return await run_in_threadpool(_identify_photo, service, settings, caller, *probe)
+    return await in_photo_thread(_identify_photo, service, settings, caller, *probe)
 
 
 def _identify_embedding(service: GalleryService, caller: Caller, probe: EmbeddingProbe) -> IdentifyAnswer:

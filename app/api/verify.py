@@ -15,6 +15,7 @@ from app.api.dependencies import (
     form_error,
     read_photo,
 )
+from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.verify import VerifyAnswer
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, SubjectNotFound
@@ -33,6 +34,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
         GalleryNotFound, SubjectNotFound, ExtractorMismatch, NoFace, SeveralFaces, UnsupportedImage, ImageTooLarge
     ),
 )
+@reads_photos
 def verify(
     caller: CallerHere,
     service: Service,

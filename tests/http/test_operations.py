@@ -20,7 +20,7 @@ from tests.http.conftest import running
 from tests.http.test_bad_input import is_problem
 
 Call = Callable[..., httpx.Response]
-THREADS = 40  # of the server for calls that block
+THREADS = 40  # of the server for calls with photos
 # These stop the start, or are met by commands alone, so that no call can meet them.
 NEVER_ANSWERED = {
     "model-file",
@@ -32,20 +32,37 @@ NEVER_ANSWERED = {
 }
 
 
-def test_operators_are_answered_while_every_thread_waits_for_a_worker(tmp_path: Path, no_face: bytes) -> None:
+@pytest.mark.parametrize(
+    ("call", "names", "status"),
+    [
+        ("/enroll", ["images"], 422),
+        ("/identify", ["image"], 200),
+        ("/verify", ["image", "reference"], 422),
+        ("/detect", ["image"], 200),
+        ("/embed", ["image"], 200),
+    ],
+)
+def test_everybody_else_is_answered_while_photos_wait_for_a_worker(
+    tmp_path: Path, no_face: bytes, call: str, names: list[str], status: int
+) -> None:
     def waiting_threads() -> int:
         return sum(thread.name == "AnyIO worker thread" for thread in threading.enumerate())
 
     settings = Settings(data_dir=tmp_path, workers=1, queue_timeout=60, _env_file=None)
     with running(settings) as client, ThreadPoolExecutor(THREADS + 5) as pool:
+        client.post("/galleries", json={"name": "default"})
+        sent = {"files": [(name, no_face) for name in names], "data": {"subject": "ada"} if "images" in names else {}}
         with client.app.state.service.reader.worker():  # type: ignore[attr-defined]
-            photos = [pool.submit(client.post, "/detect", files={"image": no_face}) for _ in range(THREADS + 5)]
+            photos = [pool.submit(client.post, call, **sent) for _ in range(THREADS + 5)]
             while waiting_threads() < THREADS:
                 time.sleep(0.01)
             for address in ("/healthz", "/readyz", "/metrics", "/problems/busy"):
                 assert client.get(address).status_code == 200
+            assert client.post("/galleries", json={"name": "people"}).status_code == 201
+            assert client.get("/galleries/people/subjects").status_code == 200
+            assert client.delete("/galleries/people").status_code == 204
             assert not any(photo.done() for photo in photos)
-        assert [photo.result().status_code for photo in photos] == [200] * (THREADS + 5)
+        assert [photo.result().status_code for photo in photos] == [status] * (THREADS + 5)
 
 
 def test_a_failure_of_the_service_is_a_problem_document_with_the_requests_id(tmp_path: Path, portrait: bytes) -> None:
