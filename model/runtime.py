@@ -1,6 +1,5 @@
 """Where a network runs: OpenVINO on the processor, or torch on processor or GPU."""
 
-import threading
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -45,7 +44,11 @@ def _core() -> "openvino.Core":
 
 
 class OpenVinoNetwork:
-    """A network file compiled for the processor; every calling thread has its own buffers."""
+    """A network file compiled for the processor; calls at the same time have buffers of their own.
+
+    These are kept here and not by the calling threads: a thread that ends while the interpreter does would free them in
+    OpenVINO's code, where it must not be stopped, and abort the process.
+    """
 
     def __init__(self, path: Path, *, threads: int = 0, precision: Precision = "f32") -> None:
         options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
@@ -55,16 +58,19 @@ class OpenVinoNetwork:
             self._compiled = _core().compile_model(path, "CPU", options)
         except RuntimeError as error:
             raise ModelFileError(f"the network file {path} cannot be read by OpenVINO; restore it") from error
-        self._of_thread = threading.local()
+        self._free = list["openvino.InferRequest"]()
         self._first_run()
 
     def __call__(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
         """See `Network`."""
-        request = getattr(self._of_thread, "request", None)
-        if request is None:
-            request = self._of_thread.request = self._compiled.create_infer_request()
+        try:
+            request = self._free.pop()
+        except IndexError:  # as many calls at the same time as never before
+            request = self._compiled.create_infer_request()
         request.infer([batch], share_inputs=True)
-        return tuple(tensor.data.copy() for tensor in request.output_tensors)
+        outputs = tuple(tensor.data.copy() for tensor in request.output_tensors)
+        self._free.append(request)
+        return outputs
 
     def _first_run(self) -> None:
         """Run once on one thread: two threads whose first runs meet can lock each other out for ever.
