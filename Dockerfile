@@ -3,9 +3,10 @@ FROM python:3.11-slim AS build
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
+ARG EXTRAS=postgres
 # The packages first, on a project without modules: a change of code does not fetch them again.
 RUN touch README.md LICENSE NOTICE \
- && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[postgres]'
+ && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[$EXTRAS]"
 COPY README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
