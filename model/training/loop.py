@@ -39,11 +39,23 @@ from model.training.learner import (
     keep_statistics,
     rate_share,
 )
-from model.training.steering import Steering, crop_features, embed_crops, read_crops, some_photos, steer_by
+from model.training.steering import (
+    ENROLLED,
+    Steering,
+    can_steer,
+    crop_features,
+    embed_crops,
+    read_crops,
+    some_photos,
+    steer_by,
+)
 from model.training.training_set import AugmentedCrops, IdentitySplit, PersonBatches
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+LEAST_STEERING = 4
+"""People that steering needs at least."""
+
 _STARTING_PHOTOS = 8
 
 
@@ -109,9 +121,13 @@ class Training:
             center_optimizer(center, rate=config.loss.center_rate) if isinstance(center, LearnedCenterLoss) else None
         )
         self.average = deepcopy(self.network).requires_grad_(False) if config.optimizer.ema else self.network
-        self._steering_photos = (
-            some_photos(split.validation, config.run.validation_photos) if len(split.validation.people) >= 4 else None
-        )
+        enough = len(split.validation.people) >= LEAST_STEERING and can_steer(split.validation.labels)
+        self._steering_photos = some_photos(split.validation, config.run.validation_photos) if enough else None
+
+    @property
+    def steers(self) -> bool:
+        """Whether the people kept out for it are enough to steer by; without them a run has no figures on the way."""
+        return self._steering_photos is not None
 
     @property
     def joint_dimension(self) -> int:
@@ -185,12 +201,14 @@ class Training:
                 self._log({"step": step.number, **asdict(step)})
                 watch.stepped(step)
                 last = self.step == run.steps
-                if self._steering_photos is not None and (self.step % run.validate_every == 0 or last):
-                    self._validate(watch)
-                stopping = self._stop_everywhere()  # asked once: what comes after it waits for the next step
-                if self.step % run.checkpoint_every == 0 or last or stopping:
+                saved = last or self.step % run.checkpoint_every == 0
+                if saved:  # before anything is measured: what was trained is there whatever becomes of the figures
                     self.save()
-                if stopping:
+                if self.steers and (last or self.step % run.validate_every == 0):
+                    self._validate(watch)
+                if self._stop_everywhere():  # asked once: what comes after it waits for the next step
+                    if not saved:
+                        self.save()
                     break
                 began = time.perf_counter()
         return self.step == run.steps
@@ -198,7 +216,9 @@ class Training:
     def validate(self) -> Steering:
         """Measure the (averaged) network on the people who steer."""
         if self._steering_photos is None:
-            raise ConfigError("steering needs at least four validation people")
+            raise ConfigError(
+                f"steering needs at least {LEAST_STEERING} validation people, one with more than {ENROLLED} photos"
+            )
         return steer_by(self._steering_photos, lambda crops: embed_crops(self.average, crops, self.config.run.device))
 
     def _validate(self, watch: Watch) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -76,6 +77,28 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint(colours: PreparedFol
     assert state["step"] == 2
     assert same(state["network"], weights(run.network))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_whose_figures_fail_has_its_checkpoint(colours: PreparedFolder, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        training(colours, tmp_path, training_config(run={"steps": 2})).run(Watch(validated=full))
+
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_people_with_few_photos_do_not_steer(colours: PreparedFolder, tmp_path: Path) -> None:
+    few = dataclasses.replace(colours, photos=colours.photos[:48])
+    photos = [row for row, photo in enumerate(few.photos) if row % 6 < 3 or photo.person in split(few).train.people]
+    poor = dataclasses.replace(few, photos=tuple(few.photos[row] for row in photos), embeddings=few.embeddings[photos])
+    run = training(poor, tmp_path, training_config(run={"steps": 2}))
+
+    assert not run.steers
+    assert run.run()
+    with pytest.raises(ConfigError, match="one with more than 3 photos"):
+        run.validate()
 
 
 def test_a_checkpoint_of_other_people_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
