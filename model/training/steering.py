@@ -143,9 +143,10 @@ def _fnir(distances: NDArray[np.float32], labels: NDArray[np.int64], random: np.
     threshold = just_below(float(strangers[allowed(0.01, len(strangers))]))
     misses, mated = 0, 0
     for subject, rows in enumerate(photos):
-        own = nearest[:, rows[ENROLLED:]]
-        misses += int(((own[subject] > threshold) | (own.argmin(axis=0) != subject)).sum())
-        mated += own.shape[1]
+        found = nearest[:, rows[ENROLLED:]]
+        own, others = found[subject], np.delete(found, subject, axis=0).min(axis=0, initial=np.inf)
+        misses += int(((own > threshold) | (others <= own)).sum())  # a tie for rank one counts against the subject
+        mated += len(own)
     return misses / mated if mated else None
 
 

@@ -73,6 +73,17 @@ def test_photos_that_cannot_give_the_figures_are_refused(labels: NDArray[np.int6
         steer(rows, rows, labels)
 
 
+def test_a_tie_for_rank_one_is_a_miss() -> None:
+    twins = np.eye(8, dtype=np.float32)[np.where(LABELS == 1, 0, LABELS)]
+
+    figures = steer(twins, twins, LABELS)
+
+    # Neither is enrolled; one is, and the other is a stranger at distance 0, so that nothing is accepted; both tie.
+    missed = {0: 0.0, 1: 1.0, 2: 0.5}
+    enrolled = [set(np.random.default_rng(split).permutation(8)[:4].tolist()) for split in range(20)]
+    assert figures.clean.fnir == pytest.approx(np.mean([missed[len({0, 1} & people)] for people in enrolled]))
+
+
 def test_some_photos_are_so_many_of_each_person(colours: PreparedFolder) -> None:
     crops = split_identities([colours], validation_people=0, test_people=0, seed=0).train
 
