@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from model.networks import ResidualFace
 from model.pipeline import WEIGHTS
 from model.training.exporting import average_weights, export_network
 from model.training.loop import CHECKPOINT, Training
-from model.training.preparation import PreparedFolder
+from model.training.preparation import PreparedFolder, read_prepared, write_manifest
 from model.training.training_set import split_identities
 from tests.model.training.conftest import training_config
 
@@ -114,6 +116,34 @@ def test_shares_measures_each_average_on_the_people_kept_out(
     same, spoilt = rows["same"], rows["spoilt"]
     assert same[0] == same[1] == spoilt[0]
     assert spoilt[1] != spoilt[0]
+
+
+def test_shares_leaves_out_a_folder_with_too_few_people(
+    colours: PreparedFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    shutil.copytree(colours.folder, one)
+    shutil.copytree(colours.folder, other)
+    strangers = [replace(photo, person=f"another {photo.person}") for photo in colours.photos]
+    write_manifest(other, strangers, np.array(colours.embeddings))
+    folders = [read_prepared(one), read_prepared(other)]
+    config = training_config(data={"folders": [str(one), str(other)], "validation_people": 1})
+    split = split_identities(folders, validation_people=1, test_people=0, seed=0)
+    Training(ResidualFace(), split, config, tmp_path).save()
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["shares", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "| share | all, clean | all, degraded |"
+    assert "one alone has no columns: the figures need two people" in " ".join(printed.err.split())
+
+    config = training_config(data={"folders": [str(one)], "validation_people": 1})
+    Training(
+        ResidualFace(), split_identities(folders[:1], validation_people=1, test_people=0, seed=0), config, tmp_path
+    ).save()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["shares", str(tmp_path)])
+    assert "too few photos were kept for validation" in capsys.readouterr().err
 
 
 def test_a_run_from_scratch_has_one_row_and_no_shares(
