@@ -8,7 +8,7 @@ crop) and `preparation.json`, which says by which networks. `people/PERSON.npz` 
 import csv
 import hashlib
 import json
-import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -82,8 +82,14 @@ class PreparedFolder:
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words of a name whatever joins them: `Tom_Cruise` and `tom cruise` are one person."""
-    return tuple(re.findall(r"[^\W_]+", name.casefold()))
+    """The words of a name whatever joins them: `Tom_Cruise` and `tom cruise` are one person.
+
+    Letters with their marks, in whatever form of Unicode, digits and symbols make words; blanks, underscores and other
+    punctuation stand between them. A name of punctuation alone is one word, so that no name is empty.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+    spaced = "".join(" " if unicodedata.category(letter)[0] in "PZ" else letter for letter in folded)
+    return tuple(spaced.split()) or (folded.strip(),)
 
 
 def prepare(

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,21 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
 
 def test_names_are_compared_word_by_word() -> None:
     assert name_words("Robert_Downey  Jr") == name_words("robert downey jr") == ("robert", "downey", "jr")
+    assert name_words("Conan O'Brien-Smith") == ("conan", "o", "brien", "smith")
+
+
+@pytest.mark.parametrize("name", ["Renée Zellweger", "İbrahim Çelik", "Nguyễn Văn A", "Straße", "ᾳδης"])
+def test_a_name_is_one_person_in_every_form_of_unicode(name: str) -> None:
+    forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+
+    assert len({name_words(form) for form in forms}) == 1
+    assert len({name_words(form.casefold()) for form in forms}) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("मीरा", "मोरा"), ("कमल", "कमाल"), ("สมชาย", "สมชัย"), ("!!!", "???"), ("José", "Jose"), ("A+", "A")],
+)
+def test_two_names_are_two_people(one: str, other: str) -> None:
+    assert name_words(one) != name_words(other)
+    assert name_words(one) != () != name_words(other)
