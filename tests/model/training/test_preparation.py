@@ -65,6 +65,23 @@ def test_what_was_written_is_read_back(photos: Path, tmp_path: Path, networks: N
     np.testing.assert_array_equal(again.embeddings, prepared.embeddings)
 
 
+def test_no_crop_of_two_folders_of_one_person_is_written_over(tmp_path: Path, networks: Networks) -> None:
+    folders = ("Tom Cruise", "Tom_Cruise", "tom cruise")
+    for number, folder in enumerate(folders):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        pixels = data.astronaut()[: 512 - 40 * number, :: -1 if number == 1 else 1]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "photos" / folder / "1.png")
+
+    prepared = prepare(tmp_path / "photos", tmp_path / "out", networks)
+
+    assert [(photo.person, photo.file) for photo in prepared.photos] == [
+        ("Tom Cruise", f"{folder}/1.png") for folder in folders
+    ]
+    assert len({photo.crop for photo in prepared.photos}) == 3
+    crops = np.stack([read_crop(tmp_path / "out" / photo.crop) for photo in prepared.photos])
+    np.testing.assert_allclose(networks.extractor.embed(crops), prepared.embeddings, atol=1e-5)
+
+
 def test_a_second_run_goes_on_where_the_first_one_stopped(photos: Path, tmp_path: Path, networks: Networks) -> None:
     whole = prepare(photos, tmp_path / "out", networks)
     (tmp_path / "out" / "people" / "pins Eileen Collins.npz").unlink()
