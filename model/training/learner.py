@@ -48,11 +48,19 @@ def freeze(network: nn.Module, config: TrainingConfig) -> None:
         unit.requires_grad_(False)
 
 
-def keep_statistics(network: nn.Module) -> None:
-    """Put batch normalisation in evaluation mode, so that means and variances stay."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+def set_training(network: nn.Module, config: TrainingConfig) -> None:
+    """Put a network in training mode, but in evaluation mode what of it stays: means and variances move of themselves.
+
+    Those are the frozen convolutions, and with ``frozen_statistics`` all batch normalisation.
+    """
+    network.train()
+    if config.network.frozen_convolutions:
+        for unit in network.convolutions[: config.network.frozen_convolutions]:  # type: ignore[index, union-attr]
+            unit.eval()
+    if config.network.frozen_statistics:
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def feature_dimension(network: nn.Module, device: torch.device) -> int:

@@ -36,8 +36,8 @@ from model.training.learner import (
     feature_dimension,
     follow,
     freeze,
-    keep_statistics,
     rate_share,
+    set_training,
 )
 from model.training.steering import (
     ENROLLED,
@@ -235,9 +235,7 @@ class Training:
         scale = rate_share(self.step, config)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
-        self.network.train()
-        if config.network.frozen_statistics:
-            keep_statistics(self.network)
+        set_training(self.network, config)
         self._optimizer.zero_grad(set_to_none=True)
         if self._centers is not None:
             self._centers.zero_grad(set_to_none=True)

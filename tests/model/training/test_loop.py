@@ -109,8 +109,9 @@ def test_a_checkpoint_of_other_people_is_refused(colours: PreparedFolder, tmp_pa
         Training(SmallNetwork(), other, training_config(), tmp_path).resume()
 
 
-def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path) -> None:
-    config = training_config(network={"frozen_convolutions": 1, "frozen_statistics": True})
+@pytest.mark.parametrize("statistics", [True, False])
+def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path, statistics: bool) -> None:
+    config = training_config(network={"frozen_convolutions": 1, "frozen_statistics": statistics})
     run = training(colours, tmp_path, config)
     before = weights(run.network)
 
@@ -124,6 +125,8 @@ def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path) -> None:
         "convolutions.1.2.weight",
         "fc.weight",
         "fc.bias",
+        *([] if statistics else [f"convolutions.1.1.{name}" for name in ("running_mean", "running_var")]),
+        *([] if statistics else ["convolutions.1.1.num_batches_tracked"]),
     }
 
 
