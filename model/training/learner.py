@@ -112,11 +112,11 @@ def build_optimizer(
 
 
 def rate_share(step: int, config: TrainingConfig) -> float:
-    """The share of the learning rate at a step, counted from 0: a linear rise, then a cosine."""
+    """The share of the learning rate at a step, counted from 0: a linear rise, then a cosine down to the last step."""
     options, steps = config.optimizer, config.run.steps
     if step < options.warmup:
         return (step + 1) / options.warmup
-    progress = (step - options.warmup) / max(1, steps - options.warmup)
+    progress = (step - options.warmup) / max(1, steps - options.warmup - 1)
     return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
