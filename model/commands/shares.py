@@ -33,8 +33,8 @@ def shares_command(
     equal error rate, in %, on clean probes and on degraded ones. The folders are those of the run's config.
     """
     try:
-        from model.training.exporting import read_checkpoint, serving_extractor, trained_network
-        from model.training.loop import CHECKPOINT
+        from model.training.checkpoint import CHECKPOINT, read_checkpoint
+        from model.training.exporting import serving_extractor, trained_network
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"this needs {error.name}: install facegallery[train]") from error
     from model.training.config import TrainingConfig

@@ -28,8 +28,9 @@ def train_command(
         from model.training.running import open_training, process_group
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"training needs {error.name}: install facegallery[train]") from error
+    from model.training.checkpoint import CHECKPOINT
     from model.training.config import read_config
-    from model.training.loop import CHECKPOINT, LEAST_STEERING, Step, Watch
+    from model.training.loop import LEAST_STEERING, Step, Watch
     from model.training.steering import ENROLLED, Steering
 
     settings = read_config(config)

@@ -15,6 +15,7 @@ from model.importing import SFACE
 from model.network_file import read_network, write_network
 from model.networks import ARCHITECTURES
 from model.runtime import open_network
+from model.training.checkpoint import read_checkpoint
 
 
 def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -34,21 +35,6 @@ def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], sha
         name: torch.lerp(weight, tuned[name], share) if weight.is_floating_point() else tuned[name]
         for name, weight in base.items()
     }
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what a training run saved.
-
-    Raises:
-        ModelFileError: no checkpoint of this project, or damaged.
-    """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state.keys() < {"average", "architecture", "config", "step"}:
-            raise KeyError("average")
-    except Exception as error:  # torch, pickle and zip each have their own
-        raise ModelFileError(f"{path} is not a checkpoint of `facemodel train` ({type(error).__name__})") from error
-    return state
 
 
 def trained_network(state: dict[str, Any], base: Path | None, share: float) -> nn.Module:

@@ -28,6 +28,7 @@ from model.losses import (
 from model.replaced_file import replaced_file
 from model.torch_device import open_device
 from model.training.augmentation import Augmentation
+from model.training.checkpoint import CHECKPOINT
 from model.training.config import ConfigError, TrainingConfig
 from model.training.learner import (
     Learner,
@@ -51,7 +52,6 @@ from model.training.steering import (
 )
 from model.training.training_set import AugmentedCrops, IdentitySplit, PersonBatches
 
-CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 LEAST_STEERING = 4
 """People that steering needs at least."""

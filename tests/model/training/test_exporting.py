@@ -13,8 +13,9 @@ from model.extractor import Extractor
 from model.network_file import read_network
 from model.networks import ResidualFace
 from model.pipeline import WEIGHTS
+from model.training.checkpoint import CHECKPOINT
 from model.training.exporting import average_weights, export_network
-from model.training.loop import CHECKPOINT, Training
+from model.training.loop import Training
 from model.training.preparation import PreparedFolder, read_prepared, write_manifest
 from model.training.training_set import split_identities
 from tests.model.training.conftest import training_config
@@ -92,10 +93,15 @@ def test_the_base_must_be_given_where_there_was_one(colours: PreparedFolder, tmp
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
-
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(b"no checkpoint")
     with pytest.raises(ModelFileError, match="is not a checkpoint"):
-        export_network(tmp_path / CHECKPOINT, tmp_path / "mine", base=None, data="", licence="")
+        export_network(path, tmp_path / "mine", base=None, data="", licence="")
+
+    for foreign in ({"state_dict": {}, "epoch": 1}, {"step": 1, "config": {}}, [1, 2]):
+        torch.save(foreign, path)
+        with pytest.raises(ModelFileError, match="is not a checkpoint"):
+            export_network(path, tmp_path / "mine", base=None, data="", licence="")
 
 
 def test_shares_measures_each_average_on_the_people_kept_out(
