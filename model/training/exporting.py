@@ -76,13 +76,17 @@ def export_network(
         half: store kernels and matrices in half precision.
 
     Raises:
-        ModelFileError: no checkpoint, the base is missing, or there is a network of this name already.
+        ModelFileError: no checkpoint, the base is missing or another one, a share without a base, or there is a network of this name already.
     """
     if (output / "card.json").exists():
         raise ModelFileError(f"{output} holds a network already; choose another name")
     state = read_checkpoint(checkpoint)
     if bool(state["config"]["network"]["base"]) != (base is not None):
         raise ModelFileError("give the base that the run started from, and none where it started from scratch")
+    if base is None and share != 1:
+        raise ModelFileError(
+            f"{checkpoint} started from scratch: there is no base to average with; leave out the share"
+        )
     module = trained_network(state, base, share)
     output.mkdir(parents=True, exist_ok=True)
     file = f"{output.name}.onnx"

@@ -92,6 +92,14 @@ def test_the_base_must_be_given_where_there_was_one(colours: PreparedFolder, tmp
         export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", data="", licence="")
 
 
+def test_from_scratch_there_is_nothing_to_share_with(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, ResidualFace())
+
+    with pytest.raises(ModelFileError, match="no base to average with"):
+        export_network(path, tmp_path / "mine", base=None, share=0.3, data="", licence="")
+    assert not (tmp_path / "mine").exists()
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / CHECKPOINT
     path.write_bytes(b"no checkpoint")
