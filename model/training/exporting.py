@@ -38,11 +38,19 @@ def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], sha
 
 
 def trained_network(state: dict[str, Any], base: Path | None, share: float) -> nn.Module:
-    """Return the network of a checkpoint, averaged with its base where one is given."""
+    """Return the network of a checkpoint, averaged with its base where one is given.
+
+    Raises:
+        ModelFileError: the base is missing, or not the one that the run started from.
+    """
     module = ARCHITECTURES[state["architecture"]]()
     weights = state["average"]
     if base is not None:
-        weights = average_weights(read_network(base / read_card(base).file).state_dict(), weights, share)
+        card = read_card(base)
+        started = state.get("base", card.identity)  # checkpoints of earlier versions do not say
+        if started != card.identity:
+            raise ModelFileError(f"the run started from {started or 'scratch'}, not from {card.identity} in {base}")
+        weights = average_weights(read_network(base / card.file).state_dict(), weights, share)
     module.load_state_dict(weights)
     return module.eval()
 
@@ -76,7 +84,8 @@ def export_network(
         half: store kernels and matrices in half precision.
 
     Raises:
-        ModelFileError: no checkpoint, the base is missing or another one, a share without a base, or there is a network of this name already.
+        ModelFileError: no checkpoint, the base is missing or another one, there is a share without a base, or there is
+            a network of this name already.
     """
     if (output / "card.json").exists():
         raise ModelFileError(f"{output} holds a network already; choose another name")

@@ -88,15 +88,19 @@ class Training:
         split: who is trained on and who steers.
         config: of the run.
         output: gets checkpoints and the log.
+        base: identity of the extractor that the network is of; empty: from scratch.
 
     Raises:
         ConfigError: the config asks for what the network or the data do not have.
     """
 
-    def __init__(self, network: nn.Module, split: IdentitySplit, config: TrainingConfig, output: Path) -> None:
+    def __init__(
+        self, network: nn.Module, split: IdentitySplit, config: TrainingConfig, output: Path, *, base: str = ""
+    ) -> None:
         self.config = config
         self.split = split
         self.output = output
+        self.base = base
         self.step = 0
         self._rank, self._processes = _place()
         self._stopping = False
@@ -182,6 +186,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "average": self.average.state_dict(),
             "architecture": type(self.network).__name__,
+            "base": self.base,
             "config": self.config.model_dump(mode="json"),
         }
         with replaced_file(self.output / CHECKPOINT) as draft:

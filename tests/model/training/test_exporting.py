@@ -24,7 +24,8 @@ from tests.model.training.conftest import training_config
 def checkpoint(colours: PreparedFolder, folder: Path, network: torch.nn.Module, base: str = "") -> Path:
     config = training_config(data={"folders": [str(colours.folder)]}, network={"base": base})
     split = split_identities([colours], validation_people=4, test_people=0, seed=0)
-    Training(network, split, config, folder).save()
+    identity = read_card(WEIGHTS / base).identity if base else ""
+    Training(network, split, config, folder, base=identity).save()
     return folder / CHECKPOINT
 
 
@@ -90,6 +91,27 @@ def test_the_base_must_be_given_where_there_was_one(colours: PreparedFolder, tmp
 
     with pytest.raises(ModelFileError, match="give the base"):
         export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", data="", licence="")
+
+
+def test_another_base_of_the_same_architecture_is_refused(
+    colours: PreparedFolder, tmp_path: Path, two_extractors: Path
+) -> None:
+    path = checkpoint(colours, tmp_path, read_network(WEIGHTS / "sface" / "sface.onnx"), base="sface")
+
+    with pytest.raises(ModelFileError, match=r"started from sface@\w+, not from other@"):
+        export_network(path, tmp_path / "mine", base=two_extractors / "other", share=0.5, data="", licence="")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_checkpoint_that_does_not_say_its_base_is_exported(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, read_network(WEIGHTS / "sface" / "sface.onnx"), base="sface")
+    state = torch.load(path, weights_only=True)
+    del state["base"]
+    torch.save(state, path)
+
+    export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", share=0.5, data="", licence="")
+
+    assert read_card(tmp_path / "mine").architecture == "SFace"
 
 
 def test_from_scratch_there_is_nothing_to_share_with(colours: PreparedFolder, tmp_path: Path) -> None:
