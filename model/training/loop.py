@@ -28,7 +28,7 @@ from model.losses import (
 from model.replaced_file import replaced_file
 from model.torch_device import open_device
 from model.training.augmentation import Augmentation
-from model.training.checkpoint import CHECKPOINT
+from model.training.checkpoint import CHECKPOINT, check_resumable, read_checkpoint
 from model.training.config import ConfigError, TrainingConfig
 from model.training.learner import (
     Learner,
@@ -158,19 +158,30 @@ class Training:
             cast(CosineMarginClassifier, classifier).weight.data.copy_(means)
 
     def resume(self) -> bool:
-        """Take up the checkpoint of the output folder; False where there is none."""
+        """Take up the checkpoint of the output folder; False where there is none.
+
+        Raises:
+            ConfigError: it is of a run that this config cannot go on with.
+            ModelFileError: it is damaged, or none.
+        """
         path = self.output / CHECKPOINT
         if not path.is_file():
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)  # AdamW's counters stay there
-        if state["people"] != list(self.split.train.people):
-            raise ConfigError(f"{path} was trained on other people; choose another output folder")
+        state = read_checkpoint(path)
+        architecture, people = type(self.network).__name__, self.split.train.people
+        check_resumable(path, state, self.config, architecture=architecture, base=self.base, people=people)
+        decays = [group["weight_decay"] for group in self._optimizer.param_groups]
+        try:
+            self.network.load_state_dict(state["network"])
+            self.joint.load_state_dict(state["joint"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self.config.optimizer.ema:
+                self.average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{path} does not fit this config: {str(error).splitlines()[0]}") from error
+        for group, decay in zip(self._optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the config's, as the rates are, not the checkpoint's
         self.step = int(state["step"])
-        self.network.load_state_dict(state["network"])
-        self.joint.load_state_dict(state["joint"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self.config.optimizer.ema:
-            self.average.load_state_dict(state["average"])
         return True
 
     def save(self) -> None:

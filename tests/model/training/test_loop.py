@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
 
+from model.errors import ModelFileError
+from model.networks import ResidualFace
 from model.torch_device import DeviceError
 from model.training.config import ConfigError, TrainingConfig
 from model.training.loop import LOG, Step, Training, Watch
@@ -107,6 +109,58 @@ def test_a_checkpoint_of_other_people_is_refused(colours: PreparedFolder, tmp_pa
 
     with pytest.raises(ConfigError, match="trained on other people"):
         Training(SmallNetwork(), other, training_config(), tmp_path).resume()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss": {"center": "none"}}, "trained with loss.center 'paper', not 'none'"),
+        ({"loss": {"classifier": "cosface"}}, "trained with loss.classifier 'softmax', not 'cosface'"),
+        ({"optimizer": {"kind": "sgd"}}, "trained with optimizer.kind 'adamw', not 'sgd'"),
+        ({"network": {"frozen_convolutions": 1}}, "trained with network.frozen_convolutions 0, not 1"),
+        ({"run": {"steps": 1}}, "has 2 steps already, which is more than run.steps, 1"),
+    ],
+)
+def test_a_checkpoint_that_another_config_cannot_go_on_with_is_refused(
+    colours: PreparedFolder, tmp_path: Path, changes: dict[str, dict[str, object]], sentence: str
+) -> None:
+    training(colours, tmp_path, training_config(run={"steps": 2})).run()
+
+    with pytest.raises(ConfigError, match=sentence):
+        training(colours, tmp_path, training_config(**changes)).resume()
+
+
+def test_a_checkpoint_of_another_network_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
+    training(colours, tmp_path).save()
+
+    with pytest.raises(ConfigError, match="the network 'SmallNetwork', not 'ResidualFace'"):
+        Training(ResidualFace(), split(colours), training_config(), tmp_path).resume()
+    with pytest.raises(ConfigError, match="the base '', not 'sface@1'"):
+        Training(SmallNetwork(), split(colours), training_config(), tmp_path, base="sface@1").resume()
+
+
+def test_a_damaged_checkpoint_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
+    run = training(colours, tmp_path)
+    run.save()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["network"]["fc.bias"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="does not fit this config"):
+        run.resume()
+
+    (tmp_path / "checkpoint.pt").write_bytes(b"x" * 100)
+    with pytest.raises(ModelFileError, match="is not a checkpoint"):
+        run.resume()
+
+
+def test_a_run_that_is_taken_up_has_the_weight_decay_of_its_config(colours: PreparedFolder, tmp_path: Path) -> None:
+    training(colours, tmp_path, training_config(run={"steps": 2})).run()
+
+    run = training(colours, tmp_path, training_config(optimizer={"weight_decay": 0.5}))
+
+    assert run.resume()
+    assert [group["weight_decay"] for group in run._optimizer.param_groups] == [0.5, 0, 0.5]
+    assert run.run()
 
 
 @pytest.mark.parametrize("statistics", [True, False])
