@@ -1,14 +1,11 @@
 """The training loop: softmax + center loss on batches of people, resumable, on one process or many."""
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +27,7 @@ from model.torch_device import open_device
 from model.training.augmentation import Augmentation
 from model.training.checkpoint import CHECKPOINT, check_resumable, read_checkpoint
 from model.training.config import ConfigError, TrainingConfig
+from model.training.interruption import interruptible, without_interruption
 from model.training.learner import (
     Learner,
     build_losses,
@@ -206,10 +204,9 @@ class Training:
     def run(self, watch: Watch = Watch()) -> bool:
         """Train to the last step; False if it was interrupted, with a checkpoint of where it got to."""
         run = self.config.run
-        batches = self._batches()
-        with _interruptible(self._stop):
+        with interruptible(self._stop):
             began = time.perf_counter()
-            for crops, labels, targets in batches:
+            for crops, labels, targets in self._batches():
                 waited = time.perf_counter() - began
                 losses = self._train(crops.to(run.device), labels.to(run.device), targets.to(run.device))
                 seconds = time.perf_counter() - began
@@ -289,9 +286,10 @@ class Training:
             batch_sampler=cast(Any, draws),
             num_workers=data.workers,
             multiprocessing_context="spawn" if data.workers else None,
-            worker_init_fn=_quiet_worker if data.workers else None,
+            worker_init_fn=_single_threaded if data.workers else None,
         )
-        return iter(loader)
+        with without_interruption():  # the workers start here
+            return iter(loader)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self._rank == 0:
@@ -315,25 +313,9 @@ def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
 
 
-def _quiet_worker(_number: int) -> None:
-    """A worker decodes and augments on one thread, and leaves Ctrl-C to the loop."""
+def _single_threaded(_number: int) -> None:
+    """A worker decodes and augments on one thread."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C ends the run after the step; a second one ends it at once."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:

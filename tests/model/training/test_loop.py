@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torch.utils.data import DataLoader
 
 from model.errors import ModelFileError
 from model.networks import ResidualFace
@@ -79,6 +81,37 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint(colours: PreparedFol
     assert state["step"] == 2
     assert same(state["network"], weights(run.network))
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_workers_that_still_start_live_through_ctrl_c(colours: PreparedFolder, tmp_path: Path) -> None:
+    run = training(colours, tmp_path, training_config(data={"workers": 1}))
+    earlier = set(multiprocessing.active_children())
+
+    batches = run._batches()
+    workers = set(multiprocessing.active_children()) - earlier
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+
+    assert len(workers) == 1
+    assert len(list(batches)) == 8
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_while_workers_start_ends_the_run_after_a_step(
+    colours: PreparedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(colours, tmp_path, training_config(data={"workers": 1}))
+    start = DataLoader.__iter__
+
+    def interrupted(loader: DataLoader[object]) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", interrupted)
+
+    assert not run.run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == run.step == 1
 
 
 def test_a_run_whose_figures_fail_has_its_checkpoint(colours: PreparedFolder, tmp_path: Path) -> None:
