@@ -225,5 +225,6 @@ def _check_complete(official_pairs: Sequence[Pair], photos: Sequence[Photo], fol
 
 def _write_card(card: ModelCard, folder: Path, detector: str, evaluation: Evaluation) -> Path:
     check_thresholds(evaluation.thresholds, "so few photos")
-    figures = {"detector": detector, **card_figures(evaluation)}
+    trained = {name: figure for name, figure in card.figures.items() if name == "training"}  # what export wrote
+    figures = {**trained, "detector": detector, **card_figures(evaluation)}
     return write_card(dataclasses.replace(card, figures=figures, thresholds=evaluation.thresholds), folder)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -12,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from model import cli
-from model.card import read_card
+from model.card import read_card, write_card
 from model.pipeline import WEIGHTS
 
 PAIRS = "2\t1\nEileen\t1\t2\nEileen\t1\tNobody\t1\nEileen\t2\t3\nEileen\t2\tNobody\t1\n"
@@ -140,7 +141,8 @@ def test_write_card_fills_figures_and_keeps_the_network(
 ) -> None:
     shutil.copytree(WEIGHTS / "sface", tmp_path / "mine")
     before = read_card(tmp_path / "mine")
-
+    figures = {"training": {"loss": {"center": "paper"}}, "note": "thresholds are the base's"}
+    write_card(dataclasses.replace(before, figures=figures), tmp_path / "mine")
     sample, pairs = lfw_sample_with_pairs
 
     code = run(
@@ -151,6 +153,8 @@ def test_write_card_fills_figures_and_keeps_the_network(
     card = read_card(tmp_path / "mine")
     assert code == 0
     assert card.figures["ten_folds"]["pairs"] == 80
+    assert card.figures["training"] == figures["training"]
+    assert "note" not in card.figures
     assert card.figures["detector"] == read_card(WEIGHTS / "yunet").identity
     assert 2 <= len(card.thresholds) < len(before.thresholds)  # so few people support no strict rate
     assert (card.identity, card.licence) == (before.identity, before.licence)
