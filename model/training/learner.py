@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.losses import CenterLoss, CosineMarginClassifier, JointLoss, LearnedCenterLoss, LinearClassifier
-from model.training.config import ConfigError, TrainingConfig
+from model.training.config import ConfigError, LossConfig, TrainingConfig
 
 
 class Learner(nn.Module):
@@ -90,6 +91,26 @@ def build_losses(config: TrainingConfig, classes: int, dimension: int) -> JointL
     return JointLoss(
         classifier, center, weight=loss.center_weight, warmup_steps=loss.center_warmup, normalised=loss.normalised
     )
+
+
+def start_at_means(joint: JointLoss, features: Tensor, labels: Tensor, classes: int, config: LossConfig) -> None:
+    """Put centers and classifier where the classes' features (N, D) with labels (N,) lie."""
+    drawn = F.normalize(features) if config.normalised else features
+    if joint.center_loss is not None:
+        joint.center_loss.centers.data.copy_(_means(drawn, labels, classes))
+    means = _means(features, labels, classes)
+    if isinstance(joint.classifier, LinearClassifier):
+        # Nearest mean as a linear classifier, flattened so that the first gradients are small but not zero.
+        flat = 8 / float(means.square().sum(1).mean())
+        joint.classifier.weight.data.copy_(flat * means)
+        joint.classifier.bias.data.copy_(-0.5 * flat * means.square().sum(1))
+    else:
+        cast(CosineMarginClassifier, joint.classifier).weight.data.copy_(means)
+
+
+def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return torch.zeros(classes, features.shape[1]).index_add_(0, labels, features) / counts[:, None]
 
 
 def build_optimizer(

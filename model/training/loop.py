@@ -11,17 +11,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from model.losses import (
-    CosineMarginClassifier,
-    LearnedCenterLoss,
-    LinearClassifier,
-    center_optimizer,
-)
+from model.losses import LearnedCenterLoss, center_optimizer
 from model.replaced_file import replaced_file
 from model.torch_device import open_device
 from model.training.augmentation import Augmentation
@@ -37,6 +31,7 @@ from model.training.learner import (
     freeze,
     rate_share,
     set_training,
+    start_at_means,
 )
 from model.training.steering import (
     ENROLLED,
@@ -141,19 +136,7 @@ class Training:
         rows = np.concatenate([person[:_STARTING_PHOTOS] for person in self.split.train.rows_by_person()])
         few = self.split.train.only(rows)
         features = torch.from_numpy(crop_features(self.network, read_crops(few), self.config.run.device))
-        labels = torch.from_numpy(few.labels)
-        drawn = F.normalize(features) if self.config.loss.normalised else features
-        if self.joint.center_loss is not None:
-            self.joint.center_loss.centers.data.copy_(_means(drawn, labels, len(few.people)))
-        means = _means(features, labels, len(few.people))
-        classifier = self.joint.classifier
-        if isinstance(classifier, LinearClassifier):
-            # Nearest mean as a linear classifier, flattened so that the first gradients are small but not zero.
-            flat = 8 / float(means.square().sum(1).mean())
-            classifier.weight.data.copy_(flat * means)
-            classifier.bias.data.copy_(-0.5 * flat * means.square().sum(1))
-        else:
-            cast(CosineMarginClassifier, classifier).weight.data.copy_(means)
+        start_at_means(self.joint, features, torch.from_numpy(few.labels), len(few.people), self.config.loss)
 
     def resume(self) -> bool:
         """Take up the checkpoint of the output folder; False where there is none.
@@ -316,8 +299,3 @@ def _place() -> tuple[int, int]:
 def _single_threaded(_number: int) -> None:
     """A worker decodes and augments on one thread."""
     torch.set_num_threads(1)
-
-
-def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return torch.zeros(classes, features.shape[1]).index_add_(0, labels, features) / counts[:, None]
