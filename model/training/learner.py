@@ -56,7 +56,7 @@ def set_training(network: nn.Module, config: TrainingConfig) -> None:
     """
     network.train()
     if config.network.frozen_convolutions:
-        for unit in network.convolutions[: config.network.frozen_convolutions]:  # type: ignore[index, union-attr]
+        for unit in network.convolutions[: config.network.frozen_convolutions]:  # type: ignore[index]
             unit.eval()
     if config.network.frozen_statistics:
         for module in network.modules():

@@ -198,16 +198,16 @@ def _prepare_person(
     person: str, photos: Sequence[Photo], source: Path, output: Path, networks: Networks, advance: Callable[[int], None]
 ) -> tuple[list[PreparedPhoto], NDArray[np.float32]]:
     kept = output / "people" / f"{person}.npz"
-    files = _distinct([photo.path.name for photo in photos])
-    stamp = "\n".join(f"{file} {photo.path.stat().st_size}" for file, photo in zip(files, photos, strict=True))
+    names = _distinct([photo.path.name for photo in photos])
+    stamp = "\n".join(f"{name} {photo.path.stat().st_size}" for name, photo in zip(names, photos, strict=True))
     earlier = _read_person(kept, stamp)
     if earlier is not None:
         advance(len(photos))
         return earlier
     rows, crops = [], []
     (output / "crops" / person).mkdir(parents=True, exist_ok=True)
-    for file, photo in zip(files, photos, strict=True):
-        row, crop = _prepare_photo(person, photo, source, f"crops/{person}/{file}.png", networks)
+    for name, photo in zip(names, photos, strict=True):
+        row, crop = _prepare_photo(person, photo, source, f"crops/{person}/{name}.png", networks)
         if crop is not None:
             Image.fromarray(crop).save(output / row.crop)
             crops.append(crop)

@@ -58,7 +58,7 @@ def some_photos(crops: LabelledCrops, most: int) -> LabelledCrops:
 def can_steer(labels: NDArray[np.int64]) -> bool:
     """Whether photos give the figures: two people at least, and of one of them more photos than are enrolled."""
     photos = np.bincount(labels)
-    return np.count_nonzero(photos) >= 2 and int(photos.max()) > ENROLLED
+    return int(np.count_nonzero(photos)) >= 2 and int(photos.max()) > ENROLLED
 
 
 def read_crops(crops: LabelledCrops) -> NDArray[np.uint8]:
