@@ -83,7 +83,9 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy address of the vault of wrapped keys; empty: SQLite `vault.db` in `data_dir`"
     )
     runtime_dir: Path | None = Field(
-        None, description="folder in memory for opened snapshots, for the owner alone; empty: one in `/dev/shm`"
+        None,
+        description="folder in memory for opened snapshots, for the owner alone, apart from `data_dir` and "
+        "`index_dir`; empty: one in `/dev/shm`",
     )
     sweep_interval: float = Field(
         3600.0, ge=0, description="seconds between two sweeps that erase subjects past their retention; 0: never"

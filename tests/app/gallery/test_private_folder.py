@@ -12,12 +12,14 @@ from app.gallery.private_folder import PrivateFolder, private_base
 OTHER_PROCESS = """
 import sys
 from pathlib import Path
-from app.gallery.private_folder import PrivateFolder, private_base
-folder = PrivateFolder(private_base(Path(sys.argv[1])), "mine")
+from app.gallery.private_folder import PrivateFolder
+folder = PrivateFolder(Path(sys.argv[1]), "0" * 32)
 print(sorted(path.name for path in folder.path.iterdir()), flush=True)
 if sys.stdin.readline() == "close\\n":
     folder.close()
 """
+
+MINE, ANOTHER = "0" * 32, "0123456789abcdef" * 2
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def end(process: subprocess.Popen[str], word: str) -> None:
 
 
 def test_processes_share_a_folder_and_the_last_removes_it(base: Path) -> None:
-    folder = PrivateFolder(base, "mine")
+    folder = PrivateFolder(base, MINE)
     (folder.path / "vectors").write_bytes(b"vectors")
     assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
     other, seen = start(base)
@@ -47,24 +49,22 @@ def test_processes_share_a_folder_and_the_last_removes_it(base: Path) -> None:
     assert (folder.path / "vectors").exists()
     folder.close()
     folder.close()
-    assert not (base / "mine").exists()
+    assert not (base / MINE).exists()
 
 
 def test_nothing_is_made_before_it_is_asked_for(base: Path) -> None:
-    PrivateFolder(base, "mine").close()
+    PrivateFolder(base, MINE).close()
     assert list(base.iterdir()) == []
 
 
 def test_what_a_process_that_died_left_is_removed_by_the_next(base: Path) -> None:
     dying, _ = start(base)
-    (base / "mine" / "vectors").write_bytes(b"vectors")
+    (base / MINE / "vectors").write_bytes(b"vectors")
     end(dying, "die")
-    (base / "stray").write_bytes(b"vectors")
-    assert (base / "mine" / "vectors").exists()
-    folder = PrivateFolder(base, "mine")
+    assert (base / MINE / "vectors").exists()
+    folder = PrivateFolder(base, MINE)
     assert list(folder.path.iterdir()) == []
-    assert not (base / "stray").exists()
-    other = PrivateFolder(base, "another")
+    other = PrivateFolder(base, ANOTHER)
     assert other.path.exists()
     assert folder.path.exists()  # held: nobody removes it
     other.close()
@@ -93,3 +93,40 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "theirs", 12345, 12345)
     with pytest.raises(StorageUnwritable, match="nobody else may enter"):
         private_base(tmp_path / "theirs")
+
+
+def test_what_the_service_did_not_make_stays(base: Path) -> None:
+    for name in ("other-program", MINE.upper().replace("0", "A"), f"{MINE}0", "f" * 31):
+        (base / name).mkdir()
+        (base / name / "precious").write_text("x")
+    (base / "facegallery.db").write_text("x")
+    (base / ANOTHER).write_text("a file, not a folder")
+    (base / ("e" * 32)).symlink_to(base / "other-program")
+    (base / ("d" * 32)).mkdir()  # left by a process that died
+    before = {path.relative_to(base) for path in base.rglob("*")}
+    folder = PrivateFolder(base, MINE)
+    assert folder.path.is_dir()
+    folder.close()
+    after = {path.relative_to(base) for path in base.rglob("*") if path.name != ".lock"}
+    assert before - after == {Path("d" * 32)}
+    with pytest.raises(ValueError, match="32 hexadecimal digits"):
+        PrivateFolder(base, "mine")
+
+
+def test_a_given_folder_gets_one_of_the_services_own(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir(mode=0o700)
+    (tmp_path / "user" / "bus").mkdir()
+    assert private_base(tmp_path / "user") == tmp_path / "user" / "facegallery"
+    (tmp_path / "user" / "facegallery").chmod(0o755)
+    with pytest.raises(StorageUnwritable, match="nobody else may enter"):
+        private_base(tmp_path / "user")
+
+
+@pytest.mark.parametrize("given", ["data", ".", "data/memory", "link", "data/../data", "data/index/memory"])
+def test_a_given_folder_that_is_holds_or_lies_in_the_data_folder_is_refused(tmp_path: Path, given: str) -> None:
+    (tmp_path / "data" / "index").mkdir(parents=True, mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(StorageUnwritable, match="must lie apart from"):
+        private_base(tmp_path / given, apart_from=(tmp_path / "data", tmp_path / "data" / "index"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["index"]
+    assert private_base(tmp_path / "data-memory", apart_from=(tmp_path / "data",)).is_dir()
