@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 from app.gallery.errors import StorageUnwritable
@@ -15,7 +16,7 @@ from app.gallery.errors import StorageUnwritable
 _MEMORY = Path("/dev/shm")  # nosec B108
 _LOCK = ".lock"
 _OURS = "facegallery"  # in a folder that is given, which others may use, too
-_NAME = re.compile(r"[0-9a-f]{32}")
+_NAME = re.compile(r"[0-9a-f]{32}")  # of the folders in it
 
 
 class PrivateFolder:
@@ -26,17 +27,12 @@ class PrivateFolder:
 
     Args:
         base: from `private_base`.
-        name: of the folder, 32 hexadecimal digits; processes that give the same name share it.
-
-    Raises:
-        ValueError: a name of another form, by which nobody would know what may be removed.
+        name: of the folder; processes that give the same name share it.
     """
 
     def __init__(self, base: Path, name: str) -> None:
-        if not _NAME.fullmatch(name):
-            raise ValueError("a private folder's name is 32 hexadecimal digits")
         self._base = base
-        self._path = base / name
+        self._path = base / blake2b(name.encode(), digest_size=16).hexdigest()  # of a form that nobody else's has
         self._handle: int | None = None
 
     @property

@@ -30,7 +30,7 @@ def deployed(url: str, folder: Path) -> Iterator[Deployed]:
     """Open a migrated database with the vault, the master key and the snapshots in a folder."""
     engine = open_engine(url, timeout=30)
     vault = vault_beside(Settings(database_url=url, data_dir=folder, _env_file=None), engine)
-    seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "50a4" * 8)
+    seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "soak")
     # Snapshots at every look, so that a kill often falls into one.
     seal = SnapshotSeal(vault, memory)
     source = SmallIndexSource(folder=folder / "index", snapshot_interval=0.01, seal=seal)

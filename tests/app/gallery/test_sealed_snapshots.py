@@ -41,7 +41,7 @@ class Machine:
         self.disk, self.memory = folder / "index", folder / "memory"
         folder.mkdir(exist_ok=True)
         self.store, self.history = store, GalleryHistory(store.engine, store.seals)
-        self.private = PrivateFolder(private_base(self.memory), "0" * 32)
+        self.private = PrivateFolder(private_base(self.memory), "mine")
         self.source = IndexSource(folder=self.disk, snapshot_interval=0.001, seal=SnapshotSeal(vault, self.private))
 
     def replica(self) -> GalleryReplica:
