@@ -274,12 +274,11 @@ def test_a_second_restore_at_the_same_time_is_refused_and_the_first_is_whole(
     enroll(store, "anna", new_templates(2))
     back_up(sqlite_url, tmp_path / "copy.db")
     store.close()
-    migrated = backup.migrate
 
     def second_meanwhile(*arguments: Any) -> None:
         with pytest.raises(Busy, match=r"another restore of .*gallery\.db is under way"):
             restore(tmp_path / "copy.db", sqlite_url, timeout=30)
-        migrated(*arguments)
+        migrate(*arguments)
 
     monkeypatch.setattr(backup, "migrate", second_meanwhile)
     assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
@@ -291,10 +290,9 @@ def test_a_draft_that_is_emptied_by_others_does_not_become_the_database(
 ) -> None:
     enroll(store, "anna", new_templates(2))
     back_up(sqlite_url, tmp_path / "copy.db")
-    begun = backup.begin_epoch
 
     def emptied(engine: Engine) -> int:
-        found = begun(engine)
+        found = begin_epoch(engine)
         with engine.begin() as connection:
             connection.exec_driver_sql("DELETE FROM gallery")
         return found
