@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,9 +31,9 @@ def serve_command(
     from app.commands.connection import ProtocolOfSettings, guarded_protocol
     from app.main import create_app
 
-    given = {"host": host, "port": port, "processes": processes}
-    settings = Settings()
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    options = {"host": host, "port": port, "processes": processes}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**given)
     asks_no_key(settings)  # refused before the tables are touched
     if migrate_first:
         migrate_command()
@@ -41,7 +41,7 @@ def serve_command(
     if count > 1:
         set_up_logging(form=settings.log_format, level=settings.log_level)  # the parent's own lines
         # Each process reads the settings for itself.
-        os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items() if value is not None}
+        os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items()}
         # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
@@ -63,6 +63,6 @@ def serve_command(
         forwarded_allow_ips=proxies,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
-        limit_concurrency=settings.max_connections,
+        limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

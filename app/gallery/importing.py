@@ -1,6 +1,8 @@
 """Many photos into a gallery: read and searched for faces side by side, embedded in batches, stored by subject."""
 
 import hashlib
+import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,7 +156,10 @@ class PeopleImport:
 
     def _read(self, photo: ListedPhoto) -> _Read:
         try:
-            with photo.path.open("rb") as file:
+            # A pipe is opened without waiting for who writes into it, and not read.
+            with os.fdopen(os.open(photo.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("it is no regular file")
                 data = file.read(self._max_bytes + 1)  # one more, so that the limit is seen to be passed
         except (OSError, ValueError) as error:  # a name that holds what no name can, such as NUL, is a ValueError
             reason = getattr(error, "strerror", None) or str(error)

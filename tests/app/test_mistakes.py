@@ -17,6 +17,9 @@ __all__ = ["facegallery"]  # a fixture
         ("PORT", "abc", "FACEGALLERY_PORT: Input should be a valid integer, unable to parse string as an integer"),
         ("WORKERS", "-1", "FACEGALLERY_WORKERS: Input should be greater than or equal to 0"),
         ("INDEX", "foo", "FACEGALLERY_INDEX: Input should be 'auto', 'flat', 'compressed', 'exact', 'pgvector'"),
+        ("DATA_DIR", " ", "FACEGALLERY_DATA_DIR: it is blank; leave it out for its default"),
+        ("QUEUE_TIMEOUT", "inf", "FACEGALLERY_QUEUE_TIMEOUT: Input should be a finite number"),
+        ("AUDIT_DAYS", "1e9", "FACEGALLERY_AUDIT_DAYS: Input should be less than or equal to 36500"),
         ("TLS_KEY", "key.pem", "TLS needs both tls_certificate and tls_key"),
         ("DATABASE_URL", "hidden-garbage", "FACEGALLERY_DATABASE_URL: it is no SQLAlchemy address"),
         ("DATABASE_URL", "foo://me:hidden@db/x", "FACEGALLERY_DATABASE_URL or FACEGALLERY_VAULT_URL: Can't load"),
@@ -27,6 +30,13 @@ def test_a_setting_that_is_none_is_named(tmp_path: Path, variable: str, value: s
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"error: {sentence}")
     assert "hidden" not in done.stderr
+
+
+def test_an_option_of_serve_that_is_none_is_named(facegallery: Facegallery) -> None:
+    for words, variable in ((("--port", "70000"), "PORT"), (("--host", " "), "HOST"), (("--host", ""), "HOST")):
+        done = facegallery("serve", *words)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert done.stderr.startswith(f"error: FACEGALLERY_{variable}: ")
 
 
 def test_several_settings_are_named_in_one_line(tmp_path: Path) -> None:

@@ -144,12 +144,50 @@ def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text:
         ("cors_origins", "desk.example.org"),
         ("tls_key", "key.pem"),
         ("max_header_bytes", "10"),
+        ("audit_days", "36501"),
+        ("database_timeout", "1e9"),
+        ("request_timeout", "86401"),
+        ("sweep_interval", "1e300"),
+        ("snapshot_interval", "31536001"),
+        ("shutdown_timeout", "86401"),
     ],
 )
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
     with pytest.raises(ValidationError, match=name):
         Settings()
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in {float, float | None}]
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_endless_or_none(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+@pytest.mark.parametrize("name", sorted(set(VALUES) - {"tls_certificate", "tls_key"}))
+def test_a_blank_value_is_refused_and_a_padded_one_is_trimmed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    written, expected = VALUES[name]
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", f"  {written}\t")
+    if not isinstance(expected, SecretStr):
+        assert getattr(Settings(), name) == expected
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", " ")
+    with pytest.raises((ValidationError, InvalidInput)):
+        Settings()
+
+
+def test_a_secret_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEGALLERY_KEY_PEPPER", " pepper ")
+    assert Settings().key_pepper == SecretStr(" pepper ")
+
+
+def test_no_host_is_not_every_address() -> None:
+    with pytest.raises(ValidationError, match="host"):
+        Settings(host="", _env_file=None)
 
 
 def test_a_file_is_read_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

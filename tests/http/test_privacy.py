@@ -208,7 +208,7 @@ def test_this_process_forgets_the_vector_at_once(
 def test_after_forgetting_no_snapshot_holds_the_vector_in_memory_or_on_the_disk(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
-    memory = tmp_path / "memory"
+    memory = tmp_path.with_name(f"{tmp_path.name}-memory")
     settings = settings_of(tmp_path, runtime_dir=memory)
     with running(settings) as client:
         send(client, "ada", portrait)
@@ -252,13 +252,26 @@ def test_where_another_process_leads_the_receipt_says_what_is_to_come(tmp_path: 
 def test_without_a_private_folder_in_memory_there_are_no_snapshots(
     tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o755)
-    with running(settings_of(tmp_path, runtime_dir=tmp_path / "open")) as client:
+    memory = tmp_path.with_name(f"{tmp_path.name}-open")
+    memory.mkdir()
+    memory.chmod(0o755)
+    with running(settings_of(tmp_path, runtime_dir=memory)) as client:
         send(client, "ada", portrait)
         assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
     assert "snapshots.off" in capsys.readouterr().err
     assert not (tmp_path / "index").exists()
+
+
+def test_the_data_folder_is_no_folder_in_memory_and_loses_nothing(
+    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o700)
+    for _ in range(2):
+        with running(settings_of(tmp_path, runtime_dir=tmp_path)) as client:
+            send(client, "ada", portrait)
+            assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+        assert "must lie apart from" in capsys.readouterr().err
+    assert {"facegallery.db", "vault.db", "master.key"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:
