@@ -151,13 +151,15 @@ def apply_terms(row: SubjectRow, terms: Terms) -> None:
 def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
     """Erase a subject with its templates; `owner` is locked. Answers how many templates that were.
 
-    A trigger writes down that the subject's key is to be destroyed (see `Forgetting`).
+    A trigger writes down that the subject's key is to be destroyed (see `Forgetting`). Snapshots are to follow also
+    where there is no template: of one that was set aside, those of the extractor that the gallery has left remember it.
     """
     ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
     session.delete(row)
     if ids:
         record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
+    have_snapshots_erased(owner)
     return len(ids)
 
 
