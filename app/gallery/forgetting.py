@@ -14,6 +14,7 @@ from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery
 from app.gallery.rows import Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
+from app.gallery.try_each import try_each
 from app.gallery.vault import Vault
 from model.errors import FacegalleryError
 
@@ -60,10 +61,17 @@ class Forgetting:
         self._sessions = Sessions(engine)
         self._follow: Callable[[Gallery], None] = lambda _gallery: None
         self._erase_traces: EraseTraces = lambda _gallery, _at_once: 0
+        self._drop_gone: Callable[[], None] = lambda: None
 
-    def connect(self, *, follow: Callable[[Gallery], None], erase_traces: EraseTraces) -> None:
-        """Name what follows an erasure: this process's index, and the gallery's snapshots."""
-        self._follow, self._erase_traces = follow, erase_traces
+    def connect(
+        self,
+        *,
+        follow: Callable[[Gallery], None],
+        erase_traces: EraseTraces,
+        drop_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Name what follows an erasure: this process's index, the gallery's snapshots, those of galleries that went."""
+        self._follow, self._erase_traces, self._drop_gone = follow, erase_traces, drop_gone
 
     def forget(self, gallery: str, key: str) -> dict[str, Any]:
         """Erase a subject and all that is held about it; answers a signed receipt.
@@ -152,10 +160,19 @@ class Forgetting:
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
 
     def try_again(self) -> None:
-        """Do what was left pending: keys to destroy, logs to empty."""
-        self.destroy_keys()
-        empty_log(self.vault.engine)
-        empty_log(self.engine)
+        """Do what was left pending: keys to destroy, logs to empty, snapshots of galleries that are gone.
+
+        Raises:
+            FacegalleryError: what could not be done; the rest was.
+        """
+        try_each(
+            [
+                self.destroy_keys,
+                lambda: empty_log(self.vault.engine),
+                lambda: empty_log(self.engine),
+                self._drop_gone,
+            ]
+        )
 
     def erase_what_came_back(self) -> int:
         """Erase what a restored backup brought back, of the database or of the vault; answers how many subjects.

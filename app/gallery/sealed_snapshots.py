@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -50,6 +50,10 @@ class SnapshotKeys(Protocol):
 
     def discard(self, purpose: str, *, keep: Sequence[str] = ()) -> int:
         """Destroy the keys of a purpose but some, and forget that there were any."""
+        ...
+
+    def purposes(self, beginning: str) -> set[str]:
+        """The purposes of the keys that are there, of those that begin so."""
         ...
 
 
@@ -222,16 +226,55 @@ def drop_all(folder: Path, keys: SnapshotKeys) -> int:
     Raises:
         FacegalleryError: the vault does not answer; what was not dropped is there still.
     """
-    there = [path for path in folder.glob("gallery-*") if path.is_dir() and path.name[8:].isdecimal()]
-    for path in there:
-        keys.discard(_purpose(int(path.name[8:])))  # first: files without a key can stay, keys would be forgotten
-        shutil.rmtree(path, ignore_errors=True)
-    return len(there)
+    return _drop(sorted(_galleries_in(folder)), [folder], keys)
+
+
+def drop_gone(folders: Sequence[Path], keys: SnapshotKeys, present: Callable[[], Collection[int]]) -> int:
+    """As `drop_all`, but of galleries that there are not, also of those of which keys alone are left.
+
+    Nobody else does it where a process died over the erasure of a gallery, or where a restore has undone one.
+
+    Args:
+        folders: of all snapshots of this machine, sealed or open; need not be there.
+        keys: the vault.
+        present: reads the ids of the galleries that there are. It is asked after the snapshots were listed: a gallery
+            is there before any snapshot of it.
+
+    Returns:
+        Of how many galleries there was anything.
+
+    Raises:
+        FacegalleryError: the vault or the database does not answer; what was not dropped is there still.
+    """
+    purposes = keys.purposes("snap")
+    there = {gallery for purpose in purposes if (gallery := _gallery_of(purpose)) is not None}
+    there = there.union(*map(_galleries_in, folders))
+    return _drop(sorted(there.difference(present())), folders, keys) if there else 0
+
+
+def _drop(galleries: Sequence[int], folders: Sequence[Path], keys: SnapshotKeys) -> int:
+    for gallery in galleries:
+        keys.discard(_purpose(gallery))  # first: files without a key can stay, keys would be forgotten
+        for folder in folders:
+            shutil.rmtree(folder / f"gallery-{gallery}", ignore_errors=True)
+    return len(galleries)
+
+
+def _galleries_in(folder: Path) -> set[int]:
+    return {int(path.name[8:]) for path in folder.glob("gallery-*") if path.is_dir() and path.name[8:].isdecimal()}
 
 
 def _purpose(gallery: int) -> str:
     """What the vault calls the keys of a gallery's snapshots: 20 characters at most, also of ids after a restore."""
     return f"snapshot {gallery}" if gallery < 10**11 else f"snap {gallery:x}"
+
+
+def _gallery_of(purpose: str) -> int | None:
+    """The gallery whose keys are called so, None where the purpose is another."""
+    found = re.fullmatch(r"snapshot (\d+)|snap ([0-9a-f]+)", purpose)
+    if found is None:
+        return None
+    return int(found[1]) if found[1] else int(found[2], 16)
 
 
 def set_aside(place: Path, reason: str) -> None:

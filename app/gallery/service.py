@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from app.gallery.consent import PrivacyRules, Terms, check_terms
@@ -24,8 +25,10 @@ from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
+from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
+_log = structlog.get_logger()
 
 
 class GalleryService:
@@ -55,7 +58,9 @@ class GalleryService:
         self.forgetting = forgetting
         self.retention = retention
         self.replicas = Replicas(store, history, indexes, extractor=reader.extractor)
-        forgetting.connect(follow=self.replicas.follow, erase_traces=self.replicas.erase_traces)
+        forgetting.connect(
+            follow=self.replicas.follow, erase_traces=self.replicas.erase_traces, drop_gone=self.replicas.drop_gone
+        )
         self._thresholds = thresholds = Thresholds(policy or DEFAULT_POLICY, reader.networks.extractor.card.thresholds)
         enroller = Enroller(store, reader, retention=retention, keep_crops=keep_crops)
         self.enroll, self.admit = enroller.enroll, enroller.admit
@@ -72,6 +77,10 @@ class GalleryService:
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
         self.indexes.drop_unused()
+        try:
+            self.replicas.drop_gone()
+        except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
+            _log.error("snapshots.not_dropped", reason=str(error))
         self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:

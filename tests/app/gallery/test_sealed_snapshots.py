@@ -17,12 +17,14 @@ from sqlalchemy.orm import Session
 from app.gallery.consistency import check_gallery
 from app.gallery.epochs import begin_epoch
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.private_folder import PrivateFolder, private_base
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
+from app.gallery.retention import Retention
 from app.gallery.sealed_snapshots import SealedSnapshots
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
@@ -427,6 +429,56 @@ def test_a_gallery_that_is_erased_leaves_nothing(machine: Machine, vault: Vault,
     machine.source.forget(machine.store.gallery("people"))
     assert [path for path in machine.disk.rglob("*") if path.is_file()] == []
     assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
+
+
+def replica_in(machine: Machine, name: str, templates: list[NewTemplate]) -> GalleryReplica:
+    """Of a gallery with somebody in it, and with a snapshot."""
+    machine.store.enroll(name, "anna", templates, metadata=None, extractor=EXTRACTOR, dimension=8)
+    gallery = machine.store.gallery(name)
+    made = GalleryReplica(
+        gallery, machine.history, partial(machine.source.make, gallery), machine.source.snapshots_of(gallery)
+    )
+    made.catch_up(gallery.revision)
+    made.write_snapshot()
+    return made
+
+
+def test_of_a_gallery_whose_erasure_broke_off_or_that_a_restore_undid_nothing_stays(
+    machine: Machine, vault: Vault, tmp_path: Path, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    people = replica_in(machine, "people", new_templates(1))
+    gone = [replica_in(machine, "before", new_templates(1))]
+    begin_epoch(machine.store.engine)  # ids are long from here on, and keys have purposes of another form
+    gone.append(replica_in(machine, "after", new_templates(1)))
+    for replica in gone:
+        machine.store.delete_gallery(replica.name)  # and nothing else is told of it
+    assert len(vault.purposes("snap")) == 3
+    second = Machine(tmp_path / "two", machine.store, vault)  # it has none of the files
+    Replicas(second.store, second.history, second.source, extractor=EXTRACTOR).drop_gone()
+    assert vault.purposes("snap") == {f"snapshot {people.gallery_id}"}
+    here = Replicas(machine.store, machine.history, machine.source, extractor=EXTRACTOR)
+    forgetting.connect(follow=here.follow, erase_traces=here.erase_traces, drop_gone=here.drop_gone)
+    Retention(machine.store.engine, forgetting).sweep()
+    for folder in (machine.disk, machine.private.path):
+        assert [path.name for path in folder.glob("gallery-*")] == [f"gallery-{people.gallery_id}"]
+    assert not snapshots(people).outdated
+    second.reboot()
+
+
+def test_a_gallery_that_is_made_while_those_that_are_gone_are_looked_for_keeps_its_snapshot(
+    machine: Machine, new_templates: Templates
+) -> None:
+    replica_in(machine, "people", new_templates(1))
+    made = list[GalleryReplica]()
+
+    def present() -> set[int]:
+        there = set(machine.history.galleries())
+        made.append(replica_in(machine, "new", new_templates(1)))
+        return there
+
+    machine.source.drop_gone(present)
+    assert snapshots(made[0]).revisions == [1]
+    assert not snapshots(made[0]).outdated
 
 
 # -- the check
