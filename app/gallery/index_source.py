@@ -12,7 +12,8 @@ from app.gallery.engines import EngineKind, IndexEngine, storage_prefix
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
 from app.gallery.private_folder import PrivateFolder
 from app.gallery.records import Gallery
-from app.gallery.sealed_snapshots import SnapshotKeys, drop_all, drop_gone
+from app.gallery.sealed_snapshots import SnapshotKeys
+from app.gallery.snapshot_leftovers import drop_all, drop_gone
 from app.gallery.snapshots import Snapshots
 from model.errors import FacegalleryError
 

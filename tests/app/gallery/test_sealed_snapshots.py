@@ -710,6 +710,83 @@ def test_two_machines_that_erase_at_once_end_with_snapshots_that_open(
         one.reboot()
 
 
+@pytest.mark.parametrize("had_one", [True, False])
+def test_what_another_machine_erases_while_a_snapshot_is_written_is_not_sealed(
+    machine: Machine,
+    tmp_path: Path,
+    store: GalleryStore,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    had_one: bool,
+) -> None:
+    templates = new_templates(3)
+    enroll(store, "anna", templates[:1])
+    bob = enroll(store, "bob", templates[1:2])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    here.write_snapshot()
+    if had_one:
+        there.write_snapshot()
+    carl = enroll(store, "carl", templates[2:])
+    there.catch_up(3)
+    real, erasures = Snapshots._write, iter(["anna"])
+
+    def write(self: Snapshots, *arguments: Any) -> Path:
+        place = real(self, *arguments)  # in memory, with anna
+        for key in erasures:
+            store.delete_subject("people", key)
+            here.erase_snapshots()
+        return place
+
+    monkeypatch.setattr(Snapshots, "_write", write)
+    assert there.write_snapshot() == 4
+    monkeypatch.undo()
+    assert store.gallery("people").erasure is None
+    assert not second.holds(second.memory, templates[0])
+    for one in (machine, second):
+        one.reboot()
+        with Session(store.engine) as session, session.begin():
+            session.execute(delete(TemplateRow))  # what is found comes from the snapshot
+        assert found(one.replica(), templates) == [None, bob, carl]
+        one.reboot()
+
+
+def test_a_first_snapshot_of_a_machine_that_lags_has_nothing_that_was_erased(
+    machine: Machine, tmp_path: Path, store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    enroll(store, "bob", templates[1:])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    here.write_snapshot()
+    store.delete_subject("people", "anna")
+    here.erase_snapshots()
+    assert there.write_snapshot() == 3
+    assert not second.holds(second.memory, templates[0])
+    second.reboot()
+
+
+def test_a_machine_that_others_erase_beside_again_and_again_writes_no_snapshot(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = machine.store.gallery("people").id
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    real = Snapshots._write
+
+    def write(self: Snapshots, *arguments: Any) -> Path:
+        vault.discard(f"snapshot {gallery}")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Snapshots, "_write", write)
+    assert leader.write_snapshot() is None
+    assert machine.sealed() == []
+    monkeypatch.undo()
+    assert leader.write_snapshot() == 1
+
+
 def test_snapshots_of_an_extractor_that_was_left_are_erased_where_there_are_no_others(
     machine: Machine, store: GalleryStore, vault: Vault, new_templates: Templates
 ) -> None:
