@@ -12,6 +12,7 @@ from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
 from app.gallery.rows import apply_terms, record_changes, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
+from app.gallery.twins import complete_twins
 
 
 def find_subjects(
@@ -103,7 +104,8 @@ def change_subject(
 def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str) -> int:
     """Move the templates of one subject to another and erase the first; answers how many moved. `owner` is locked.
 
-    Crops that the other has already are dropped. The key of the first is kept with the other, as a backup may have to
+    Of crops that both have the other's templates stay, in their rows, with what only the first's have or only they
+    open to (see `complete_twins`). The key of the first is kept with the other, as a backup may have to
     undo the merge, and goes with it. The templates that move are removed in one revision and added
     with their new owner in the next, both in this transaction, so that no process ever sees the first alone: a
     known template that is added again keeps its owner (see `TemplateOwners.add`).
@@ -117,13 +119,15 @@ def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: st
     gone, kept = subject_row(session, owner, key), subject_row(session, owner, into, part="merge_into")
     if gone.id == kept.id:
         raise InvalidInput("a subject cannot be merged into itself", part="merge_into")
-    known = set(session.scalars(select(TemplateRow.crop_sha256).filter_by(subject_id=kept.id)))
+    known = {one.crop_sha256: one for one in session.scalars(select(TemplateRow).filter_by(subject_id=kept.id))}
     templates = session.scalars(select(TemplateRow).filter_by(subject_id=gone.id)).all()
     moved = [template for template in templates if template.crop_sha256 not in known]
+    twins = [(template, known[template.crop_sha256]) for template in templates if template.crop_sha256 in known]
+    mended = complete_twins(session, seals, twins, source=gone, target=kept, dimension=owner.dimension)
     if templates:
         record_changes(session, owner, "remove", [(template.id, gone.id) for template in templates])
-    if moved:
-        record_changes(session, owner, "add", [(template.id, kept.id) for template in moved])
+    if moved or mended:
+        record_changes(session, owner, "add", [(template.id, kept.id) for template in (*moved, *mended)])
     hand_over(session, seals, moved, source=gone, target=kept)
     session.flush()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))
