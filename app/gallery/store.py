@@ -47,6 +47,8 @@ from app.gallery.stored_subjects import (
 from app.gallery.stored_templates import add_templates, erase_template, find_templates, template_of
 from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
 
+_ASKED = 500  # ids in one question, below the limits of either database
+
 
 class GalleryStore:
     """Galleries, subjects, templates and their history in one database; safe to call from many threads."""
@@ -153,8 +155,12 @@ class GalleryStore:
 
     def subjects_by_id(self, ids: Sequence[int]) -> dict[int, Subject]:
         """The subjects with these ids; those that are gone are left out."""
+        found: dict[int, Subject] = {}
         with self._sessions.reading() as session:
-            return {one.id: one for one in find_subjects(session, SubjectRow.id.in_(ids), limit=len(ids))}
+            for first in range(0, len(ids), _ASKED):
+                asked = ids[first : first + _ASKED]
+                found |= {one.id: one for one in find_subjects(session, SubjectRow.id.in_(asked), limit=len(asked))}
+        return found
 
     def enroll(
         self,
