@@ -12,7 +12,7 @@ from app.gallery.database import empty_log
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery
-from app.gallery.rows import Sessions, erase_subject, gallery_of, gallery_row, subject_row
+from app.gallery.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from app.gallery.vault import Vault
@@ -21,9 +21,6 @@ from model.errors import FacegalleryError
 _MANY = 1000
 _log = structlog.get_logger()
 
-
-Due = Callable[[Gallery, SubjectRow], bool]
-"""Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
 
 EraseTraces = Callable[[Gallery, bool], int | None]
 """Erases a gallery's snapshots, at once where asked; answers how many, None where it is left to another moment."""

@@ -69,6 +69,17 @@ class Retention:
         )
         return end is not None and end <= self.clock()
 
+    def is_due_still(self, gallery: Gallery, row: SubjectRow) -> bool:
+        """As `is_due`, by the subject's row, for who holds the gallery's lock and is about to erase or to keep it."""
+        end = expiry(
+            gallery.privacy,
+            created_at=row.created_at,
+            seen_at=row.seen_at,
+            expires_at=row.expires_at,
+            consent=consent_from_json(row.consent),
+        )
+        return end is not None and end <= self.clock()
+
     # -- who was seen
 
     def saw(self, gallery: Gallery, subjects: Iterable[Subject]) -> None:
@@ -112,7 +123,9 @@ class Retention:
         expired = {}
         for gallery in galleries:
             try:
-                erased = sum(self._forgetting.erase_those(gallery, ids, self._due) for ids in self._due_ids(gallery))
+                erased = sum(
+                    self._forgetting.erase_those(gallery, ids, self.is_due_still) for ids in self._due_ids(gallery)
+                )
             except GalleryNotFound:  # erased meanwhile
                 continue
             if erased:
@@ -131,7 +144,7 @@ class Retention:
 
     def erase_those_due(self, gallery: Gallery, subject_ids: Sequence[int]) -> int:
         """As `erase_if_due`, for several; answers how many were."""
-        erased = self._forgetting.erase_those(gallery, subject_ids, self._due)
+        erased = self._forgetting.erase_those(gallery, subject_ids, self.is_due_still)
         if erased:
             self._forgetting.finish(gallery)
         return erased
@@ -158,20 +171,10 @@ class Retention:
             query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
-                ids += [row.id for row in rows if self._due(gallery, row)]
+                ids += [row.id for row in rows if self.is_due_still(gallery, row)]
             while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
                 yield ids[:_ERASED_AT_ONCE]
                 ids = ids[_ERASED_AT_ONCE:]
             if not rows:
                 return
             after = rows[-1].id
-
-    def _due(self, gallery: Gallery, row: SubjectRow) -> bool:
-        end = expiry(
-            gallery.privacy,
-            created_at=row.created_at,
-            seen_at=row.seen_at,
-            expires_at=row.expires_at,
-            consent=consent_from_json(row.consent),
-        )
-        return end is not None and end <= self.clock()

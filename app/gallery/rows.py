@@ -1,7 +1,7 @@
 """What the stores share: transactions, rows by name, and a gallery's history."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,14 @@ from model.quality import Quality
 EMBEDDING = np.dtype("<f4")
 _log = structlog.get_logger()
 StoredTemplate = Row[int, int, int, str, bytes, str | None]
+
+Due = Callable[[Gallery, SubjectRow], bool]
+"""Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
+
+
+def nobody_is_due(_gallery: Gallery, _row: SubjectRow) -> bool:
+    """For who keeps no watch over retention."""
+    return False
 
 
 class Sessions:

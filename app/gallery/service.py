@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from app.gallery.consent import PrivacyRules, Terms, check_terms
 from app.gallery.deadline import within
 from app.gallery.enrolling import Enroller
-from app.gallery.errors import SubjectNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.identifying import Identifier
@@ -157,15 +156,12 @@ class GalleryService:
         """Move the templates of one subject to another, and erase the first with its key; answers the other.
 
         Raises:
-            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; a subject
-                whose time is over is not found, so that a merge prolongs nobody's retention.
+            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; subjects
+                whose time is over are not found.
         """
         name = normalise_gallery_name(gallery)
         key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
-        found = self.store.gallery(name)
-        if self.retention.is_due(found, self.store.subject(name, key)):
-            raise SubjectNotFound(f"subject {key!r} is past its retention", part="subject")
-        merged = self.store.merge_subjects(name, key, into)
+        merged = self.store.merge_subjects(name, key, into, due=self.retention.is_due_still)
         self.forgetting.finish(self.store.gallery(name))
         return merged
 

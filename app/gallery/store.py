@@ -27,11 +27,13 @@ from app.gallery.records import (
     TemplateBlock,
 )
 from app.gallery.rows import (
+    Due,
     Sessions,
     apply_terms,
     erase_subject,
     gallery_of,
     gallery_row,
+    nobody_is_due,
     subject_row,
     template_block,
     template_rows,
@@ -229,20 +231,20 @@ class GalleryStore:
             self.journal.write(session, Event("change-subject", gallery, keys, changed))
             return found_subject(session, owner, new)
 
-    def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
+    def merge_subjects(self, gallery: str, key: str, into: str, *, due: Due = nobody_is_due) -> Subject:
         """Move the templates of one subject to another and erase the first; the other keeps its key and metadata.
 
         See `stored_subjects.merge_subjects`, which tells of the two revisions that it takes.
 
         Raises:
-            GalleryNotFound, SubjectNotFound: as named.
+            GalleryNotFound, SubjectNotFound: as named; one who is due counts as gone.
             InvalidInput: both are one.
             TemplateTampered: something of the first does not open.
             KeyUnavailable: the other's key is not in the vault.
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
-            moved = merge_subjects(session, self.seals, owner, key, into)
+            moved = merge_subjects(session, self.seals, owner, key, into, due)
             self.journal.write(session, Event("merge-subjects", gallery, (key, into), {"templates": moved}))
             return found_subject(session, owner, into)
 

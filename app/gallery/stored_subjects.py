@@ -7,10 +7,10 @@ from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
 from app.gallery.encryption import RowSeals
-from app.gallery.errors import InvalidInput, SubjectExists
+from app.gallery.errors import InvalidInput, SubjectExists, SubjectNotFound
 from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
-from app.gallery.rows import apply_terms, record_changes, subject_row
+from app.gallery.rows import Due, apply_terms, gallery_of, nobody_is_due, record_changes, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
 from app.gallery.twins import complete_twins
 
@@ -101,7 +101,9 @@ def change_subject(
     return row.key
 
 
-def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str) -> int:
+def merge_subjects(
+    session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str, due: Due = nobody_is_due
+) -> int:
     """Move the templates of one subject to another and erase the first; answers how many moved. `owner` is locked.
 
     Of crops that both have the other's templates stay, in their rows, with what only the first's have or only they
@@ -111,7 +113,8 @@ def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: st
     known template that is added again keeps its owner (see `TemplateOwners.add`).
 
     Raises:
-        SubjectNotFound: as named.
+        SubjectNotFound: as named; one who is due counts as gone, so that a merge prolongs nobody's retention, and
+            nobody is merged into who is about to be erased.
         InvalidInput: both are one.
         TemplateTampered: something of the first does not open.
         KeyUnavailable: the other's key is not in the vault.
@@ -119,6 +122,9 @@ def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: st
     gone, kept = subject_row(session, owner, key), subject_row(session, owner, into, part="merge_into")
     if gone.id == kept.id:
         raise InvalidInput("a subject cannot be merged into itself", part="merge_into")
+    for row, part in ((gone, "subject"), (kept, "merge_into")):
+        if due(gallery_of(owner), row):
+            raise SubjectNotFound(f"subject {row.key!r} is past its retention", part=part)
     known = {one.crop_sha256: one for one in session.scalars(select(TemplateRow).filter_by(subject_id=kept.id))}
     templates = session.scalars(select(TemplateRow).filter_by(subject_id=gone.id)).all()
     moved = [template for template in templates if template.crop_sha256 not in known]

@@ -124,7 +124,7 @@ def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
         assert service.retention.sweep().expired == {}
 
 
-def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
+def test_a_merge_prolongs_and_shortens_nobodys_retention_and_destroys_the_key_at_once(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
     with running(settings_of(tmp_path)) as client:
@@ -138,8 +138,12 @@ def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
         service.forgetting.destroy_keys()
         assert service.forgetting.vault.wrapped_by() == wrapped  # nothing was left for a sweep
         service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
-        merged = client.patch(f"{address}/bob", json={"merge_into": "eileen"})
-        assert is_problem(merged, 404, "subject-not-found")
+        for key, into, part in (("bob", "eileen", "subject"), ("eileen", "bob", "merge_into")):
+            merged = client.patch(f"{address}/{key}", json={"merge_into": into})
+            assert is_problem(merged, 404, "subject-not-found")
+            assert merged.json()["part"] == part
+        assert service.retention.sweep().expired == {"default": 1}
+        assert client.get(f"{address}/eileen").json()["templates"] == 2
 
 
 def test_who_is_enrolled_anew_by_two_at_once_loses_nothing(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:
