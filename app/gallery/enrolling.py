@@ -113,7 +113,10 @@ class Enroller:
                 extractor=self._reader.extractor,
                 dimension=self._reader.dimension,
                 terms=terms,
+                due=self._retention.is_due_still,  # it may have become so while the photos were worked on
             )
+        if enrolment.erased_in is not None:
+            self._retention.finish(enrolment.erased_in)
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
 

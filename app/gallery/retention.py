@@ -149,6 +149,10 @@ class Retention:
             self._forgetting.finish(gallery)
         return erased
 
+    def finish(self, gallery: Gallery) -> None:
+        """Do what follows an erasure of subjects that were due, where the caller has erased them itself."""
+        self._forgetting.finish(gallery)
+
     def due(self) -> dict[str, int]:
         """How many subjects a sweep would erase, by gallery."""
         self.write_seen()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules, Terms
 from app.gallery.encryption import PlainRows, RowSeals
@@ -174,11 +175,13 @@ class GalleryStore:
         extractor: str,
         dimension: int,
         terms: Terms | None = None,
+        due: Due = nobody_is_due,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-        and was not kept yet. `metadata` and `terms`, where given, replace the old.
+        and was not kept yet. `metadata` and `terms`, where given, replace the old. A subject who is due by now is
+        erased first, and made anew; the caller then calls `Forgetting.finish`.
 
         Raises:
             ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
@@ -191,6 +194,7 @@ class GalleryStore:
             insert_gallery(session, gallery, extractor, dimension, None)
             owner = gallery_row(session, gallery, lock=True)
             check_extractor(gallery_of(owner), extractor)
+            erased = self._erase_if_due(session, owner, key, due)
             row, created = subject_for_enrolment(session, self.seals, owner, key, terms or {})
             if metadata is not None:
                 row.details = metadata
@@ -206,7 +210,17 @@ class GalleryStore:
                 created=created,
                 added=tuple(template_of(template, key) for template in added),
                 known=tuple(template_of(template, key) for template in known),
+                erased_in=gallery_of(owner) if erased else None,
             )
+
+    def _erase_if_due(self, session: Session, owner: GalleryRow, key: str, due: Due) -> bool:
+        row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
+        if row is None or not due(gallery_of(owner), row):
+            return False
+        templates = erase_subject(session, owner, row)
+        session.flush()
+        self.journal.write(session, Event("expire", owner.name, (key,), {"templates": templates}))
+        return True
 
     def update_subject(
         self,
