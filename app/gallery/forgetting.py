@@ -1,6 +1,7 @@
 """Erasing people for good: rows, keys, index entries, traces in snapshots, and what a restored backup brings back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,6 +10,7 @@ import structlog
 from sqlalchemy import Engine, func, select, update
 
 from app.gallery.database import empty_log
+from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery
@@ -185,10 +187,12 @@ class Forgetting:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
                 found = session.execute(query).all()
                 for gallery_id in {gallery_id for _, gallery_id in found} - set(galleries):
-                    galleries[gallery_id] = gallery_of(session.get_one(GalleryRow, gallery_id))
-            for gallery_id in {gallery_id for _, gallery_id in found}:
+                    if (row := session.get(GalleryRow, gallery_id)) is not None:
+                        galleries[gallery_id] = gallery_of(row)
+            for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
-                erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
+                with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
+                    erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
         for gallery in galleries.values():
             self.finish(gallery)
         if erased:

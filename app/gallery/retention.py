@@ -3,8 +3,10 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import Engine, select, update
@@ -15,11 +17,13 @@ from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
 from app.gallery.rows import Sessions, gallery_of
 from app.gallery.tables import GalleryRow, SubjectRow, now
+from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
 _ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
 _SEEN_EVERY = timedelta(days=1)
+_TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
 _log = structlog.get_logger()
 
 
@@ -114,25 +118,39 @@ class Retention:
     # -- the sweep
 
     def sweep(self) -> Sweep:
-        """Erase every subject whose time is over, and what a restored backup brought back."""
-        self.write_seen()
-        self._forgetting.try_again()
-        came_back = self._forgetting.erase_what_came_back()
+        """Erase every subject whose time is over, and what a restored backup brought back.
+
+        Raises:
+            FacegalleryError: something could not be done, such as where the vault is away; the rest was.
+        """
+        expired, came_back = dict[str, int](), list[int]()
+        try_each(
+            [
+                self.write_seen,
+                self._forgetting.try_again,
+                lambda: came_back.append(self._forgetting.erase_what_came_back()),
+                lambda: self._erase_expired(expired),
+            ]
+        )
+        return Sweep(expired, sum(came_back))
+
+    def _erase_expired(self, expired: dict[str, int]) -> None:
+        """Erase who is due, and count them by gallery."""
         with self._sessions.reading() as session:
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        expired = {}
-        for gallery in galleries:
-            try:
-                erased = sum(
-                    self._forgetting.erase_those(gallery, ids, self.is_due_still) for ids in self._due_ids(gallery)
-                )
-            except GalleryNotFound:  # erased meanwhile
-                continue
+        try_each(partial(self._erase_expired_in, gallery, expired) for gallery in galleries)
+
+    def _erase_expired_in(self, gallery: Gallery, expired: dict[str, int]) -> None:
+        erased = 0
+        try:
+            with suppress(GalleryNotFound):  # it was erased meanwhile
+                for ids in self._due_ids(gallery):
+                    erased += self._forgetting.erase_those(gallery, ids, self.is_due_still)
+        finally:
             if erased:
                 expired[gallery.name] = erased
                 _log.info("retention.erased", gallery=gallery.name, subjects=erased)
                 self._forgetting.finish(gallery)
-        return Sweep(expired, came_back)
 
     def erase_if_due(self, gallery: Gallery, subject_id: int) -> bool:
         """Erase a subject whose time is over still, now that nobody else can prolong it; answers whether it was.
@@ -162,11 +180,16 @@ class Retention:
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:
-        """Write down who was seen, and sweep if it is time; called every second or so."""
+        """Write down who was seen, and sweep if it is time; called every second or so.
+
+        Raises:
+            FacegalleryError: as `sweep`, which is tried again within a minute.
+        """
         self.write_seen()
         if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + self._interval
+            self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)
             self.sweep()
+            self._next_sweep = time.monotonic() + self._interval
 
     def _due_ids(self, gallery: Gallery) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, expiry
-from app.gallery.errors import ConsentRequired, InvalidInput
+from app.gallery.errors import ConsentRequired, DatabaseUnavailable, InvalidInput
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
-from app.gallery.records import Enrolment, NewTemplate
+from app.gallery.records import Enrolment, Gallery, NewTemplate
 from app.gallery.retention import Retention, Sweep
 from app.gallery.store import GalleryStore
 from app.gallery.upkeep import Upkeep
@@ -197,6 +198,61 @@ def test_a_sweep_that_fails_is_not_the_last(engine: Engine, forgetting: Forgetti
     upkeep.tick()
     upkeep.tick()
     assert sweeps == ["one", "one"]
+
+
+def test_what_keeps_one_step_of_a_sweep_keeps_no_other_and_it_is_tried_again_within_a_minute(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    clock: Clock,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moment = [1000.0]
+    monkeypatch.setattr("app.gallery.retention.time.monotonic", lambda: moment[0])
+    retention = Retention(engine, forgetting, interval=3600, clock=clock)
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+
+    def away(*_: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    sweeps = list[float]()
+    with monkeypatch.context() as patched:
+        for name in ("destroy", "destroyed_keys"):
+            patched.setattr(Vault, name, away)
+        with pytest.raises(DatabaseUnavailable, match="the vault does not answer"):
+            retention.look()
+    assert keys(sealed_store) == []  # the vault is needed for the key alone
+    monkeypatch.setattr(retention, "sweep", lambda: sweeps.append(moment[0]))
+    for later in (1.0, 59.0, 61.0, 3000.0, 3661.0):
+        moment[0] = 1000.0 + later
+        retention.look()
+    assert sweeps == [1061.0, 4661.0]
+
+
+def test_a_gallery_that_is_erased_while_what_came_back_is_looked_for_stops_no_sweep(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for gallery in ("first", "second"):
+        enroll(sealed_store, "anna", new_templates(1), gallery=gallery)
+    with engine.connect() as connection:
+        vault.destroy([str(key_id) for (key_id,) in connection.execute(text("SELECT key_id FROM subject"))])
+    real = forgetting.erase_those
+
+    def erase_those(gallery: Gallery, *arguments: Any, **named: Any) -> int:
+        if gallery.name == "first":
+            sealed_store.delete_gallery("first")
+        return real(gallery, *arguments, **named)
+
+    monkeypatch.setattr(forgetting, "erase_those", erase_those)
+    assert forgetting.erase_what_came_back() == 1
+    assert keys(sealed_store, "second") == []
 
 
 # -- the rules themselves
