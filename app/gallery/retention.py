@@ -10,12 +10,14 @@ from functools import partial
 
 import structlog
 from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
-from app.gallery.errors import GalleryNotFound
+from app.gallery.errors import ClockDoubtful, GalleryNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
-from app.gallery.rows import Sessions, gallery_of
+from app.gallery.rows import Due, Sessions, gallery_of
+from app.gallery.sweep_clock import database_clock, earlier_of, refuse_sweep
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
@@ -42,7 +44,9 @@ class Retention:
         engine: of the gallery's database.
         forgetting: erases.
         interval: seconds between two sweeps of `look`, the first at once; 0: never.
-        clock: tells the present moment.
+        clock: tells the present moment, by which people are named or not.
+        database_clock: tells it by a clock that all machines share; None: there is none. Nobody is erased by one of
+            the two alone.
     """
 
     def __init__(
@@ -52,8 +56,10 @@ class Retention:
         *,
         interval: float = 0,
         clock: Callable[[], datetime] = now,
+        database_clock: Callable[[Session], datetime | None] = database_clock,
     ) -> None:
         self.clock = clock
+        self._database_clock = database_clock
         self._interval = interval
         self._next_sweep = time.monotonic() if interval else float("inf")
         self._forgetting = forgetting
@@ -75,14 +81,9 @@ class Retention:
 
     def is_due_still(self, gallery: Gallery, row: SubjectRow) -> bool:
         """As `is_due`, by the subject's row, for who holds the gallery's lock and is about to erase or to keep it."""
-        end = expiry(
-            gallery.privacy,
-            created_at=row.created_at,
-            seen_at=row.seen_at,
-            expires_at=row.expires_at,
-            consent=consent_from_json(row.consent),
-        )
-        return end is not None and end <= self.clock()
+        if not _is_past(self.clock(), gallery, row):  # as a rule, and the database is not asked
+            return False
+        return _is_past(earlier_of(self.clock(), self._database_clock(_session_of(row))), gallery, row)
 
     # -- who was seen
 
@@ -121,6 +122,7 @@ class Retention:
         """Erase every subject whose time is over, and what a restored backup brought back.
 
         Raises:
+            ClockDoubtful: the clocks are not to be believed, and nobody was erased whose time is over.
             FacegalleryError: something could not be done, such as where the vault is away; the rest was.
         """
         expired, came_back = dict[str, int](), list[int]()
@@ -135,17 +137,28 @@ class Retention:
         return Sweep(expired, sum(came_back))
 
     def _erase_expired(self, expired: dict[str, int]) -> None:
-        """Erase who is due, and count them by gallery."""
+        """Erase who is due, and count them by gallery.
+
+        Raises:
+            ClockDoubtful: the clocks are not to be believed; nobody was erased.
+        """
+        with self._sessions.writing() as session:
+            own, shared = self.clock(), self._database_clock(session)
+            refused = refuse_sweep(session, own, shared)
+        if refused is not None:
+            _log.error("retention.refused", reason=refused)
+            raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
+        due = partial(_is_past, earlier_of(own, shared))
         with self._sessions.reading() as session:
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        try_each(partial(self._erase_expired_in, gallery, expired) for gallery in galleries)
+        try_each(partial(self._erase_expired_in, gallery, due, expired) for gallery in galleries)
 
-    def _erase_expired_in(self, gallery: Gallery, expired: dict[str, int]) -> None:
+    def _erase_expired_in(self, gallery: Gallery, due: Due, expired: dict[str, int]) -> None:
         erased = 0
         try:
             with suppress(GalleryNotFound):  # it was erased meanwhile
-                for ids in self._due_ids(gallery):
-                    erased += self._forgetting.erase_those(gallery, ids, self.is_due_still)
+                for ids in self._due_ids(gallery, due):
+                    erased += self._forgetting.erase_those(gallery, ids, due)
         finally:
             if erased:
                 expired[gallery.name] = erased
@@ -176,7 +189,9 @@ class Retention:
         self.write_seen()
         with self._sessions.reading() as session:
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery)) for gallery in galleries}
+        counts = {
+            gallery.name: sum(len(ids) for ids in self._due_ids(gallery, self.is_due_still)) for gallery in galleries
+        }
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:
@@ -191,17 +206,35 @@ class Retention:
             self.sweep()
             self._next_sweep = time.monotonic() + self._interval
 
-    def _due_ids(self, gallery: Gallery) -> Iterable[list[int]]:
+    def _due_ids(self, gallery: Gallery, due: Due) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""
         after, ids = 0, list[int]()
         while True:
             query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
-                ids += [row.id for row in rows if self.is_due_still(gallery, row)]
+                ids += [row.id for row in rows if due(gallery, row)]
             while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
                 yield ids[:_ERASED_AT_ONCE]
                 ids = ids[_ERASED_AT_ONCE:]
             if not rows:
                 return
             after = rows[-1].id
+
+
+def _is_past(moment: datetime, gallery: Gallery, row: SubjectRow) -> bool:
+    end = expiry(
+        gallery.privacy,
+        created_at=row.created_at,
+        seen_at=row.seen_at,
+        expires_at=row.expires_at,
+        consent=consent_from_json(row.consent),
+    )
+    return end is not None and end <= moment
+
+
+def _session_of(row: SubjectRow) -> Session:
+    session = object_session(row)
+    if session is None:
+        raise RuntimeError("the row is of no transaction")
+    return session
