@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.gallery.consent import Terms, rules_from_json
+from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
 from app.gallery.database import database_errors
 from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
@@ -148,8 +148,20 @@ def gallery_of(row: GalleryRow) -> Gallery:
     )
 
 
-def apply_terms(row: SubjectRow, terms: Terms) -> None:
-    """Write what a subject is kept on into its row; what is not given stays."""
+def allowed() -> None:
+    """For who may give a subject an earlier end."""
+
+
+def apply_terms(row: SubjectRow, terms: Terms, earlier_end: Callable[[], None] = allowed) -> None:
+    """Write what a subject is kept on into its row; what is not given stays.
+
+    Args:
+        row: the subject's; its gallery is locked.
+        terms: what is to be written.
+        earlier_end: called before the subject gets an earlier end than it has; raises where that is not to be.
+    """
+    if ends_earlier(terms, expires_at=row.expires_at, consent=consent_from_json(row.consent)):
+        earlier_end()
     if "consent" in terms:
         row.consent = None if terms["consent"] is None else terms["consent"].to_json()
     if "expires_at" in terms:

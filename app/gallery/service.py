@@ -1,6 +1,7 @@
 """GalleryService: what routes and commands call, and where its parts are put together."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
 from app.gallery.records import Gallery, GallerySize, Page, Subject, Template
 from app.gallery.replicas import Replicas
 from app.gallery.retention import Retention
+from app.gallery.rows import allowed
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
@@ -142,14 +144,19 @@ class GalleryService:
         new_key: str | None,
         metadata: dict[str, Any] | None,
         terms: Terms | None = None,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Subject:
-        """Give a subject another key, other metadata, another consent or expiry."""
+        """Give a subject another key, other metadata, another consent or expiry.
+
+        `earlier_end` is called before the subject gets an earlier end than it has, and may raise.
+        """
         return self.store.update_subject(
             normalise_gallery_name(gallery),
             normalise_name(key, part="subject"),
             new_key=None if new_key is None else normalise_name(new_key, part="subject"),
             metadata=metadata,
             terms=check_terms(terms or {}, self.retention.clock()),
+            earlier_end=earlier_end,
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:

@@ -4,7 +4,7 @@ A write takes its gallery's row lock, raises the revision by one and writes its 
 revisions become visible in order and without gaps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, select, text
@@ -30,6 +30,7 @@ from app.gallery.records import (
 from app.gallery.rows import (
     Due,
     Sessions,
+    allowed,
     apply_terms,
     erase_subject,
     gallery_of,
@@ -176,12 +177,14 @@ class GalleryStore:
         dimension: int,
         terms: Terms | None = None,
         due: Due = nobody_is_due,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
         and was not kept yet. `metadata` and `terms`, where given, replace the old. A subject who is due by now is
-        erased first, and made anew; the caller then calls `Forgetting.finish`.
+        erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before a
+        subject that is there gets an earlier end, and may raise.
 
         Raises:
             ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
@@ -198,7 +201,7 @@ class GalleryStore:
             row, created = subject_for_enrolment(session, self.seals, owner, key, terms or {})
             if metadata is not None:
                 row.details = metadata
-            apply_terms(row, terms or {})
+            apply_terms(row, terms or {}, allowed if created else earlier_end)
             added, known = add_templates(session, self.seals, owner, row, templates)
             if added or metadata is not None or terms:
                 row.updated_at = now()
@@ -230,8 +233,11 @@ class GalleryStore:
         new_key: str | None = None,
         metadata: dict[str, Any] | None = None,
         terms: Terms | None = None,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Subject:
         """Rename a subject, replace its metadata, its consent, its expiry.
+
+        `earlier_end` is called before the subject gets an earlier end, and may raise.
 
         Raises:
             GalleryNotFound, SubjectNotFound, SubjectExists: as named.
@@ -239,7 +245,15 @@ class GalleryStore:
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
-            new = change_subject(session, owner, key, new_key=new_key, metadata=metadata, terms=terms or {})
+            new = change_subject(
+                session,
+                owner,
+                key,
+                new_key=new_key,
+                metadata=metadata,
+                terms=terms or {},
+                earlier_end=earlier_end,
+            )
             keys = tuple(dict.fromkeys((key, new)))
             changed = {"metadata": metadata is not None} | dict.fromkeys(terms or {}, True)
             self.journal.write(session, Event("change-subject", gallery, keys, changed))

@@ -1,5 +1,6 @@
 """Subjects in SQL: found, made, changed, merged; the caller has the transaction and keeps the journal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -79,8 +80,11 @@ def change_subject(
     new_key: str | None,
     metadata: dict[str, Any] | None,
     terms: Terms,
+    earlier_end: Callable[[], None],
 ) -> str:
     """Rename a subject, replace its metadata, its consent, its expiry; answers its key. `owner` is locked.
+
+    `earlier_end` is that of `apply_terms`.
 
     Raises:
         SubjectNotFound, SubjectExists: as named.
@@ -95,7 +99,7 @@ def change_subject(
         row.details = metadata
     if terms:
         check_consent(rules_from_json(owner.privacy), terms, consent_from_json(row.consent), now())
-        apply_terms(row, terms)
+        apply_terms(row, terms, earlier_end)
     row.updated_at = now()
     session.flush()
     return row.key

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, expiry
+from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, ends_earlier, expiry
 from app.gallery.errors import ClockDoubtful, ConsentRequired, DatabaseUnavailable, InvalidInput
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -427,3 +427,23 @@ def test_a_rule_that_is_loosened_while_the_sweep_runs_saves_the_subject(
     clock.turn(days=30)
     assert retention.erase_if_due(strict, made.subject.id)
     assert keys(sealed_store) == []
+
+
+def test_an_earlier_end_is_one_before_the_earliest_so_far() -> None:
+    day = timedelta(days=1)
+
+    def consent(until: datetime | None) -> Consent:
+        return Consent("x", NOW - day, None, until)
+
+    for stored, terms, earlier in (
+        ((None, None), Terms(), False),
+        ((None, None), Terms(expires_at=NOW), True),
+        ((None, None), Terms(consent=consent(None)), False),
+        ((None, consent(None)), Terms(consent=consent(NOW)), True),
+        ((NOW, None), Terms(expires_at=NOW), False),
+        ((NOW, None), Terms(consent=consent(NOW + day)), False),
+        ((NOW, None), Terms(consent=consent(NOW - day)), True),
+        ((NOW, consent(NOW + day)), Terms(expires_at=NOW + 2 * day, consent=consent(NOW + 2 * day)), False),
+        ((NOW + day, consent(NOW)), Terms(expires_at=None), False),
+    ):
+        assert ends_earlier(terms, expires_at=stored[0], consent=stored[1]) is earlier
