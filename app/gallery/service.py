@@ -168,8 +168,9 @@ class GalleryService:
         """
         name = normalise_gallery_name(gallery)
         key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
+        found = self.store.gallery(name)  # it may be gone when the merge is done, which is one all the same
         merged = self.store.merge_subjects(name, key, into, due=self.retention.is_due_still)
-        self.forgetting.finish(self.store.gallery(name))
+        self.forgetting.finish(found)
         return merged
 
     def delete_subject(self, gallery: str, key: str) -> int:
@@ -182,9 +183,7 @@ class GalleryService:
 
     def delete_template(self, gallery: str, template_id: int) -> None:
         """Erase one template; its subject stays."""
-        name = normalise_gallery_name(gallery)
-        self.store.delete_template(name, template_id)
-        self.forgetting.finish(self.store.gallery(name))
+        self.forgetting.finish(self.store.delete_template(normalise_gallery_name(gallery), template_id))
 
     def subject(self, gallery: str, key: str) -> Subject:
         """One subject."""

@@ -295,8 +295,8 @@ class GalleryStore:
             found = find_templates(session, owner, subject=subject, after=after, limit=limit + 1)
             return Page.of(found, limit, lambda template: template.id)
 
-    def delete_template(self, gallery: str, template_id: int) -> None:
-        """Erase one template; its subject stays.
+    def delete_template(self, gallery: str, template_id: int) -> Gallery:
+        """Erase one template; its subject stays. Answers the gallery that it was in.
 
         Raises:
             GalleryNotFound, TemplateNotFound: as named.
@@ -305,6 +305,7 @@ class GalleryStore:
             owner = gallery_row(session, gallery, lock=True)
             key = erase_template(session, owner, template_id)
             self.journal.write(session, Event("delete-template", gallery, (key,), {"template": template_id}))
+            return gallery_of(owner)
 
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
         """All templates of one subject; one that does not open is left out."""
