@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.gallery.tables import SubjectRow, SweepRow
+from app.gallery.tables import SubjectRow, SweepRow, UtcDateTime
 
 _APART = timedelta(hours=1)  # of the machine's clock and the database's
 _LEAP = timedelta(days=35)  # since the last sweep; who sweeps once a month does not leap
@@ -17,7 +17,7 @@ def database_clock(session: Session) -> datetime | None:
     """The present moment by the database's clock, which all machines share; None on SQLite, which has none."""
     if session.get_bind().dialect.name == "sqlite":
         return None
-    return session.scalars(select(func.clock_timestamp())).one()
+    return session.scalars(select(func.clock_timestamp(type_=UtcDateTime))).one()
 
 
 def earlier_of(own: datetime, shared: datetime | None) -> datetime:
