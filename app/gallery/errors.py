@@ -137,6 +137,12 @@ class ConsentRequired(FacegalleryError):
     slug = "consent-required"
 
 
+class ClockDoubtful(FacegalleryError):
+    """Nobody is erased by a clock that is not to be believed."""
+
+    slug = "clock-doubtful"
+
+
 class ReceiptInvalid(FacegalleryError):
     """A receipt was not signed by this key, or was changed since."""
 

@@ -151,3 +151,32 @@ def test_openapi_examples_work(client: TestClient, enroll: Call, portrait: bytes
     assert client.patch(f"/galleries/{creation['name']}", json=change).status_code == 200
     person = document["components"]["schemas"]["SubjectChange"]["examples"][0]
     assert client.patch("/galleries/default/subjects/eileen", json=person).status_code == 200
+
+
+@pytest.mark.parametrize("deed", ["delete_template", "merge_subjects"])
+def test_what_was_done_is_answered_though_the_gallery_is_erased_a_moment_later(
+    client: TestClient,
+    enroll: Call,
+    portrait: bytes,
+    mirrored: bytes,
+    gallery: str,
+    deed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enroll("eileen", portrait)
+    template = enroll("collins", mirrored).json()["enrolled"][0]["template"]
+    service = client.app.state.service  # type: ignore[attr-defined]
+    done = getattr(service.store, deed)
+
+    def and_then_the_gallery_goes(*arguments: object, **named: object) -> object:
+        answer = done(*arguments, **named)
+        service.delete_gallery(gallery)
+        return answer
+
+    monkeypatch.setattr(service.store, deed, and_then_the_gallery_goes)
+    if deed == "delete_template":
+        assert client.delete(f"/galleries/{gallery}/templates/{template}").status_code == 204
+    else:
+        address = f"/galleries/{gallery}/subjects/collins"
+        assert client.patch(address, json={"merge_into": "eileen"}).json()["templates"] == 2
+    assert client.get(f"/galleries/{gallery}").status_code == 404

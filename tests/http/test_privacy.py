@@ -3,19 +3,22 @@
 import json
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 
 from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.master_keys import MasterKey
+from app.gallery.photos import AlignedFace
 from app.gallery.receipts import check_receipt
 from app.gallery.records import Gallery, Subject
 from app.gallery.service import GalleryService
@@ -124,7 +127,7 @@ def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
         assert service.retention.sweep().expired == {}
 
 
-def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
+def test_a_merge_prolongs_and_shortens_nobodys_retention_and_destroys_the_key_at_once(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
     with running(settings_of(tmp_path)) as client:
@@ -138,8 +141,35 @@ def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
         service.forgetting.destroy_keys()
         assert service.forgetting.vault.wrapped_by() == wrapped  # nothing was left for a sweep
         service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
-        merged = client.patch(f"{address}/bob", json={"merge_into": "eileen"})
-        assert is_problem(merged, 404, "subject-not-found")
+        for key, into, part in (("bob", "eileen", "subject"), ("eileen", "bob", "merge_into")):
+            merged = client.patch(f"{address}/{key}", json={"merge_into": into})
+            assert is_problem(merged, 404, "subject-not-found")
+            assert merged.json()["part"] == part
+        assert service.retention.sweep().expired == {"default": 1}
+        assert client.get(f"{address}/eileen").json()["templates"] == 2
+
+
+def test_who_becomes_due_while_the_photos_of_an_enrolment_are_worked_on_is_enrolled_anew(
+    tmp_path: Path, portrait: bytes, mirrored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        keys = service.forgetting.vault.wrapped_by()
+        embed = service.reader.embed
+
+        def a_day_passes(faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
+            service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+            return embed(faces)
+
+        monkeypatch.setattr(service.reader, "embed", a_day_passes)
+        answer = send(client, "ada", mirrored)
+        assert answer.status_code == 201
+        shown = answer.json()["subject"]
+        assert (shown["templates"], shown["expires_at"]) == (1, None)
+        assert service.retention.sweep().expired == {}
+        assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
+        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
 
 
 def test_who_is_enrolled_anew_by_two_at_once_loses_nothing(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:

@@ -366,7 +366,9 @@ def strict(store: GalleryStore, reader: PhotoReader, forgetting: Forgetting) -> 
     )
 
     def run(source: PeopleSource, *, later: timedelta = timedelta()) -> ImportReport:
-        retention = Retention(store.engine, forgetting, clock=lambda: datetime.now(UTC) + later)
+        retention = Retention(
+            store.engine, forgetting, clock=lambda: datetime.now(UTC) + later, database_clock=lambda _: None
+        )
         enroller = Enroller(store, reader, retention=retention, keep_crops=False)
         return PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, admit=enroller.admit).run(source)
 
