@@ -26,6 +26,8 @@ from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import NewTemplate
+from app.gallery.retention import Retention
+from app.gallery.rows import nobody_is_due
 from app.gallery.store import GalleryStore
 from model.errors import FacegalleryError
 
@@ -78,6 +80,7 @@ class PeopleImport:
         face: which face of a photo.
         keep_crops: keep the crops.
         admit: asked for each subject before any photo of it is worked on.
+        retention: erases a subject whose time is over by then, where its photos are stored; none: nobody.
     """
 
     def __init__(
@@ -91,8 +94,10 @@ class PeopleImport:
         face: FaceChoice = "single",
         keep_crops: bool = False,
         admit: Admit = lambda _gallery, _subject, _terms: None,
+        retention: Retention | None = None,
     ) -> None:
         self._admit = admit
+        self._retention = retention
         self._store = store
         self._imported = ImportJournal(store.engine, store.seals)
         self._reader = reader
@@ -216,11 +221,14 @@ class PeopleImport:
                     extractor=extractor.card.identity,
                     dimension=extractor.dimension,
                     terms=terms,
+                    due=nobody_is_due if self._retention is None else self._retention.is_due_still,
                 )
             except (ConsentRequired, KeyUnavailable) as error:  # rules may have changed since they were looked at
                 late = [one.photo.name for one in reads if one.face is not None]
                 refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
                 continue
+            if self._retention is not None and enrolment.erased_in is not None:
+                self._retention.finish(enrolment.erased_in)
             added += len(enrolment.added)
             known += len(found) - len(enrolment.added)
             ids = {one.crop_sha256: one.id for one in (*enrolment.added, *enrolment.known)}

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
+from app.gallery.import_sources import people_of_folder
+from app.gallery.importing import PeopleImport
 from app.gallery.master_keys import MasterKey
 from app.gallery.photos import AlignedFace
 from app.gallery.receipts import check_receipt
@@ -170,6 +172,30 @@ def test_who_becomes_due_while_the_photos_of_an_enrolment_are_worked_on_is_enrol
         assert service.retention.sweep().expired == {}
         assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
         assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
+
+
+def test_who_becomes_due_while_the_photos_of_an_import_are_worked_on_is_imported_anew(
+    tmp_path: Path, portrait: bytes, mirrored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "people" / "ada").mkdir(parents=True)
+    (tmp_path / "people" / "ada" / "1.jpg").write_bytes(mirrored)
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        embed = service.reader.embed
+
+        def a_day_passes(faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
+            service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+            return embed(faces)
+
+        monkeypatch.setattr(service.reader, "embed", a_day_passes)
+        job = PeopleImport(
+            service.store, service.reader, "default", workers=1, max_bytes=10**7, retention=service.retention
+        )
+        assert job.run(people_of_folder(tmp_path / "people")).added == 1
+        assert client.get("/galleries/default/subjects/ada").json()["expires_at"] is None
+        assert service.retention.sweep().expired == {}
+        assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
 
 
 def test_who_is_enrolled_anew_by_two_at_once_loses_nothing(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:
