@@ -10,7 +10,7 @@ import structlog
 from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
-from app.gallery.database import open_engine
+from app.gallery.database import make_private, open_engine
 from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable, InvalidInput
 from app.gallery.migrations import migrate
@@ -97,6 +97,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
 
 
 def _copy_into(database: Path, draft: Path, timeout: float) -> None:
+    make_private(database)
     with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:
         copy.backup(target)
         target.execute("PRAGMA journal_mode=WAL")
