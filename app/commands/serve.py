@@ -48,8 +48,8 @@ def serve_command(
     from app.commands.connection import ProtocolOfSettings, guarded_protocol
     from app.main import create_app
 
-    options: dict[str, Any] = {"host": host, "port": port, "processes": processes}
-    given = {name: value for name, value in options.items() if value is not None}
+    options = {"host": host, "port": port, "processes": processes}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     settings = Settings(**given)
     asks_no_key(settings)  # refused before the tables are touched
     check_tls(settings.tls_certificate, settings.tls_key)

@@ -224,19 +224,3 @@ def test_other_addresses_methods_and_media(client: TestClient) -> None:
     assert is_problem(client.get("/nothing"), 404, "http")
     assert is_problem(client.get("/enroll"), 405, "http")
     assert is_problem(client.post("/identify", content=b"x", headers={"Content-Type": "text/plain"}), 415, "http")
-
-
-@pytest.mark.parametrize("policy", [7, True, "loose", [], {"fpir": 2}, {"fpir": 0.1, "far": 0.1}])
-def test_a_policy_that_is_none_is_one_sentence_about_the_policy(
-    client: TestClient, gallery: str, policy: object
-) -> None:
-    answer = client.patch(f"/galleries/{gallery}", json={"policy": policy})
-    assert is_problem(answer, 422, "invalid-input")
-    sentence = "a policy is a distance from 0 to 2, or an object with `fpir`, `fmr` or both, rates between 0 and 1"
-    assert answer.json()["errors"] == [{"part": "policy", "message": sentence}]
-
-
-def test_a_change_of_nothing_is_told_in_our_own_words(client: TestClient, gallery: str) -> None:
-    answer = client.patch(f"/galleries/{gallery}", json={})
-    assert is_problem(answer, 422, "invalid-input")
-    assert answer.json()["detail"].startswith("body: nothing to change; send `policy`")
