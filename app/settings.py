@@ -2,14 +2,22 @@
 
 import ipaddress
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.gallery.errors import InvalidInput
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.policy import ThresholdPolicy, parse_policy
 from model.quality import QualityLimits
@@ -18,6 +26,8 @@ _QUALITY = QualityLimits()
 _SECRETS = {"key_pepper", "master_key", "milvus_token"}
 # What nobody means, and clocks and databases do not count to.
 _DAY, _YEAR = 86_400, 31_536_000
+_NO_SETTINGS = {"test_data", "fuzz", "fuzz_calls", "publish"}  # of the tests, the Makefile and compose.yaml
+_DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgres")
 
 
 class Settings(BaseSettings):
@@ -183,18 +193,23 @@ class Settings(BaseSettings):
     @field_validator("threshold_policy", mode="before")
     @classmethod
     def _parse_policy(cls, value: object) -> object:
-        return parse_policy(value) if isinstance(value, str) else value
+        try:
+            return parse_policy(value) if isinstance(value, str) else value
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("database_url", "vault_url")
     @classmethod
     def _check_address(cls, value: str) -> str:
         if value:
             try:
-                make_url(value)
+                kind = make_url(value).drivername
             except (ArgumentError, ValueError):  # whose words may hold the password
                 raise ValueError(
                     "it is no SQLAlchemy address, such as postgresql://USER:PASSWORD@HOST/DATABASE"
                 ) from None
+            if kind not in _DATABASES:
+                raise ValueError(f"{kind} is not supported; the databases are sqlite:///FILE and postgresql://…")
         return value
 
     @field_validator("cors_origins")
@@ -220,7 +235,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("TLS needs both tls_certificate and tls_key")
+            raise ValueError("FACEGALLERY_TLS_CERTIFICATE and FACEGALLERY_TLS_KEY: TLS needs both")
         return self
 
     @property
@@ -254,6 +269,19 @@ class Settings(BaseSettings):
             max_pitch=self.max_pitch,
             max_roll=self.max_roll,
         )
+
+
+def unknown_settings() -> list[str]:
+    """Sentences about variables, of the environment and of `.env`, that look like settings and are none."""
+    prefix = Settings.model_config["env_prefix"].lower()
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    names = sorted(name.removeprefix(prefix) for name in given if name.startswith(prefix))
+    return [
+        f"{prefix.upper()}{name.upper()} is no setting; the nearest is {prefix.upper()}{nearest.upper()}"
+        for name in names
+        if name not in Settings.model_fields and name not in _NO_SETTINGS
+        for nearest in get_close_matches(name, Settings.model_fields, n=1, cutoff=0)
+    ]
 
 
 def split_list(text: str) -> list[str]:

@@ -103,9 +103,9 @@ def read_card(folder: Path) -> ModelCard:
         if card.task == "extractor":
             check_thresholds(thresholds, f"the model card {path}")
     except FileNotFoundError as error:
-        raise ModelFileError(
-            f"there is no network {folder.name!r}: {path} is missing; run `facemodel import`"
-        ) from error
+        there = sorted(card.parent.name for card in folder.parent.glob(f"*/{CARD_FILE}"))
+        advice = f"the networks there are {', '.join(there)}" if there else "run `facemodel import`"
+        raise ModelFileError(f"there is no network {folder.name!r}: {path} is missing; {advice}") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(f"the model card {path} cannot be read ({error}); restore it") from error
     network = folder / card.file

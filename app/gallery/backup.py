@@ -14,7 +14,7 @@ import structlog
 from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
-from app.gallery.database import open_engine
+from app.gallery.database import make_private, open_engine
 from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable, Busy, InvalidInput
 from app.gallery.held_file import held
@@ -141,6 +141,7 @@ def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float) -> None
     Raises:
         Busy: others have had the database locked for that many seconds.
     """
+    make_private(database)
     with closing(sqlite3.connect(database, timeout=timeout, isolation_level=None)) as target:
         target.execute("BEGIN IMMEDIATE")  # waits for the lock no longer than that, which a backup would for ever
         target.execute("ROLLBACK")

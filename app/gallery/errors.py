@@ -65,6 +65,12 @@ class DatabaseUnavailable(FacegalleryError):
     slug = "database-unavailable"
 
 
+class DriverMissing(FacegalleryError):
+    """The package for that kind of database is not installed."""
+
+    slug = "driver-missing"
+
+
 class StorageUnwritable(FacegalleryError):
     """The database cannot write: its disk is full or read-only."""
 
@@ -99,6 +105,12 @@ class BackupUnusable(FacegalleryError):
     """A database cannot be copied this way, or a file is no copy of one."""
 
     slug = "backup-unusable"
+
+
+class DatabaseInUse(FacegalleryError):
+    """A service uses the database that was to be replaced."""
+
+    slug = "database-in-use"
 
 
 class MoveRefused(FacegalleryError):

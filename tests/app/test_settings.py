@@ -6,7 +6,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.gallery.errors import InvalidInput
 from app.gallery.policy import FixedDistance, WantedRates
-from app.settings import Settings
+from app.settings import Settings, unknown_settings
 from model.quality import QualityLimits
 
 # Every setting: what stands in the environment, and what is read.
@@ -117,7 +117,7 @@ def test_a_policy_is_read_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("text", ["loose", "3", "nan", '{"fpir": 2}', "{}"])
 def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("FACEGALLERY_THRESHOLD_POLICY", text)
-    with pytest.raises(InvalidInput):
+    with pytest.raises(ValidationError, match="threshold_policy"):
         Settings()
 
 
@@ -154,7 +154,7 @@ def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text:
 )
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(ValidationError, match=f"(?i){name}"):
         Settings()
 
 
@@ -228,3 +228,15 @@ def test_an_address_that_is_none_is_refused_without_its_password(name: str, addr
 def test_a_trusted_proxy_is_an_address_or_a_network(proxies: str) -> None:
     with pytest.raises(ValidationError, match="is no address or network of a proxy"):
         Settings(trusted_proxies=proxies, _env_file=None)
+
+
+def test_what_looks_like_a_setting_and_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEGALLERY_THREADS", "1")
+    monkeypatch.setenv("FACEGALLERY_FUZZ", "1")
+    assert unknown_settings() == []
+    monkeypatch.setenv("FACEGALLERY_PROCESS", "2")
+    Path(".env").write_text("FACEGALLERY_HOSTS=::1\nOTHER=1\n")
+    assert unknown_settings() == [
+        "FACEGALLERY_HOSTS is no setting; the nearest is FACEGALLERY_HOST",
+        "FACEGALLERY_PROCESS is no setting; the nearest is FACEGALLERY_PROCESSES",
+    ]
