@@ -3,9 +3,10 @@ FROM python:3.11-slim AS build
 RUN python -m venv --without-pip /opt/venv
 WORKDIR /src
 COPY pyproject.toml constraints.txt ./
+ARG EXTRAS=postgres
 # The packages first, on a project without modules: a change of code does not fetch them again.
 RUN touch README.md LICENSE NOTICE \
- && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt '.[postgres]'
+ && pip --python /opt/venv/bin/python install --no-cache-dir --disable-pip-version-check -c constraints.txt ".[$EXTRAS]"
 COPY README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
@@ -27,6 +28,7 @@ USER 10001:10001
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["python", "-c", \
-  "import os, urllib.request as u; u.urlopen('http://127.0.0.1:' + os.environ['FACEGALLERY_PORT'] + '/readyz', timeout=4)"]
+# A start that builds its indexes anew takes one to two minutes; the certificate is for other names than the loopback's.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-c", \
+  "import os, ssl, urllib.request as u; e = os.environ; tls = e.get('FACEGALLERY_TLS_CERTIFICATE'); u.urlopen(('https' if tls else 'http') + '://127.0.0.1:' + e['FACEGALLERY_PORT'] + '/readyz', timeout=4, context=ssl._create_unverified_context() if tls else None)"]
 CMD ["facegallery", "serve", "--migrate"]

@@ -27,7 +27,7 @@ from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
-from app.settings import Settings
+from app.settings import Settings, unknown_settings
 from model.errors import FacegalleryError
 
 cli = typer.Typer(
@@ -37,6 +37,15 @@ cli = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+@cli.callback()
+def _warn(context: typer.Context) -> None:
+    if context.invoked_subcommand != "serve":  # which has a log
+        for sentence in unknown_settings():
+            complain(f"warning: {sentence}", style="yellow")
+
+
 for name, command in (
     ("serve", serve_command),
     ("migrate", migrate_command),

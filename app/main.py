@@ -100,7 +100,8 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
             # Whoever has another vault, as after a fresh start in the same place, has another folder.
             secret = vault.named_key(_SNAPSHOTS).secret
             name = blake2b(str(folder.resolve()).encode(), key=secret, digest_size=16).hexdigest()
-            seal = SnapshotSeal(vault, PrivateFolder(private_base(settings.runtime_dir), name))
+            base = private_base(settings.runtime_dir, apart_from=(settings.data_dir, folder))
+            seal = SnapshotSeal(vault, PrivateFolder(base, name))
         except StorageUnwritable as error:
             _log.warning("snapshots.off", reason=str(error), meaning="a start builds every index from the database")
     return IndexSource(

@@ -2,38 +2,57 @@
 
 import ipaddress
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.gallery.errors import InvalidInput
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.policy import ThresholdPolicy, parse_policy
 from model.quality import QualityLimits
 
 _QUALITY = QualityLimits()
+_SECRETS = {"key_pepper", "master_key", "milvus_token"}
+# What nobody means, and clocks and databases do not count to.
+_DAY, _YEAR = 86_400, 31_536_000
+_NO_SETTINGS = {"test_data", "fuzz", "fuzz_calls", "publish"}  # of the tests, the Makefile and compose.yaml
+_DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgres")
 
 
 class Settings(BaseSettings):
     """Every setting with its unit; `FACEGALLERY_` and the upper-case name make the environment variable.
 
-    An empty variable is as good as none.
+    An empty variable is as good as none; blanks around a value are none of it, but of a secret.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="FACEGALLERY_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix="FACEGALLERY_",
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        allow_inf_nan=False,
     )
 
-    host: str = Field("127.0.0.1", description="address that `facegallery serve` listens on")
+    host: str = Field("127.0.0.1", min_length=1, description="address that `facegallery serve` listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that `facegallery serve` listens on; 0 takes a free one")
     data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
     database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
     database_timeout: float = Field(
         10.0,
         gt=0,
+        le=_DAY,
         description="seconds to wait for a connection or a lock, and on PostgreSQL for an answer once the request is "
         "out of time",
     )
@@ -49,7 +68,7 @@ class Settings(BaseSettings):
         "the file `key-pepper` in `data_dir`, made on the first start",
     )
     audit_days: float | None = Field(
-        None, ge=1, description="days after which the service removes entries of the audit log; empty: never"
+        None, ge=1, le=36_500, description="days after which the service removes entries of the audit log; empty: never"
     )
     rate_limit: float | None = Field(
         None,
@@ -83,10 +102,15 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy address of the vault of wrapped keys; empty: SQLite `vault.db` in `data_dir`"
     )
     runtime_dir: Path | None = Field(
-        None, description="folder in memory for opened snapshots, for the owner alone; empty: one in `/dev/shm`"
+        None,
+        description="folder in memory for opened snapshots, for the owner alone, apart from `data_dir` and "
+        "`index_dir`; empty: one in `/dev/shm`",
     )
     sweep_interval: float = Field(
-        3600.0, ge=0, description="seconds between two sweeps that erase subjects past their retention; 0: never"
+        3600.0,
+        ge=0,
+        le=_YEAR,
+        description="seconds between two sweeps that erase subjects past their retention; 0: never",
     )
 
     weights_dir: Path | None = Field(None, description="folder of networks; empty: those that come with the package")
@@ -100,7 +124,7 @@ class Settings(BaseSettings):
     index_half: bool = Field(False, description="keep the index's embeddings in half precision; decisions stay exact")
     index_dir: Path | None = Field(None, description="folder of snapshots of the indexes; empty: `index` in `data_dir`")
     snapshot_interval: float = Field(
-        300.0, ge=0, description="seconds between snapshots of an index that has changed; 0 keeps none"
+        300.0, ge=0, le=_YEAR, description="seconds between snapshots of an index that has changed; 0 keeps none"
     )
     milvus_uri: str = Field("", description="address of Milvus, `http://HOST:19530/DATABASE`, for the index `milvus`")
     milvus_token: SecretStr | None = Field(None, description="`USER:PASSWORD` or API key of Milvus, if it asks for one")
@@ -123,13 +147,13 @@ class Settings(BaseSettings):
         512 * 2**20, gt=0, description="bytes of all bodies that the process holds at the same time"
     )
     body_timeout: float = Field(
-        10.0, gt=0, description="seconds that a body may be late, at `min_body_rate` from its first byte on"
+        10.0, gt=0, le=_DAY, description="seconds that a body may be late, at `min_body_rate` from its first byte on"
     )
     min_body_rate: int = Field(20_000, gt=0, description="bytes a second that a body must come with")
     request_timeout: float = Field(
-        60.0, gt=0, description="seconds for the work on one request, looked at before every photo"
+        60.0, gt=0, le=_DAY, description="seconds for the work on one request, looked at before every photo"
     )
-    header_timeout: float = Field(10.0, gt=0, description="seconds for the headers of one request to arrive")
+    header_timeout: float = Field(10.0, gt=0, le=_DAY, description="seconds for the headers of one request to arrive")
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="bytes of the address and headers of one request")
     max_connections: int = Field(1000, ge=1, description="connections at the same time; further ones get 503")
 
@@ -150,26 +174,42 @@ class Settings(BaseSettings):
     )
 
     workers: int = Field(0, ge=0, description="photos worked on at the same time; 0: one for each processor")
-    queue_timeout: float = Field(10.0, ge=0, description="seconds a photo waits for a worker before the answer is busy")
-    shutdown_timeout: int = Field(30, ge=0, description="seconds that running requests get at shutdown")
+    queue_timeout: float = Field(
+        10.0, ge=0, le=_DAY, description="seconds a photo waits for a worker before the answer is busy"
+    )
+    shutdown_timeout: int = Field(30, ge=0, le=_DAY, description="seconds that running requests get at shutdown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _strip(cls, value: object, info: ValidationInfo) -> object:
+        if not isinstance(value, str):
+            return value
+        if value and not value.strip():
+            raise ValueError("it is blank; leave it out for its default")
+        return value if info.field_name in _SECRETS else value.strip()
 
     @field_validator("threshold_policy", mode="before")
     @classmethod
     def _parse_policy(cls, value: object) -> object:
-        return parse_policy(value) if isinstance(value, str) else value
+        try:
+            return parse_policy(value) if isinstance(value, str) else value
+        except InvalidInput as error:
+            raise ValueError(str(error)) from error
 
     @field_validator("database_url", "vault_url")
     @classmethod
     def _check_address(cls, value: str) -> str:
         if value:
             try:
-                make_url(value)
+                kind = make_url(value).drivername
             except (ArgumentError, ValueError):  # whose words may hold the password
                 raise ValueError(
                     "it is no SQLAlchemy address, such as postgresql://USER:PASSWORD@HOST/DATABASE"
                 ) from None
+            if kind not in _DATABASES:
+                raise ValueError(f"{kind} is not supported; the databases are sqlite:///FILE and postgresql://…")
         return value
 
     @field_validator("cors_origins")
@@ -195,7 +235,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("TLS needs both tls_certificate and tls_key")
+            raise ValueError("FACEGALLERY_TLS_CERTIFICATE and FACEGALLERY_TLS_KEY: TLS needs both")
         return self
 
     @property
@@ -229,6 +269,19 @@ class Settings(BaseSettings):
             max_pitch=self.max_pitch,
             max_roll=self.max_roll,
         )
+
+
+def unknown_settings() -> list[str]:
+    """Sentences about variables, of the environment and of `.env`, that look like settings and are none."""
+    prefix = Settings.model_config["env_prefix"].lower()
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    names = sorted(name.removeprefix(prefix) for name in given if name.startswith(prefix))
+    return [
+        f"{prefix.upper()}{name.upper()} is no setting; the nearest is {prefix.upper()}{nearest.upper()}"
+        for name in names
+        if name not in Settings.model_fields and name not in _NO_SETTINGS
+        for nearest in get_close_matches(name, Settings.model_fields, n=1, cutoff=0)
+    ]
 
 
 def split_list(text: str) -> list[str]:

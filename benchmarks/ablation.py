@@ -79,7 +79,8 @@ def main() -> None:
 def _measure(config: TrainingConfig, output: Path, most: int, progress: Progress, name: str) -> Steering:
     training = open_training(config, output, lambda base: network_folder(WEIGHTS, base), resume=True)
     task = progress.add_task(name, total=config.run.steps)
-    training.run(Watch(lambda step: progress.update(task, completed=step.number)))
+    if not training.run(Watch(lambda step: progress.update(task, completed=step.number))):
+        raise SystemExit(f"interrupted at step {training.step} of {name}; the same command goes on from there")
     photos = some_photos(training.split.test, most)
     with TemporaryDirectory() as folder:
         return steer_by(photos, serving_extractor(training.average.eval(), Path(folder), half=False).embed)

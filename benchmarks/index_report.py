@@ -1,11 +1,15 @@
 """The figures of `index.py` as CSV, Markdown, plots, and what was to be reached."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.gallery.index import COMPRESS_FROM
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, float | str]
 
@@ -180,17 +184,32 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     figure.savefig(folder / "index-search.png", dpi=110)
     plt.close(figure)
 
+    figure = memory_figure(rows, colours, own)
+    figure.savefig(folder / "index-memory.png", dpi=110)
+    plt.close(figure)
+
+
+def memory_figure(rows: Sequence[Row], colours: Mapping[str, str], own: Collection[str]) -> "Figure":
+    """Bytes by time; a label that would leave the frame on the right stands to the left of its mark."""
+    from matplotlib import pyplot as plt
+
     measured = [float(row["templates"]) for row in rows]
     common = max(set(measured), key=lambda size: (measured.count(size), size))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure: Figure = plt.figure(figsize=(8, 5), layout="constrained")
+    axes, labels = figure.subplots(), []
     for row in rows:
         if row["templates"] == common:
             place = 1e3 * float(row["p50_s"]), float(row["bytes"])
             axes.scatter(*place, color=colours[str(row["engine"])], marker="o" if row["engine"] in own else "s")
-            axes.annotate(str(row["engine"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+            label = axes.annotate(str(row["engine"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+            label.set_in_layout(False)  # it is to fit into the frame, not the frame to it
+            labels.append(label)
     axes.axhline(FLOAT32, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="ms for one probe, median, one core", ylabel="bytes for each template")
     axes.set_title(f"{common:,.0f} templates; dotted: the float32 embeddings alone", fontsize=9)
     axes.grid(which="major", alpha=0.3)
-    figure.savefig(folder / "index-memory.png", dpi=110)
-    plt.close(figure)
+    figure.draw_without_rendering()
+    for label in labels:
+        if label.get_window_extent().x1 > axes.bbox.x1:
+            label.set(horizontalalignment="right", position=(-6, 4))
+    return figure

@@ -5,7 +5,7 @@
 Photo: Eileen Collins, NASA, public domain; it comes with scikit-image.
 """
 
-import sys
+import argparse
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ def _label(canvas: ImageDraw.ImageDraw, corner: tuple[float, float], lines: list
 
 def main() -> None:
     """Make the picture."""
-    output = Path(sys.argv[1]) if len(sys.argv) > 1 else OUTPUT
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("output", type=Path, nargs="?", default=OUTPUT, help="the picture, a .png file")
+    output = parser.parse_args().output
     portrait = Image.fromarray(skimage.data.astronaut())
     picture = draw(portrait, recognise(portrait, "Eileen Collins"))
     output.parent.mkdir(parents=True, exist_ok=True)

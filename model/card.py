@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,21 +68,44 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_thresholds(thresholds: Sequence[FmrThreshold], part: str) -> None:
+    """Check that distances for wanted rates can be read from a table.
+
+    Args:
+        thresholds: the table.
+        part: what it is of, for the sentence.
+
+    Raises:
+        ModelFileError: fewer than two rows, a rate twice or out of range, or a distance that grows as the rate falls.
+    """
+    rows = sorted(thresholds, key=lambda row: row.fmr, reverse=True)
+    ordered = all(one.fmr > two.fmr and one.distance >= two.distance for one, two in pairwise(rows))
+    within = all(0 < row.fmr <= 1 and 0 <= row.distance <= 2 for row in rows)
+    if len(rows) < 2 or not ordered or not within:
+        raise ModelFileError(
+            f"the thresholds of {part} cannot be used: expected two rows or more, rates within 0 and 1, each once, and "
+            f"distances from 0 to 2 that shrink with the rate, but there are {len(rows)} rows"
+        )
+
+
 def read_card(folder: Path) -> ModelCard:
     """Read a network's card and check that the network file beside it is the one that the card means.
 
     Raises:
-        ModelFileError: the card or the network file is missing, damaged or another one.
+        ModelFileError: the card or the network file is missing, damaged or another one, or an extractor's card has no
+            thresholds to decide by.
     """
     path = folder / CARD_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         thresholds = tuple(FmrThreshold(**row) for row in values.pop("thresholds"))
         card = ModelCard(**values, thresholds=thresholds)
+        if card.task == "extractor":
+            check_thresholds(thresholds, f"the model card {path}")
     except FileNotFoundError as error:
-        raise ModelFileError(
-            f"there is no network {folder.name!r}: {path} is missing; run `facemodel import`"
-        ) from error
+        there = sorted(card.parent.name for card in folder.parent.glob(f"*/{CARD_FILE}"))
+        advice = f"the networks there are {', '.join(there)}" if there else "run `facemodel import`"
+        raise ModelFileError(f"there is no network {folder.name!r}: {path} is missing; {advice}") from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(f"the model card {path} cannot be read ({error}); restore it") from error
     network = folder / card.file

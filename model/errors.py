@@ -57,6 +57,12 @@ class LowQuality(FacegalleryError):
         self.complaints = tuple(complaints)
 
 
+class RuntimeMissing(FacegalleryError):
+    """The packages of the runtime that was chosen are not installed."""
+
+    slug = "runtime-missing"
+
+
 class ModelFileError(FacegalleryError):
     """A network file or a model card is missing, damaged, or not the one it should be."""
 

@@ -33,7 +33,7 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 # Pillow warns of large or odd headers through the warnings module, whose filters belong to the whole process: one
-# thread at a time may set them aside. Only headers are read under the lock, never pixels.
+# thread at a time may set them aside. Headers and metadata are read under the lock, pixels never are.
 _QUIET = threading.Lock()
 
 
@@ -71,10 +71,10 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np
         raise UnsupportedImage(f"the file is empty; send a photo as {_FORMAT_LIST}")
     if len(data) > limits.max_bytes:
         raise ImageTooLarge(f"the file has {_mib(len(data))} MiB; send one of at most {_mib(limits.max_bytes)} MiB")
-    image, orientation = _read_header(data, limits)
-    with image:
+    with _read_header(data, limits) as image:
         try:
             image.load()
+            orientation = _orientation(image)
             pixels = _to_rgb(image)
         except Exception as error:  # Pillow's decoders raise whatever their parsing ran into
             raise UnsupportedImage(f"the {image.format} file is cut off or damaged; send the whole file") from error
@@ -83,7 +83,7 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np
         return np.array(pixels, dtype=np.uint8)
 
 
-def _read_header(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
+def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -103,11 +103,19 @@ def _read_header(data: bytes, limits: ImageLimits) -> tuple[Image.Image, int]:
             raise UnsupportedImage("the BMP file is run-length encoded; save it without, or as PNG")
         if image.format in {"JPEG", "MPO"} and _has_more_scans(data, MAX_SCANS):
             raise UnsupportedImage(f"the JPEG file has more than {MAX_SCANS} scans; save it anew, without them")
+        return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation of an image whose pixels are decoded: a PNG file may have its EXIF data behind them."""
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
+            # Not PngImageFile's own, which decodes the pixels where it finds no EXIF data before them.
+            orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)
         except Exception:  # a photo with unreadable EXIF data is still a photo
-            orientation = 1
-        return image, orientation if isinstance(orientation, int) else 1
+            return 1
+        return orientation if isinstance(orientation, int) else 1
 
 
 def _has_more_scans(data: bytes, most: int) -> bool:

@@ -33,7 +33,8 @@ def list_photos(folder: Path, people: int | None = None) -> tuple[Photo, ...]:
     """Return the photos in PERSON/FILE below a folder, in the order of the names.
 
     Args:
-        folder: a folder that holds a folder for each person; hidden ones and other files are passed over.
+        folder: a folder that holds a folder for each person; hidden ones, other files, and links to nothing are
+            passed over.
         people: only so many people, the first ones.
 
     Raises:
@@ -46,7 +47,7 @@ def list_photos(folder: Path, people: int | None = None) -> tuple[Photo, ...]:
         Photo(path, person.name)
         for person in persons[:people]
         for path in sorted(person.iterdir())
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not photos:
         raise DatasetError(f"{folder} holds no photos; expected a folder for each person with the photos inside")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import ModelFileError
+from model.errors import ModelFileError, RuntimeMissing
 
 if TYPE_CHECKING:  # who chooses torch goes without it
     import openvino
@@ -98,11 +98,16 @@ def open_network(
     Raises:
         ModelFileError: the file is missing, damaged, or not of the project's form.
         DeviceError: torch cannot compute on the device.
+        RuntimeMissing: torch is not installed.
     """
     if not path.is_file():
         raise ModelFileError(f"the network file {path} is missing; restore it or run `facemodel import`")
     if runtime == "openvino":
         return OpenVinoNetwork(path, threads=threads, precision=precision)
-    from model.torch_runtime import TorchNetwork  # serving goes without torch unless it is chosen
-
+    try:
+        from model.torch_runtime import TorchNetwork  # serving goes without torch unless it is chosen
+    except ModuleNotFoundError as error:
+        raise RuntimeMissing(
+            f"the runtime torch needs the package {error.name}; install `facegallery[train]`, or choose openvino"
+        ) from error
     return TorchNetwork(path, threads=threads, device=device, precision=precision)

@@ -65,6 +65,15 @@ def test_every_metric_is_listed() -> None:
     assert metrics == set(re.findall(r"^\| `(facegallery_\w+)`", page("operations.md"), re.MULTILINE))
 
 
+def test_every_error_of_the_log_is_listed() -> None:
+    sources = [path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))]
+    errors = {name for source in sources for name in re.findall(r"[lL]og\.error\(\s*\"([a-z_.]+)\"", source)}
+    rows = "".join(re.findall(r"^(\| `[a-z_]+\.[^|]*)\|", page("running.md"), re.MULTILINE))
+    listed = set(re.findall(r"`([a-z_.]+)`", rows))
+    assert errors - listed == set()
+    assert [name for name in listed if not any(f'"{name}"' in source for source in sources)] == []
+
+
 def test_every_route_is_listed(server: httpx.Client) -> None:
     paths = server.get("/openapi.json").json()["paths"]
     routes = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}

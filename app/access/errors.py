@@ -67,3 +67,15 @@ class OpenToTheWorld(FacegalleryError):
     """The service would answer everybody on an address that others can reach."""
 
     slug = "open-to-the-world"
+
+
+class AddressUnusable(FacegalleryError):
+    """The service cannot listen on its address."""
+
+    slug = "address-unusable"
+
+
+class TlsUnusable(FacegalleryError):
+    """The files of the certificate and its key are missing, or are not that."""
+
+    slug = "tls-unusable"

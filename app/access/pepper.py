@@ -22,9 +22,11 @@ class Pepper:
 
     __slots__ = ("_secret",)
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *, source: str = "key pepper") -> None:
         if len(secret) < MIN_LENGTH:
-            raise PepperUnusable(f"a pepper has at least {MIN_LENGTH} characters; make one with `openssl rand -hex 32`")
+            raise PepperUnusable(
+                f"{source}: a pepper has at least {MIN_LENGTH} characters; make one with `openssl rand -hex 32`"
+            )
         self._secret = secret.encode()
 
     def derive(self, purpose: str) -> bytes:
@@ -49,7 +51,7 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
         StorageUnwritable: the file cannot be made.
     """
     if secret:
-        return Pepper(secret)
+        return Pepper(secret, source="FACEGALLERY_KEY_PEPPER")
     path = folder / FILE_NAME
     try:
         if not path.exists():
@@ -62,7 +64,7 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
         ) from error
     if mode & 0o077 and os.name == "posix":
         raise PepperUnusable(f"{path} can be read by others; run `chmod 600 {path}`")
-    return Pepper(text)
+    return Pepper(text, source=str(path))
 
 
 def _make(path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Response, UploadFile
 
 from app.access.keys import Scope
-from app.api.authorisation import needs
+from app.api.authorisation import CallerHere, needs
 from app.api.dependencies import (
     FORM_LIMITS,
     GalleryForm,
@@ -58,6 +58,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
 )
 @reads_photos
 def enroll(
+    caller: CallerHere,
     service: Service,
     settings: ServiceSettings,
     response: Response,
@@ -82,7 +83,8 @@ def enroll(
     """Store a template of every usable photo; the gallery and the subject are made on first use.
 
     Every photo must show one face (or `face=largest`). Photos that cannot be used are listed with the reason; if none
-    can, nothing is stored. The same photo again adds nothing and is answered with 200.
+    can, nothing is stored. The same photo again adds nothing and is answered with 200. An earlier end than a person
+    who is there has, by `expires_at` or `consent`, needs the scope `delete`, too.
 
     ```
     curl -F subject=ada -F images=@ada-1.jpg -F images=@ada-2.jpg http://127.0.0.1:8000/enroll
@@ -102,7 +104,16 @@ def enroll(
             photos.append(read_photo(upload, settings, position=position))
         except ImageTooLarge as error:
             unread.append(Refused(error.part or "", error.slug, str(error)))
-    report = service.enroll(gallery, subject, photos, unread=unread, metadata=details, face=face, terms=terms)
+    report = service.enroll(
+        gallery,
+        subject,
+        photos,
+        unread=unread,
+        metadata=details,
+        face=face,
+        terms=terms,
+        earlier_end=lambda: caller.require(Scope.DELETE, to="an earlier end"),
+    )
     enrolment = report.enrolment
     if not enrolment.added and not enrolment.created:
         response.status_code = 200

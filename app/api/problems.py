@@ -240,7 +240,10 @@ def install(app: FastAPI) -> None:
     async def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
         # The input itself is not echoed: it may be a photo, or a number that JSON cannot hold.
         errors = [
-            {"part": ".".join(str(step) for step in one["loc"][1:]) or str(one["loc"][0]), "message": one["msg"]}
+            {
+                "part": ".".join(str(step) for step in one["loc"][1:]) or str(one["loc"][0]),
+                "message": one["msg"].removeprefix("Value error, "),
+            }
             for one in error.errors()
         ]
         detail = "; ".join(f"{one['part']}: {one['message']}" for one in errors)

@@ -54,6 +54,8 @@ def change_subject(
 ) -> SubjectBody:
     """Give a person another key, metadata, consent or expiry (null takes one of the latter two away).
 
+    An earlier end than the person has, by expiry or consent, needs the scope `delete`, too.
+
     Or merge them into another subject, which is answered; as this erases the first, it needs the scope `delete`, too.
     """
     if body.merge_into is not None:
@@ -67,7 +69,14 @@ def change_subject(
         terms["consent"] = None if body.consent is None else body.consent.record
     if "expires_at" in body.model_fields_set:
         terms["expires_at"] = body.expires_at
-    changed = service.update_subject(gallery, subject, new_key=body.subject, metadata=metadata, terms=terms)
+    changed = service.update_subject(
+        gallery,
+        subject,
+        new_key=body.subject,
+        metadata=metadata,
+        terms=terms,
+        earlier_end=lambda: caller.require(Scope.DELETE, to="an earlier end"),
+    )
     return SubjectBody.of(changed)
 
 

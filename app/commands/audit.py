@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,13 @@ from app.gallery.migrations import check_schema
 from app.settings import Settings
 
 audit_cli = typer.Typer(no_args_is_help=True, help="Check and print the audit log.")
+
+
+def _parse_moment(text: str) -> datetime:
+    for form in ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"):
+        with suppress(ValueError):
+            return datetime.strptime(text, form).replace(tzinfo=UTC)
+    raise typer.BadParameter(f"{text!r} is neither a day, as 2026-01-31, nor a moment, as 2026-01-31T12:00:00")
 
 
 @audit_cli.command("verify")
@@ -60,17 +67,22 @@ def export_audit(
 
 @audit_cli.command("prune")
 def prune_audit(
-    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Moment in UTC.")],
+    before: Annotated[
+        datetime, typer.Option(parser=_parse_moment, metavar="DATE", help="Day, or moment in UTC as DATETHH:MM:SS.")
+    ],
     archive: Annotated[
         Path | None, typer.Option(dir_okay=False, help="New file that gets the entries first, as `export` prints them.")
     ] = None,
 ) -> None:
     """Remove the entries from before a moment; the log can still be checked, and says that this was done."""
-    moment = min(before.replace(tzinfo=UTC), datetime.now(UTC))  # what comes meanwhile stays
+    moment = min(before, datetime.now(UTC))  # what comes meanwhile stays
     with _opened_audit() as audit:
         if archive is not None:
             _write_lines(archive, audit.entries(before=moment))
-        print(f"{audit.prune(moment)} entries removed")
+        removed = audit.prune(moment)
+        if archive is not None and not removed:
+            archive.unlink()  # nothing left the log, and the next run may have the name
+        print(f"{removed} entries removed")
 
 
 def _write_lines(file: Path, lines: Iterator[str]) -> None:

@@ -9,6 +9,7 @@ from app.commands.options import opened_database
 from app.commands.places import check_place
 from app.gallery import backup
 from app.gallery.epochs import begin_epoch
+from app.gallery.in_use import refuse_in_use
 from app.settings import Settings
 
 
@@ -34,12 +35,17 @@ def restore_command(
     file: Annotated[
         Path | None, typer.Argument(help="A copy of an SQLite database.", exists=True, dir_okay=False)
     ] = None,
+    while_running: Annotated[
+        bool, typer.Option("--while-running", help="Go on though a service uses the database.")
+    ] = False,
 ) -> None:
     """Put a copy in the SQLite database's place; stop the services first.
 
     Without a file: the database was restored by other means, such as pg_restore, and indexes must be built anew.
     """
     settings = Settings()
+    if not while_running:
+        refuse_in_use(settings.sqlalchemy_url, timeout=settings.database_timeout)
     if file is not None:
         galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
     else:

@@ -12,11 +12,11 @@ from app.commands.progress import shown_progress
 from app.commands.tables import print_table
 from app.gallery.photos import Photo
 from app.gallery.service import DEFAULT_GALLERY, GalleryService
-from model.errors import FacegalleryError
+from model.errors import FacegalleryError, UnsupportedImage
 
 
 def identify_command(
-    files: Annotated[list[Path], typer.Argument(help="Photos.", exists=True, dir_okay=False)],
+    files: Annotated[list[Path], typer.Argument(help="Photos.")],
     gallery: GalleryOption = DEFAULT_GALLERY,
     threshold: Annotated[float | None, typer.Option(min=0, max=2, help="Largest distance to accept.")] = None,
     as_json: JsonOption = False,
@@ -57,7 +57,11 @@ def identify_command(
 def _identified(
     service: GalleryService, gallery: str, file: Path, threshold: float | None
 ) -> Iterator[dict[str, object]]:
-    found = service.identify(gallery, Photo(str(file), file.read_bytes()), threshold=threshold)
+    try:
+        photo = Photo(str(file), file.read_bytes())
+    except OSError as error:
+        raise UnsupportedImage(f"the file cannot be read: {error.strerror}") from error
+    found = service.identify(gallery, photo, threshold=threshold)
     for face, match in zip(found.faces, found.matches, strict=True):
         identity = match.identity
         yield {

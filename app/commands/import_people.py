@@ -88,6 +88,7 @@ def _import_photos(source: Path, gallery: str | None, largest: bool) -> tuple[st
             face="largest" if largest else "single",
             keep_crops=settings.keep_crops,
             admit=service.admit,
+            retention=service.retention,
         )
         with shown_progress("importing photos", len(people.photos)) as progress:
             return name, job.run(people, progress)

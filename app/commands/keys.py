@@ -11,10 +11,11 @@ import typer
 from app.access.key_store import KeyStore
 from app.access.keys import ApiKey, Scope, parse_scopes
 from app.access.opening import open_audit, open_keys
-from app.commands.options import JsonOption, complain
+from app.commands.options import JsonOption, complain, opened_database
 from app.commands.tables import print_table
 from app.gallery.database import open_engine
 from app.gallery.migrations import check_schema
+from app.gallery.store import GalleryStore
 from app.gallery.tables import now
 from app.settings import Settings
 
@@ -29,14 +30,21 @@ def create_key(
         list[str], typer.Option(help=f"What it is for; again for several: {', '.join(Scope)}.", show_default=False)
     ],
     gallery: Annotated[list[str] | None, typer.Option(help="The only galleries that it is for; else all.")] = None,
-    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; else never.")] = None,
+    days: Annotated[float | None, typer.Option(max=36_500, help="Days until it expires; else never.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make a key and print it; it is not shown again."""
+    if days is not None and not days > 0:  # NaN neither
+        raise typer.BadParameter("a key that expires does so after more than 0 days", param_hint="--days")
     expires_at = None if days is None else now() + timedelta(days=days)
     with _opened_keys() as keys:
         made, key = keys.create(name, parse_scopes(scope), galleries=gallery or None, expires_at=expires_at)
     _show(made, key, as_json)
+    if made.galleries:
+        with opened_database() as engine:
+            missing = made.galleries - {one.name for one in GalleryStore(engine).galleries()}
+        for name in sorted(missing):
+            complain(f"there is no gallery {name!r} yet; the key is for it once there is", style="yellow")
 
 
 @keys_cli.command("list")

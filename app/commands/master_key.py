@@ -10,11 +10,11 @@ from app.commands.options import JsonOption, complain
 from app.commands.progress import shown_progress
 from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows
-from app.gallery.errors import MasterKeyMissing
 from app.gallery.journal import Event
 from app.gallery.master_keys import MasterKey
 from app.gallery.migrations import check_schema
 from app.gallery.resealing import has_sealed_subjects, seal_plain_rows
+from app.gallery.rotation import rotate_master_key
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault
 from app.settings import Settings
@@ -22,7 +22,6 @@ from app.telemetry import set_up_logging
 from app.vault import vault_of
 
 master_key = typer.Typer(name="master-key", help="Make, change and show the master key.", no_args_is_help=True)
-_BATCH = 500  # keys of one transaction, so that a serving process gets its turn
 
 
 @master_key.command("new")
@@ -54,31 +53,16 @@ def rotate_command(
     """Wrap every key anew with another master key, while services run; no template is touched.
 
     The first key at hand is the new one. Where that wraps already and the keys come from a file, a new one is made in
-    front of it. What was interrupted goes on when it is run again.
+    front of it. What was interrupted goes on when it is run again. A second one at the same time is refused.
     """
     vault = _vault()
-    masters = vault.masters
-    if masters.first.id == vault.master and set(vault.wrapped_by()) <= {masters.first.id}:
-        if masters.file is None:
-            raise MasterKeyMissing(
-                "put the new key in front of the old in FACEGALLERY_MASTER_KEY, a blank between them, restart the "
-                "services and run this again; `facegallery master-key new` makes one"
-            )
-        masters.replace([MasterKey.make(), *masters.keys])
-    old = [key.id for key in masters.keys[1:]]
-    vault.use_master(masters.first)
     with shown_progress("wrapping", sum(vault.wrapped_by().values())) as advance:
-        wrapped_in_all = 0
-        while wrapped := vault.rewrap(_BATCH):
-            wrapped_in_all += wrapped
-            advance(wrapped)
-    if masters.file is not None and not keep_old:
-        masters.replace([masters.first])
+        done = rotate_master_key(vault, keep_old=keep_old, advance=advance)
     vault.close()
-    _record(Event("rotate-master-key", details={"master": masters.first.id, "keys": wrapped_in_all}))
-    print(f"master key {masters.first.id} wraps every key")
-    if old:
-        complain(f"backups of the vault from before open with {', '.join(old)} only", style="yellow")
+    _record(Event("rotate-master-key", details={"master": done.master, "keys": done.wrapped}))
+    print(f"master key {done.master} wraps every key")
+    if done.before:
+        complain(f"backups of the vault from before open with {', '.join(done.before)} only", style="yellow")
 
 
 @master_key.command("seal")

@@ -5,17 +5,26 @@ from typing import Annotated
 import typer
 
 from app.gallery.database import open_engine
-from app.gallery.migrations import migrate
+from app.gallery.migrations import leads_down, migrate
 from app.settings import Settings
 
 
 def migrate_command(
     target: Annotated[str, typer.Argument(help="Version to go to: `head`, `base`, or a version's id.")] = "head",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Go down to an earlier version, which drops tables with all that they hold.")
+    ] = False,
 ) -> None:
     """Bring the database's tables up to date."""
     settings = Settings()
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     try:
+        if not yes and leads_down(engine, target):
+            raise typer.BadParameter(
+                f"{target} is an earlier version: going there drops tables with all that they hold, `base` everybody; "
+                "stop the services, make a backup, and add --yes",
+                param_hint="TARGET",
+            )
         migrate(engine, target)
     finally:
         engine.dispose()

@@ -2,20 +2,37 @@
 
 import os
 import tempfile
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
+import structlog
 import typer
 
+from app.commands.listening import check_address, check_tls
 from app.commands.migrate import migrate_command
+from app.commands.options import Exit
 from app.gallery.database import open_engine
 from app.gallery.migrations import check_schema
-from app.settings import Settings, split_list
+from app.settings import Settings, split_list, unknown_settings
 from app.telemetry import set_up_logging
 
+_log = structlog.get_logger()
 
+
+@contextmanager
+def _start_refused() -> Iterator[None]:
+    """A start that failed is told with the exit code of all that is refused: uvicorn's own says something else here."""
+    try:
+        yield
+    except SystemExit as end:
+        raise typer.Exit(Exit.REFUSED) from end
+
+
+@_start_refused()
 def serve_command(
     host: Annotated[str | None, typer.Option(help="Address to listen on [FACEGALLERY_HOST].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [FACEGALLERY_PORT].")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on [FACEGALLERY_PORT].")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, max=64, help="Processes that answer [FACEGALLERY_PROCESSES].")
     ] = None,
@@ -31,17 +48,21 @@ def serve_command(
     from app.commands.connection import ProtocolOfSettings, guarded_protocol
     from app.main import create_app
 
-    given = {"host": host, "port": port, "processes": processes}
-    settings = Settings()
-    settings = settings.model_copy(update={name: value for name, value in given.items() if value is not None})
+    options = {"host": host, "port": port, "processes": processes}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    settings = Settings(**given)
     asks_no_key(settings)  # refused before the tables are touched
+    check_tls(settings.tls_certificate, settings.tls_key)
+    check_address(settings.host, settings.port)
     if migrate_first:
         migrate_command()
+    set_up_logging(form=settings.log_format, level=settings.log_level)
+    for sentence in unknown_settings():
+        _log.warning("setting.unknown", meaning=sentence)
     count = settings.processes
     if count > 1:
-        set_up_logging(form=settings.log_format, level=settings.log_level)  # the parent's own lines
         # Each process reads the settings for itself.
-        os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items() if value is not None}
+        os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items()}
         # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
@@ -63,6 +84,6 @@ def serve_command(
         forwarded_allow_ips=proxies,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
-        limit_concurrency=settings.max_connections,
+        limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )

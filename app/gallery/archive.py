@@ -1,7 +1,9 @@
 """Archives: a gallery, or all that is held about one person, written as a stream and read back in bounded memory."""
 
 import hashlib
+import lzma
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +43,20 @@ from model.replaced_file import replaced_file
 _NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PIECE = 2**20
 _MOST_TEMPLATES = 1000  # of one subject at a time
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+# Of zipfile and of what unpacks for it. Damaged lengths and places are too large to hold, or to count to.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+    OverflowError,
+    MemoryError,
+)
 
 Progress = Callable[[int], None]
 """Told how much has been done since it was told last."""
@@ -111,7 +126,7 @@ class ArchiveReader:
         try:
             self._container = zipfile.ZipFile(file)
         except _DAMAGE as error:
-            raise ArchiveDamaged(f"{file} is no archive, or is cut off ({error}); copy it again") from error
+            raise ArchiveDamaged(f"{file} is no archive, or is cut off ({_words(error)}); copy it again") from error
         try:
             names = self._container.namelist()
             if MANIFEST not in names:
@@ -220,13 +235,17 @@ class _CropCount:
         return template
 
 
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """What zip and zlib raise on damage, as `ArchiveDamaged`."""
+    """What zipfile and what unpacks for it raise on damage, as `ArchiveDamaged`."""
     try:
         yield
     except _DAMAGE as error:
-        raise ArchiveDamaged(f"{name} cannot be read ({error}); copy the archive again") from error
+        raise ArchiveDamaged(f"{name} cannot be read ({_words(error)}); copy the archive again") from error
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """Backup and restore of an SQLite database while it is used; PostgreSQL brings tools of its own."""
 
+import re
+import shutil
 import sqlite3
+import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -10,15 +14,18 @@ import structlog
 from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
-from app.gallery.database import open_engine
+from app.gallery.database import make_private, open_engine
 from app.gallery.epochs import begin_epoch
-from app.gallery.errors import BackupUnusable, InvalidInput
+from app.gallery.errors import BackupUnusable, Busy, InvalidInput
+from app.gallery.held_file import held
 from app.gallery.migrations import migrate
 from model.replaced_file import replaced_file
 
 GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
 VAULT_TABLES = frozenset({"data_key", "vault_state"})
 _BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
+_DRAFT = ".restoring-"  # in the name of a folder beside the database, with eight characters of chance behind it
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _log = structlog.get_logger()
 
 
@@ -59,47 +66,105 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
     Args:
         file: made by `back_up`, or by `.backup` of the sqlite3 program.
         address: SQLAlchemy address of the SQLite database; made where it is missing, set aside where it is damaged.
-        timeout: seconds to wait for a lock.
+        timeout: seconds to wait for others' locks.
 
     Raises:
         BackupUnusable: no copy of a database, damaged, or of a newer version; the database stays as it was.
+        Busy: another restore is under way, or others have the database locked; it stays as it was.
     """
     database = _sqlite_file(address, "use pg_restore and then `facegallery restore` without a file")
     database.parent.mkdir(parents=True, exist_ok=True)
-    draft = database.with_name(f"{database.name}.restoring")
+    with held(database.resolve(), refusal=f"another restore of {database} is under way; wait until it has ended"):
+        _remove_drafts(database)
+        with tempfile.TemporaryDirectory(prefix=f"{database.name}{_DRAFT}", dir=database.parent) as folder:
+            return _restore(file, database, Path(folder), timeout)
+
+
+def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
+    draft = folder / "draft.db"
     try:
-        _forget(draft)
-        draft.touch(0o600)
-        address_of_copy = f"{file.absolute().as_uri()}?mode=ro"
-        with closing(sqlite3.connect(address_of_copy, uri=True)) as source, closing(sqlite3.connect(draft)) as copy:
-            source.backup(copy)
-            _check(copy, GALLERY_TABLES)
+        _take_copy(file, draft)
         engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
         try:
             migrate(engine)
             galleries = begin_epoch(engine)
         finally:
             engine.dispose()
-        try:
-            _copy_into(database, draft, timeout)
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-                raise
-            _set_aside(database)
-            _copy_into(database, draft, timeout)
+        with closing(sqlite3.connect(draft)) as copy:
+            _check(copy, GALLERY_TABLES)
+            if copy.execute("SELECT count(*) FROM gallery").fetchone() != (galleries,):
+                raise BackupUnusable(f"the copy beside {database} was changed meanwhile; run this again")
+            try:
+                _copy_into(database, copy, timeout)
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                    raise
+                _set_aside(database)
+                _copy_into(database, copy, timeout)
     except CommandError as error:
         raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED:
+            raise _in_use(database) from error
         raise BackupUnusable(f"{file} cannot be restored to {database}: {error}") from error
-    finally:
-        _forget(draft)
     return galleries
 
 
-def _copy_into(database: Path, draft: Path, timeout: float) -> None:
-    with closing(sqlite3.connect(draft)) as copy, closing(sqlite3.connect(database, timeout=timeout)) as target:
-        copy.backup(target)
+def _take_copy(file: Path, draft: Path) -> None:
+    """Copy a file, which may lie where nothing can be written, and leave nothing beside it."""
+    draft.touch(0o600)
+    logged = [suffix for suffix in ("-wal", "-journal") if _with_suffix(file, suffix).exists()]
+    # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.
+    mode = "mode=ro" if logged else "mode=ro&immutable=1"
+    try:
+        _copy(f"{file.absolute().as_uri()}?{mode}", draft)
+    except sqlite3.OperationalError as error:
+        if not logged or error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
+            raise
+        # The log cannot be read in that place, so nobody has the file open there either.
+        moved = draft.with_name("moved.db")
+        for suffix in ("", *logged):
+            shutil.copyfile(_with_suffix(file, suffix), _with_suffix(moved, suffix))
+        _copy(str(moved), draft)
+
+
+def _copy(source_address: str, draft: Path) -> None:
+    is_uri = source_address.startswith("file:")
+    with closing(sqlite3.connect(source_address, uri=is_uri)) as source, closing(sqlite3.connect(draft)) as copy:
+        source.backup(copy)
+        _check(copy, GALLERY_TABLES)
+
+
+def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float) -> None:
+    """Put a copy in a database's place, in one transaction.
+
+    Raises:
+        Busy: others have had the database locked for that many seconds.
+    """
+    make_private(database)
+    with closing(sqlite3.connect(database, timeout=timeout, isolation_level=None)) as target:
+        target.execute("BEGIN IMMEDIATE")  # waits for the lock no longer than that, which a backup would for ever
+        target.execute("ROLLBACK")
+        deadline = time.monotonic() + timeout
+
+        def watch(status: int, _left: int, _all: int) -> None:
+            if status & 0xFF in _LOCKED and time.monotonic() > deadline:
+                raise _in_use(database)
+
+        copy.backup(target, progress=watch)
         target.execute("PRAGMA journal_mode=WAL")
+
+
+def _in_use(database: Path) -> Busy:
+    return Busy(f"{database} is in use; stop the services, then run this again")
+
+
+def _remove_drafts(database: Path) -> None:
+    """Remove what restores that were killed have left; the database's lock is held."""
+    ours = re.compile(re.escape(database.name + _DRAFT) + r"\w{8}")
+    for path in database.parent.iterdir():
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _set_aside(database: Path) -> None:
@@ -107,7 +172,7 @@ def _set_aside(database: Path) -> None:
     aside = f"{database.name}.damaged-{uuid.uuid4().hex[:8]}"
     for suffix in _BESIDE:
         with suppress(FileNotFoundError):
-            database.with_name(database.name + suffix).rename(database.with_name(aside + suffix))
+            _with_suffix(database, suffix).rename(database.with_name(aside + suffix))
     _log.warning("database.set_aside", file=str(database.with_name(aside)))
 
 
@@ -130,7 +195,7 @@ def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
         url = make_url(address)
         if url.get_backend_name() == "sqlite" and url.database:
             own = Path(url.database).resolve()
-            if file.resolve() in {own.with_name(own.name + suffix) for suffix in _BESIDE}:
+            if file.resolve() in {_with_suffix(own, suffix) for suffix in _BESIDE}:
                 raise InvalidInput(f"{file} belongs to the running database; choose another name", part="file")
 
 
@@ -141,6 +206,5 @@ def _sqlite_file(address: str, otherwise: str) -> Path:
     return Path(url.database)
 
 
-def _forget(draft: Path) -> None:
-    for suffix in _BESIDE:
-        draft.with_name(draft.name + suffix).unlink(missing_ok=True)
+def _with_suffix(database: Path, suffix: str) -> Path:
+    return database.with_name(database.name + suffix)

@@ -114,6 +114,18 @@ def check_terms(terms: Terms, moment: datetime) -> Terms:
     return terms
 
 
+def ends_earlier(terms: Terms, *, expires_at: datetime | None, consent: Consent | None) -> bool:
+    """Whether terms give a subject an earlier end than its own and its consent's are, none being the latest of all."""
+    before = _end(expires_at, consent)
+    after = _end(terms.get("expires_at", expires_at), terms.get("consent", consent))
+    return after is not None and (before is None or after < before)
+
+
+def _end(expires_at: datetime | None, consent: Consent | None) -> datetime | None:
+    moments = (expires_at, consent.expires_at if consent else None)
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
 def expiry(
     rules: PrivacyRules,
     *,

@@ -1,8 +1,9 @@
 """Engines for SQLite and PostgreSQL, set up alike, and their failures told apart."""
 
 import json
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
@@ -13,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.gallery.database_failures import meaning
-from app.gallery.errors import Busy
+from app.gallery.errors import Busy, DriverMissing
 
 
 def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
@@ -30,15 +31,20 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
 
     SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced, what is deleted is overwritten. A
     transaction begins deferred, or immediate where the connection carries the execution option `immediate`, so that a
-    writer never has to upgrade.
+    writer never has to upgrade. A new file, and what SQLite keeps beside it, is for its owner alone.
+
+    Raises:
+        DriverMissing: the package for PostgreSQL is not installed.
     """
     url = make_url(address)
     if url.drivername in {"postgres", "postgresql"}:
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() == "postgresql":
         return _open_postgresql(url, timeout)
-    if url.database and not url.database.startswith("file:"):  # an address of SQLite's own names what is there
-        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file: Path | None = None  # an address of SQLite's own names what is there
+    if url.database and url.database != ":memory:" and not url.database.startswith("file:"):
+        file = Path(url.database)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(
         url,
         hide_parameters=True,
@@ -48,6 +54,11 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         max_overflow=40,
         connect_args={"timeout": timeout},
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _make_private(*_: Any) -> None:
+        if file is not None:
+            make_private(file)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:
@@ -63,10 +74,22 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     return engine
 
 
-def _open_postgresql(url: URL, timeout: float) -> Engine:
-    # Here, because the driver is an extra.
-    from app.gallery.bounded_connection import BoundedConnection, TookTooLong, connection_options
+def make_private(file: Path) -> None:
+    """Make an empty SQLite file for its owner alone, where there is none; SQLite gives its log and journal that mode.
 
+    Where it cannot be made, SQLite says so with the next connection.
+    """
+    with suppress(OSError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _open_postgresql(url: URL, timeout: float) -> Engine:
+    try:  # here, because the driver is an extra
+        from app.gallery.bounded_connection import BoundedConnection, TookTooLong, connection_options
+    except ImportError as error:
+        raise DriverMissing(
+            f"PostgreSQL needs the package {error.name or 'psycopg'}; install `facegallery[postgres]`"
+        ) from error
     engine = create_engine(
         url,
         hide_parameters=True,

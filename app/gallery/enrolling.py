@@ -1,6 +1,6 @@
 """Enrolling: photos of a person become templates."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
 from app.gallery.retention import Retention
+from app.gallery.rows import allowed
 from app.gallery.store import GalleryStore
 from app.telemetry import PHOTOS_REFUSED_TOTAL, TEMPLATES_ADDED_TOTAL, stage
 from model.errors import FacegalleryError
@@ -62,10 +63,13 @@ class Enroller:
         metadata: dict[str, Any] | None = None,
         face: FaceChoice = "single",
         terms: Terms | None = None,
+        earlier_end: Callable[[], None] = allowed,
     ) -> EnrolmentReport:
         """Store a template of every usable photo; the gallery and the subject are made on first use.
 
         Photos that were refused before they were read (`unread`) are reported with those that are refused here.
+        `earlier_end` is called before a subject that is there gets an earlier end than it has, and may raise; nothing
+        is stored then.
 
         Raises:
             PhotosRefused: no photo could be used; nothing was stored.
@@ -113,7 +117,11 @@ class Enroller:
                 extractor=self._reader.extractor,
                 dimension=self._reader.dimension,
                 terms=terms,
+                due=self._retention.is_due_still,  # it may have become so while the photos were worked on
+                earlier_end=earlier_end,
             )
+        if enrolment.erased_in is not None:
+            self._retention.finish(enrolment.erased_in)
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
         return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
 

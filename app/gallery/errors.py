@@ -65,6 +65,12 @@ class DatabaseUnavailable(FacegalleryError):
     slug = "database-unavailable"
 
 
+class DriverMissing(FacegalleryError):
+    """The package for that kind of database is not installed."""
+
+    slug = "driver-missing"
+
+
 class StorageUnwritable(FacegalleryError):
     """The database cannot write: its disk is full or read-only."""
 
@@ -101,6 +107,12 @@ class BackupUnusable(FacegalleryError):
     slug = "backup-unusable"
 
 
+class DatabaseInUse(FacegalleryError):
+    """A service uses the database that was to be replaced."""
+
+    slug = "database-in-use"
+
+
 class MoveRefused(FacegalleryError):
     """A gallery cannot move to that extractor as things are."""
 
@@ -135,6 +147,12 @@ class ConsentRequired(FacegalleryError):
     """The gallery takes no subject without a consent that is still good."""
 
     slug = "consent-required"
+
+
+class ClockDoubtful(FacegalleryError):
+    """Nobody is erased by a clock that is not to be believed."""
+
+    slug = "clock-doubtful"
 
 
 class ReceiptInvalid(FacegalleryError):

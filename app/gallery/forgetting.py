@@ -1,6 +1,7 @@
 """Erasing people for good: rows, keys, index entries, traces in snapshots, and what a restored backup brings back."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -9,20 +10,19 @@ import structlog
 from sqlalchemy import Engine, func, select, update
 
 from app.gallery.database import empty_log
+from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery
-from app.gallery.rows import Sessions, erase_subject, gallery_of, gallery_row, subject_row
+from app.gallery.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
+from app.gallery.try_each import try_each
 from app.gallery.vault import Vault
 from model.errors import FacegalleryError
 
 _MANY = 1000
 _log = structlog.get_logger()
 
-
-Due = Callable[[Gallery, SubjectRow], bool]
-"""Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
 
 EraseTraces = Callable[[Gallery, bool], int | None]
 """Erases a gallery's snapshots, at once where asked; answers how many, None where it is left to another moment."""
@@ -60,10 +60,17 @@ class Forgetting:
         self._sessions = Sessions(engine)
         self._follow: Callable[[Gallery], None] = lambda _gallery: None
         self._erase_traces: EraseTraces = lambda _gallery, _at_once: 0
+        self._drop_gone: Callable[[], None] = lambda: None
 
-    def connect(self, *, follow: Callable[[Gallery], None], erase_traces: EraseTraces) -> None:
-        """Name what follows an erasure: this process's index, and the gallery's snapshots."""
-        self._follow, self._erase_traces = follow, erase_traces
+    def connect(
+        self,
+        *,
+        follow: Callable[[Gallery], None],
+        erase_traces: EraseTraces,
+        drop_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Name what follows an erasure: this process's index, the gallery's snapshots, those of galleries that went."""
+        self._follow, self._erase_traces, self._drop_gone = follow, erase_traces, drop_gone
 
     def forget(self, gallery: str, key: str) -> dict[str, Any]:
         """Erase a subject and all that is held about it; answers a signed receipt.
@@ -152,10 +159,19 @@ class Forgetting:
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
 
     def try_again(self) -> None:
-        """Do what was left pending: keys to destroy, logs to empty."""
-        self.destroy_keys()
-        empty_log(self.vault.engine)
-        empty_log(self.engine)
+        """Do what was left pending: keys to destroy, logs to empty, snapshots of galleries that are gone.
+
+        Raises:
+            FacegalleryError: what could not be done; the rest was.
+        """
+        try_each(
+            [
+                self.destroy_keys,
+                lambda: empty_log(self.vault.engine),
+                lambda: empty_log(self.engine),
+                self._drop_gone,
+            ]
+        )
 
     def erase_what_came_back(self) -> int:
         """Erase what a restored backup brought back, of the database or of the vault; answers how many subjects.
@@ -171,10 +187,12 @@ class Forgetting:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
                 found = session.execute(query).all()
                 for gallery_id in {gallery_id for _, gallery_id in found} - set(galleries):
-                    galleries[gallery_id] = gallery_of(session.get_one(GalleryRow, gallery_id))
-            for gallery_id in {gallery_id for _, gallery_id in found}:
+                    if (row := session.get(GalleryRow, gallery_id)) is not None:
+                        galleries[gallery_id] = gallery_of(row)
+            for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
-                erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
+                with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
+                    erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
         for gallery in galleries.values():
             self.finish(gallery)
         if erased:

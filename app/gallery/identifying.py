@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.deadline import check_deadline
 from app.gallery.errors import InvalidInput
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event
@@ -13,6 +14,7 @@ from app.gallery.matching import Candidate, MatchingRule, decide
 from app.gallery.names import normalise_gallery_name
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.records import Gallery, Subject
+from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
 from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
@@ -20,6 +22,7 @@ from app.gallery.thresholds import Thresholds
 from app.telemetry import DECISIONS_TOTAL, stage
 
 _LOOKS = 3  # at a gallery in which people are erased and merged meanwhile
+_DEEPER = 4  # times as many candidates, where some of those that were found are not named any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +144,14 @@ class Identifier:
             behind = replica.applied_revision < found.revision
             with stage("replay"):
                 replica.catch_up(found.revision)
-            with stage("search"):
-                ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
+            limit = self._thresholds.distance(found, threshold, replica.subjects)
+            named, complete = self._named(found, replica, embeddings, top_k, None if all_candidates else limit)
             if behind:  # rows may have been read after the gallery moved to another extractor
                 check_extractor(self._store.gallery(found.name), self._reader.extractor)
-            with stage("name"):
-                named, complete = self._name(found, ranked)
             if complete:
                 break
             # Whoever is gone was erased or merged into another meanwhile, who is to be found.
             found = self._store.gallery(found.name)
-        limit = self._thresholds.distance(found, threshold, replica.subjects)
         matches = []
         for candidates in named:
             best = decide(candidates, limit)
@@ -165,6 +165,33 @@ class Identifier:
         )
         self._retention.saw(found, identified)
         return Identification(found, replica.subjects, limit, faces, tuple(matches))
+
+    def _named(
+        self,
+        gallery: Gallery,
+        replica: GalleryReplica,
+        embeddings: NDArray[np.float32],
+        top_k: int,
+        limit: float | None,
+    ) -> tuple[list[list[NamedCandidate]], bool]:
+        """The `top_k` nearest who are named, and whether all that were found are there still.
+
+        Those whose time is over take no place: for them the search goes deeper, as long as there are candidates at all
+        within the limit (None: at any distance).
+        """
+        depth = top_k
+        while True:
+            with stage("search"):
+                ranked = replica.search(embeddings, top_k=depth, rule=self._rule)
+            with stage("name"):
+                named, complete = self._name(gallery, ranked)
+            if not complete or not any(
+                len(names) < top_k and len(all_of) == depth and (limit is None or all_of[-1].distance <= limit)
+                for names, all_of in zip(named, ranked, strict=True)
+            ):
+                return [names[:top_k] for names in named], complete
+            check_deadline()
+            depth *= _DEEPER
 
     def _name(self, gallery: Gallery, ranked: Sequence[Sequence[Candidate]]) -> tuple[list[list[NamedCandidate]], bool]:
         """Give candidates their subjects, and say whether all of them are there.

@@ -128,7 +128,7 @@ def people_of_table(file: Path) -> PeopleSource:
 
     The columns `consent_purpose`, `consent_granted_at`, `consent_reference` and `consent_expires_at` are the subject's
     consent. Every other column with a value is metadata of the subject, as text; where rows of a subject disagree, the
-    last one counts. The separator is a comma, a semicolon or a tab.
+    last one counts, in whatever Unicode form each writes the subject. The separator is a comma, a semicolon or a tab.
 
     Raises:
         SourceUnreadable: it is no such table.
@@ -152,18 +152,27 @@ def people_of_table(file: Path) -> PeopleSource:
                     raise SourceUnreadable(
                         f"{file}, line {table.line_num}: {len(columns)} columns are needed", part=str(file)
                     )
-                rows.append((row["subject"], file.parent / row["file"], row["file"]))
+                subject = _as_stored(row["subject"])
+                rows.append((subject, file.parent / row["file"], row["file"]))
                 values = {name: row[name] for name in columns if name not in {"subject", "file"} and row[name]}
                 consent = {name: values.pop(name) for name in _CONSENT if name in values}
                 if values:
-                    details.setdefault(row["subject"], {}).update(values)
+                    details.setdefault(subject, {}).update(values)
                 if consent:
-                    consents.setdefault(row["subject"], {}).update(consent)
+                    consents.setdefault(subject, {}).update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceUnreadable(f"{file} is no table that can be read ({error})", part=str(file)) from error
     if not rows:
         raise SourceUnreadable(f"{file} has no rows", part=str(file))
     return _checked(rows, details, consents)
+
+
+def _as_stored(subject: str) -> str:
+    """The key of a subject, or what is none as it is, which refuses its rows later."""
+    try:
+        return normalise_name(subject, part="subject")
+    except InvalidInput:
+        return subject
 
 
 def _checked(

@@ -1,6 +1,8 @@
 """Many photos into a gallery: read and searched for faces side by side, embedded in batches, stored by subject."""
 
 import hashlib
+import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,8 @@ from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import NewTemplate
+from app.gallery.retention import Retention
+from app.gallery.rows import nobody_is_due
 from app.gallery.store import GalleryStore
 from model.errors import FacegalleryError
 
@@ -76,6 +80,7 @@ class PeopleImport:
         face: which face of a photo.
         keep_crops: keep the crops.
         admit: asked for each subject before any photo of it is worked on.
+        retention: erases a subject whose time is over by then, where its photos are stored; none: nobody.
     """
 
     def __init__(
@@ -89,8 +94,10 @@ class PeopleImport:
         face: FaceChoice = "single",
         keep_crops: bool = False,
         admit: Admit = lambda _gallery, _subject, _terms: None,
+        retention: Retention | None = None,
     ) -> None:
         self._admit = admit
+        self._retention = retention
         self._store = store
         self._imported = ImportJournal(store.engine, store.seals)
         self._reader = reader
@@ -154,7 +161,10 @@ class PeopleImport:
 
     def _read(self, photo: ListedPhoto) -> _Read:
         try:
-            with photo.path.open("rb") as file:
+            # A pipe is opened without waiting for who writes into it, and not read.
+            with os.fdopen(os.open(photo.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ValueError("it is no regular file")
                 data = file.read(self._max_bytes + 1)  # one more, so that the limit is seen to be passed
         except (OSError, ValueError) as error:  # a name that holds what no name can, such as NUL, is a ValueError
             reason = getattr(error, "strerror", None) or str(error)
@@ -211,11 +221,14 @@ class PeopleImport:
                     extractor=extractor.card.identity,
                     dimension=extractor.dimension,
                     terms=terms,
+                    due=nobody_is_due if self._retention is None else self._retention.is_due_still,
                 )
             except (ConsentRequired, KeyUnavailable) as error:  # rules may have changed since they were looked at
                 late = [one.photo.name for one in reads if one.face is not None]
                 refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
                 continue
+            if self._retention is not None and enrolment.erased_in is not None:
+                self._retention.finish(enrolment.erased_in)
             added += len(enrolment.added)
             known += len(found) - len(enrolment.added)
             ids = {one.crop_sha256: one.id for one in (*enrolment.added, *enrolment.known)}

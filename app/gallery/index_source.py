@@ -1,5 +1,6 @@
 """Where a gallery's index comes from: its kind, and the folder of its snapshots."""
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ from app.gallery.engines import EngineKind, IndexEngine, storage_prefix
 from app.gallery.index import COMPRESS_FROM, ExactIndex, IndexKind, SegmentedIndex, TemplateIndex
 from app.gallery.private_folder import PrivateFolder
 from app.gallery.records import Gallery
-from app.gallery.sealed_snapshots import SnapshotKeys, drop_all
+from app.gallery.sealed_snapshots import SnapshotKeys
+from app.gallery.snapshot_leftovers import drop_all, drop_gone
 from app.gallery.snapshots import Snapshots
 from model.errors import FacegalleryError
 
@@ -55,6 +57,24 @@ class IndexSource:
             return
         if dropped:
             _log.info("snapshots.dropped", folder=str(folder), galleries=dropped, reason="these settings keep none")
+
+    def drop_gone(self, present: Callable[[], Collection[int]]) -> None:
+        """Erase the snapshots of galleries that there are no more, which nobody has erased.
+
+        Args:
+            present: reads the ids of the galleries that there are.
+
+        Raises:
+            FacegalleryError: the vault or the database does not answer.
+        """
+        if self.seal is not None and self.folder is not None:
+            folders, keys = [self.folder, self.seal.memory.path], self.seal.keys
+        elif self.unused is not None:
+            folders, keys = [self.unused[0]], self.unused[1]
+        else:
+            return
+        if dropped := drop_gone(folders, keys, present):
+            _log.info("snapshots.dropped", galleries=dropped, reason="these galleries are gone")
 
     def make(self, gallery: Gallery) -> TemplateIndex:
         """An empty index for a gallery."""

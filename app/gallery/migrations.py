@@ -31,6 +31,12 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
         connection.commit()
 
 
+def leads_down(engine: Engine, target: str) -> bool:
+    """Whether a version is an earlier one than the database's, so that going there drops tables and what they hold."""
+    with database_errors(), engine.connect() as connection:
+        return _leads_down(_config(), connection, target)
+
+
 def check_schema(engine: Engine) -> None:
     """Make sure that the tables are those of this version.
 
@@ -40,6 +46,8 @@ def check_schema(engine: Engine) -> None:
     wanted = ScriptDirectory.from_config(_config()).get_current_head()
     with database_errors(), engine.connect() as connection:
         found = MigrationContext.configure(connection).get_current_revision()
+    if found is None:
+        raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
     if found != wanted:
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
 

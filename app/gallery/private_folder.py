@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 
 from app.gallery.errors import StorageUnwritable
@@ -13,13 +15,15 @@ from app.gallery.errors import StorageUnwritable
 # Folders in it are made for their owner alone, and looked at before use.
 _MEMORY = Path("/dev/shm")  # nosec B108
 _LOCK = ".lock"
+_OURS = "facegallery"  # in a folder that is given, which others may use, too
+_NAME = re.compile(r"[0-9a-f]{32}")  # of the folders in it
 
 
 class PrivateFolder:
     """A folder that is there as long as a process holds it; the last one removes it with all that is in it.
 
-    What processes that were killed left behind is removed when the next one takes hold of any such folder. Mappings of
-    files outlive them.
+    What processes that were killed left behind is removed when the next one takes hold of any such folder, and nothing
+    else that lies in the base is. Mappings of files outlive them.
 
     Args:
         base: from `private_base`.
@@ -28,7 +32,7 @@ class PrivateFolder:
 
     def __init__(self, base: Path, name: str) -> None:
         self._base = base
-        self._path = base / name
+        self._path = base / blake2b(name.encode(), digest_size=16).hexdigest()  # of a form that nobody else's has
         self._handle: int | None = None
 
     @property
@@ -60,25 +64,36 @@ class PrivateFolder:
 
     def _remove_the_dead(self) -> None:
         for path in self._base.iterdir():
-            if path.name == _LOCK:
-                continue
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            _remove_if_unheld(path, handle)
-            os.close(handle)
+            if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                _remove_if_unheld(path, handle)
+                os.close(handle)
 
 
-def private_base(given: Path | None) -> Path:
+def private_base(given: Path | None, *, apart_from: Sequence[Path] = ()) -> Path:
     """The folder that private folders lie in, made where it is missing.
 
     Args:
-        given: a folder on a file system in memory; None: one for this user in /dev/shm.
+        given: a folder on a file system in memory, in which `facegallery` is the service's own; None: one for this user
+            in /dev/shm.
+        apart_from: folders that the given one may neither be, nor hold, nor lie in.
 
     Raises:
-        StorageUnwritable: it cannot be made, or others than this user may enter it.
+        StorageUnwritable: it cannot be made, others than this user may enter it, or it is not apart.
     """
-    if given is None and not _MEMORY.is_dir():
-        raise StorageUnwritable("there is no /dev/shm here; set FACEGALLERY_RUNTIME_DIR to a folder in memory")
-    folder = given or _MEMORY / f"facegallery-{os.getuid()}"
+    if given is None:
+        if not _MEMORY.is_dir():
+            raise StorageUnwritable("there is no /dev/shm here; set FACEGALLERY_RUNTIME_DIR to a folder in memory")
+        return _made(_MEMORY / f"facegallery-{os.getuid()}")
+    place = given.resolve()
+    for other in (folder.resolve() for folder in apart_from):
+        if place.is_relative_to(other) or other.is_relative_to(place):
+            raise StorageUnwritable(f"FACEGALLERY_RUNTIME_DIR, {given}, must lie apart from {other}, which is kept")
+    return _made(_made(given) / _OURS)
+
+
+def _made(folder: Path) -> Path:
+    """A folder of this user alone, made where it is missing."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -95,10 +110,7 @@ def _remove_if_unheld(path: Path, handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

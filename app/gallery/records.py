@@ -127,9 +127,13 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What an enrolment stored: the subject afterwards, the templates made, and those that were there already."""
+    """What an enrolment stored: the subject afterwards, the templates made, and those that were there already.
+
+    `erased_in` is the gallery where a subject of that key was due, and erased first; None where none was.
+    """
 
     subject: Subject
     created: bool
     added: tuple[Template, ...]
     known: tuple[Template, ...]
+    erased_in: Gallery | None = None

@@ -15,10 +15,12 @@ from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
+from app.gallery.sealed_snapshots import KeyDestroyed
 from app.gallery.snapshots import Snapshots
 from app.gallery.view import View
 from app.gallery.view_source import Gap, GivenUp, ViewSource, never
 
+_TRIES = 3  # at a snapshot during which other machines erase something
 _log = structlog.get_logger()
 
 
@@ -177,27 +179,45 @@ class GalleryReplica:
         if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
             return None
         with self._tending:
-            outdated = self.snapshots.outdated  # before the gallery is read, so that it has what outdated them
-            gallery = self._source.gallery()
-            if self._rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
-                if erase:
-                    self.snapshots.drop()
-                return None
-            anew = erase or outdated
-            reached = not anew or self._reached(gallery.revision)
-            written = self._to_be_written(anew=anew) if reached else None
-            if written is None:
-                if erase:
-                    self.snapshots.drop()
-                return None
+            revision = None
             try:
-                # What the index takes in between is newer than the revision; replaying it again does no harm.
-                self.snapshots.write(*written, anew=anew, erase=erase)
-            finally:
-                # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
-                here = self._source.present() is not None
-                if not here:
-                    self.snapshots.erase()
+                for _ in range(_TRIES):
+                    try:
+                        revision = self._written(self.snapshots, erase=erase)
+                        break
+                    except KeyDestroyed:  # another machine has erased something that the view may have had
+                        _log.info("snapshot.begun_anew", gallery=self.name)
+            except Exception:
+                if erase:
+                    self.snapshots.drop()
+                raise
+            if erase and revision is None:
+                self.snapshots.drop()
+            return revision
+
+    def _written(self, snapshots: Snapshots, *, erase: bool) -> int | None:
+        """Write a snapshot; answers its revision, or None where there is none.
+
+        Raises:
+            KeyDestroyed: something was erased meanwhile.
+        """
+        key = snapshots.take_key(anew=erase)  # before the gallery is read, so that it has what destroyed the last one
+        gallery = self._source.gallery()
+        if self._rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
+            return None
+        anew = erase if key is None else key.before is None
+        reached = not anew or self._reached(gallery.revision)
+        written = self._to_be_written(anew=anew) if reached else None
+        if written is None:
+            return None
+        try:
+            # What the index takes in between is newer than the revision; replaying it again does no harm.
+            snapshots.write(*written, key=key, erase=erase)
+        finally:
+            # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
+            here = self._source.present() is not None
+            if not here:
+                snapshots.erase()
         return written[2] if here else None
 
     def erase_snapshots(self) -> int:

@@ -181,6 +181,14 @@ class Replicas:
             self._indexes.engine.names(STORAGE)  # one that is away is waited for here, and not for each gallery anew
         try_each(partial(self.follow, gallery) for gallery in galleries)
 
+    def drop_gone(self) -> None:
+        """Erase the snapshots of galleries that there are no more: whose erasure broke off, or that a restore undid.
+
+        Raises:
+            FacegalleryError: the vault or the database does not answer; the next sweep tries again.
+        """
+        self._indexes.drop_gone(self._history.galleries)
+
     def _forget(self, gone: Gallery) -> None:
         """Erase what is kept of a gallery that was erased itself, and let its replica go."""
         self._indexes.forget(gone)

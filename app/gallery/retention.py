@@ -3,23 +3,29 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy import Engine, select, update
+from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
-from app.gallery.errors import GalleryNotFound
+from app.gallery.errors import ClockDoubtful, GalleryNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
-from app.gallery.rows import Sessions, gallery_of
+from app.gallery.rows import Due, Sessions, gallery_of
+from app.gallery.sweep_clock import database_clock, earlier_of, refuse_sweep
 from app.gallery.tables import GalleryRow, SubjectRow, now
+from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
 _ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
 _SEEN_EVERY = timedelta(days=1)
+_TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
 _log = structlog.get_logger()
 
 
@@ -38,7 +44,9 @@ class Retention:
         engine: of the gallery's database.
         forgetting: erases.
         interval: seconds between two sweeps of `look`, the first at once; 0: never.
-        clock: tells the present moment.
+        clock: tells the present moment, by which people are named or not.
+        database_clock: tells it by a clock that all machines share; None: there is none. Nobody is erased by one of
+            the two alone.
     """
 
     def __init__(
@@ -48,8 +56,10 @@ class Retention:
         *,
         interval: float = 0,
         clock: Callable[[], datetime] = now,
+        database_clock: Callable[[Session], datetime | None] = database_clock,
     ) -> None:
         self.clock = clock
+        self._database_clock = database_clock
         self._interval = interval
         self._next_sweep = time.monotonic() if interval else float("inf")
         self._forgetting = forgetting
@@ -68,6 +78,12 @@ class Retention:
             consent=subject.consent,
         )
         return end is not None and end <= self.clock()
+
+    def is_due_still(self, gallery: Gallery, row: SubjectRow) -> bool:
+        """As `is_due`, by the subject's row, for who holds the gallery's lock and is about to erase or to keep it."""
+        if not _is_past(self.clock(), gallery, row):  # as a rule, and the database is not asked
+            return False
+        return _is_past(earlier_of(self.clock(), self._database_clock(_session_of(row))), gallery, row)
 
     # -- who was seen
 
@@ -103,23 +119,51 @@ class Retention:
     # -- the sweep
 
     def sweep(self) -> Sweep:
-        """Erase every subject whose time is over, and what a restored backup brought back."""
-        self.write_seen()
-        self._forgetting.try_again()
-        came_back = self._forgetting.erase_what_came_back()
+        """Erase every subject whose time is over, and what a restored backup brought back.
+
+        Raises:
+            ClockDoubtful: the clocks are not to be believed, and nobody was erased whose time is over.
+            FacegalleryError: something could not be done, such as where the vault is away; the rest was.
+        """
+        expired, came_back = dict[str, int](), list[int]()
+        try_each(
+            [
+                self.write_seen,
+                self._forgetting.try_again,
+                lambda: came_back.append(self._forgetting.erase_what_came_back()),
+                lambda: self._erase_expired(expired),
+            ]
+        )
+        return Sweep(expired, sum(came_back))
+
+    def _erase_expired(self, expired: dict[str, int]) -> None:
+        """Erase who is due, and count them by gallery.
+
+        Raises:
+            ClockDoubtful: the clocks are not to be believed; nobody was erased.
+        """
+        with self._sessions.writing() as session:
+            own, shared = self.clock(), self._database_clock(session)
+            refused = refuse_sweep(session, own, shared)
+        if refused is not None:
+            _log.error("retention.refused", reason=refused)
+            raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
+        due = partial(_is_past, earlier_of(own, shared))
         with self._sessions.reading() as session:
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        expired = {}
-        for gallery in galleries:
-            try:
-                erased = sum(self._forgetting.erase_those(gallery, ids, self._due) for ids in self._due_ids(gallery))
-            except GalleryNotFound:  # erased meanwhile
-                continue
+        try_each(partial(self._erase_expired_in, gallery, due, expired) for gallery in galleries)
+
+    def _erase_expired_in(self, gallery: Gallery, due: Due, expired: dict[str, int]) -> None:
+        erased = 0
+        try:
+            with suppress(GalleryNotFound):  # it was erased meanwhile
+                for ids in self._due_ids(gallery, due):
+                    erased += self._forgetting.erase_those(gallery, ids, due)
+        finally:
             if erased:
                 expired[gallery.name] = erased
                 _log.info("retention.erased", gallery=gallery.name, subjects=erased)
                 self._forgetting.finish(gallery)
-        return Sweep(expired, came_back)
 
     def erase_if_due(self, gallery: Gallery, subject_id: int) -> bool:
         """Erase a subject whose time is over still, now that nobody else can prolong it; answers whether it was.
@@ -131,34 +175,45 @@ class Retention:
 
     def erase_those_due(self, gallery: Gallery, subject_ids: Sequence[int]) -> int:
         """As `erase_if_due`, for several; answers how many were."""
-        erased = self._forgetting.erase_those(gallery, subject_ids, self._due)
+        erased = self._forgetting.erase_those(gallery, subject_ids, self.is_due_still)
         if erased:
             self._forgetting.finish(gallery)
         return erased
+
+    def finish(self, gallery: Gallery) -> None:
+        """Do what follows an erasure of subjects that were due, where the caller has erased them itself."""
+        self._forgetting.finish(gallery)
 
     def due(self) -> dict[str, int]:
         """How many subjects a sweep would erase, by gallery."""
         self.write_seen()
         with self._sessions.reading() as session:
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery)) for gallery in galleries}
+        counts = {
+            gallery.name: sum(len(ids) for ids in self._due_ids(gallery, self.is_due_still)) for gallery in galleries
+        }
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:
-        """Write down who was seen, and sweep if it is time; called every second or so."""
+        """Write down who was seen, and sweep if it is time; called every second or so.
+
+        Raises:
+            FacegalleryError: as `sweep`, which is tried again within a minute.
+        """
         self.write_seen()
         if time.monotonic() >= self._next_sweep:
-            self._next_sweep = time.monotonic() + self._interval
+            self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)
             self.sweep()
+            self._next_sweep = time.monotonic() + self._interval
 
-    def _due_ids(self, gallery: Gallery) -> Iterable[list[int]]:
+    def _due_ids(self, gallery: Gallery, due: Due) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""
         after, ids = 0, list[int]()
         while True:
             query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
-                ids += [row.id for row in rows if self._due(gallery, row)]
+                ids += [row.id for row in rows if due(gallery, row)]
             while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
                 yield ids[:_ERASED_AT_ONCE]
                 ids = ids[_ERASED_AT_ONCE:]
@@ -166,12 +221,20 @@ class Retention:
                 return
             after = rows[-1].id
 
-    def _due(self, gallery: Gallery, row: SubjectRow) -> bool:
-        end = expiry(
-            gallery.privacy,
-            created_at=row.created_at,
-            seen_at=row.seen_at,
-            expires_at=row.expires_at,
-            consent=consent_from_json(row.consent),
-        )
-        return end is not None and end <= self.clock()
+
+def _is_past(moment: datetime, gallery: Gallery, row: SubjectRow) -> bool:
+    end = expiry(
+        gallery.privacy,
+        created_at=row.created_at,
+        seen_at=row.seen_at,
+        expires_at=row.expires_at,
+        consent=consent_from_json(row.consent),
+    )
+    return end is not None and end <= moment
+
+
+def _session_of(row: SubjectRow) -> Session:
+    session = object_session(row)
+    if session is None:
+        raise RuntimeError("the row is of no transaction")
+    return session

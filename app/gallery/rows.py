@@ -1,7 +1,7 @@
 """What the stores share: transactions, rows by name, and a gallery's history."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.gallery.consent import Terms, rules_from_json
+from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
 from app.gallery.database import database_errors
 from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
@@ -33,6 +33,14 @@ from model.quality import Quality
 EMBEDDING = np.dtype("<f4")
 _log = structlog.get_logger()
 StoredTemplate = Row[int, int, int, str, bytes, str | None]
+
+Due = Callable[[Gallery, SubjectRow], bool]
+"""Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
+
+
+def nobody_is_due(_gallery: Gallery, _row: SubjectRow) -> bool:
+    """For who keeps no watch over retention."""
+    return False
 
 
 class Sessions:
@@ -140,8 +148,20 @@ def gallery_of(row: GalleryRow) -> Gallery:
     )
 
 
-def apply_terms(row: SubjectRow, terms: Terms) -> None:
-    """Write what a subject is kept on into its row; what is not given stays."""
+def allowed() -> None:
+    """For who may give a subject an earlier end."""
+
+
+def apply_terms(row: SubjectRow, terms: Terms, earlier_end: Callable[[], None] = allowed) -> None:
+    """Write what a subject is kept on into its row; what is not given stays.
+
+    Args:
+        row: the subject's; its gallery is locked.
+        terms: what is to be written.
+        earlier_end: called before the subject gets an earlier end than it has; raises where that is not to be.
+    """
+    if ends_earlier(terms, expires_at=row.expires_at, consent=consent_from_json(row.consent)):
+        earlier_end()
     if "consent" in terms:
         row.consent = None if terms["consent"] is None else terms["consent"].to_json()
     if "expires_at" in terms:
@@ -151,13 +171,15 @@ def apply_terms(row: SubjectRow, terms: Terms) -> None:
 def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
     """Erase a subject with its templates; `owner` is locked. Answers how many templates that were.
 
-    A trigger writes down that the subject's key is to be destroyed (see `Forgetting`).
+    A trigger writes down that the subject's key is to be destroyed (see `Forgetting`). Snapshots are to follow also
+    where there is no template: of one that was set aside, those of the extractor that the gallery has left remember it.
     """
     ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
     session.delete(row)
     if ids:
         record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
+    have_snapshots_erased(owner)
     return len(ids)
 
 

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +53,33 @@ class SnapshotKeys(Protocol):
         """Destroy the keys of a purpose but some, and forget that there were any."""
         ...
 
+    def purposes(self, beginning: str) -> set[str]:
+        """The purposes of the keys that are there, of those that begin so."""
+        ...
+
+
+class KeyDestroyed(Exception):
+    """Something was erased while a snapshot was written that may still hold it: it is to be begun anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class SealingKey:
+    """What a snapshot is sealed with, taken before its content is captured.
+
+    Whoever erases something commits that first and destroys all keys that there are afterwards. So a key that is new
+    seals content that was read after it was made, and every erasure that this content lacks destroys the key, on
+    whichever machine it is.
+
+    Args:
+        id: the vault's.
+        secret: the key itself.
+        before: folder of the snapshot that has the key, too; None: it is new.
+    """
+
+    id: str
+    secret: bytes = field(repr=False)
+    before: Path | None
+
 
 class SealedSnapshots:
     """The sealed snapshots of one gallery and one extractor, in a folder that may lie on any disk.
@@ -66,7 +94,7 @@ class SealedSnapshots:
     def __init__(self, folder: Path, *, place: str, gallery: int, keys: SnapshotKeys) -> None:
         self.folder = folder
         self._place = place
-        self._purpose = _purpose(gallery)
+        self._purpose = purpose_of(gallery)
         self._keys = keys
 
     @property
@@ -80,16 +108,30 @@ class SealedSnapshots:
         """Folder of the sealed snapshot of a revision, there or not."""
         return self.folder / f"{revision:020d}.sealed"
 
-    def write(self, source: Path, revision: int, *, anew: bool, alone: bool) -> None:
+    def take_key(self, *, anew: bool) -> SealingKey:
+        """The key of the newest snapshot, or a new one where there is none, or it was destroyed, or `anew` asks for it.
+
+        Raises:
+            FacegalleryError: the vault does not answer.
+        """
+        before = None if anew else self._newest()
+        if before is not None:
+            return before
+        made = self._keys.new_key(self._purpose)
+        return SealingKey(made.id, made.secret, None)
+
+    def write(self, source: Path, revision: int, key: SealingKey, *, alone: bool) -> None:
         """Seal a snapshot's folder, and drop the older ones.
 
         Args:
             source: the folder; it stays.
             revision: of the snapshot.
-            anew: with a new key, and nothing linked from the earlier one.
+            key: taken before what the folder holds was captured; where another snapshot has it, what has not changed
+                is linked from there.
             alone: nothing else stays, also where this fails: all other keys are destroyed, other machines' too.
 
         Raises:
+            KeyDestroyed: an erasure has destroyed the key since it was taken; nothing was written.
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,22 +140,22 @@ class SealedSnapshots:
         place = self.place_of(revision)
         kept: list[str] = []
         try:
-            before = None if anew else self._newest()
-            key_id, secret = before[1:] if before is not None else self._new_key()
-            (draft / _KEY).write_text(key_id)
+            (draft / _KEY).write_text(key.id)
             for path in sorted(source.rglob("*")):
                 target = draft / path.relative_to(source)
                 if path.is_dir():
                     target.mkdir()
-                elif before is None or not _linked(before[0] / path.relative_to(source), target):
-                    seal_file(path, target, secret, self._associated(path.relative_to(source), revision))
+                elif key.before is None or not _linked(key.before / path.relative_to(source), target):
+                    seal_file(path, target, key.secret, self._associated(path.relative_to(source), revision))
             for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
                 flush_folder(folder)
+            if self._keys.open_keys([key.id]).get(key.id) is None:
+                raise KeyDestroyed
             if place.exists():
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
             flush_folder(self.folder)
-            kept = [key_id]
+            kept = [key.id]
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             if alone:
@@ -181,20 +223,16 @@ class SealedSnapshots:
                 _log.warning("snapshot.open_one_removed", folder=str(path), advice="a backup may hold it")
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _newest(self) -> tuple[Path, str, bytes] | None:
-        """Folder, key id and key of the newest, if it can be gone on with."""
+    def _newest(self) -> SealingKey | None:
+        """The key of the newest, if it can be gone on with."""
         for revision in reversed(self.revisions):
             try:
                 key_id = (self.place_of(revision) / _KEY).read_text()
             except (OSError, UnicodeDecodeError):
                 return None
             secret = self._keys.open_keys([key_id]).get(key_id)
-            return None if secret is None else (self.place_of(revision), key_id, secret)
+            return None if secret is None else SealingKey(key_id, secret, self.place_of(revision))
         return None
-
-    def _new_key(self) -> tuple[str, bytes]:
-        made = self._keys.new_key(self._purpose)
-        return made.id, made.secret
 
     def _associated(self, name: Path, revision: int) -> bytes:
         when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)
@@ -207,29 +245,7 @@ class SealedSnapshots:
                 _remove(path)
 
 
-def drop_all(folder: Path, keys: SnapshotKeys) -> int:
-    """Remove the snapshots that a machine has, and destroy the keys of those galleries' snapshots, wherever they are.
-
-    Another machine that has a snapshot of such a gallery writes it anew.
-
-    Args:
-        folder: of all snapshots of this machine; need not be there.
-        keys: the vault.
-
-    Returns:
-        Of how many galleries there were any.
-
-    Raises:
-        FacegalleryError: the vault does not answer; what was not dropped is there still.
-    """
-    there = [path for path in folder.glob("gallery-*") if path.is_dir() and path.name[8:].isdecimal()]
-    for path in there:
-        keys.discard(_purpose(int(path.name[8:])))  # first: files without a key can stay, keys would be forgotten
-        shutil.rmtree(path, ignore_errors=True)
-    return len(there)
-
-
-def _purpose(gallery: int) -> str:
+def purpose_of(gallery: int) -> str:
     """What the vault calls the keys of a gallery's snapshots: 20 characters at most, also of ids after a restore."""
     return f"snapshot {gallery}" if gallery < 10**11 else f"snap {gallery:x}"
 

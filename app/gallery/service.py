@@ -1,15 +1,16 @@
 """GalleryService: what routes and commands call, and where its parts are put together."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from app.gallery.consent import PrivacyRules, Terms, check_terms
 from app.gallery.deadline import within
 from app.gallery.enrolling import Enroller
-from app.gallery.errors import SubjectNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.identifying import Identifier
@@ -21,11 +22,14 @@ from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
 from app.gallery.records import Gallery, GallerySize, Page, Subject, Template
 from app.gallery.replicas import Replicas
 from app.gallery.retention import Retention
+from app.gallery.rows import allowed
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.verifying import Verifier
+from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
+_log = structlog.get_logger()
 
 
 class GalleryService:
@@ -55,7 +59,9 @@ class GalleryService:
         self.forgetting = forgetting
         self.retention = retention
         self.replicas = Replicas(store, history, indexes, extractor=reader.extractor)
-        forgetting.connect(follow=self.replicas.follow, erase_traces=self.replicas.erase_traces)
+        forgetting.connect(
+            follow=self.replicas.follow, erase_traces=self.replicas.erase_traces, drop_gone=self.replicas.drop_gone
+        )
         self._thresholds = thresholds = Thresholds(policy or DEFAULT_POLICY, reader.networks.extractor.card.thresholds)
         enroller = Enroller(store, reader, retention=retention, keep_crops=keep_crops)
         self.enroll, self.admit = enroller.enroll, enroller.admit
@@ -72,6 +78,10 @@ class GalleryService:
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
         self.indexes.drop_unused()
+        try:
+            self.replicas.drop_gone()
+        except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
+            _log.error("snapshots.not_dropped", reason=str(error))
         self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
@@ -134,30 +144,33 @@ class GalleryService:
         new_key: str | None,
         metadata: dict[str, Any] | None,
         terms: Terms | None = None,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Subject:
-        """Give a subject another key, other metadata, another consent or expiry."""
+        """Give a subject another key, other metadata, another consent or expiry.
+
+        `earlier_end` is called before the subject gets an earlier end than it has, and may raise.
+        """
         return self.store.update_subject(
             normalise_gallery_name(gallery),
             normalise_name(key, part="subject"),
             new_key=None if new_key is None else normalise_name(new_key, part="subject"),
             metadata=metadata,
             terms=check_terms(terms or {}, self.retention.clock()),
+            earlier_end=earlier_end,
         )
 
     def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
         """Move the templates of one subject to another, and erase the first with its key; answers the other.
 
         Raises:
-            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; a subject
-                whose time is over is not found, so that a merge prolongs nobody's retention.
+            GalleryNotFound, SubjectNotFound, InvalidInput, TemplateTampered, KeyUnavailable: as the store's; subjects
+                whose time is over are not found.
         """
         name = normalise_gallery_name(gallery)
         key, into = normalise_name(key, part="subject"), normalise_name(into, part="merge_into")
-        found = self.store.gallery(name)
-        if self.retention.is_due(found, self.store.subject(name, key)):
-            raise SubjectNotFound(f"subject {key!r} is past its retention", part="subject")
-        merged = self.store.merge_subjects(name, key, into)
-        self.forgetting.finish(self.store.gallery(name))
+        found = self.store.gallery(name)  # it may be gone when the merge is done, which is one all the same
+        merged = self.store.merge_subjects(name, key, into, due=self.retention.is_due_still)
+        self.forgetting.finish(found)
         return merged
 
     def delete_subject(self, gallery: str, key: str) -> int:
@@ -170,9 +183,7 @@ class GalleryService:
 
     def delete_template(self, gallery: str, template_id: int) -> None:
         """Erase one template; its subject stays."""
-        name = normalise_gallery_name(gallery)
-        self.store.delete_template(name, template_id)
-        self.forgetting.finish(self.store.gallery(name))
+        self.forgetting.finish(self.store.delete_template(normalise_gallery_name(gallery), template_id))
 
     def subject(self, gallery: str, key: str) -> Subject:
         """One subject."""

@@ -17,7 +17,7 @@ import structlog
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
 from app.gallery.records import Gallery
-from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SnapshotKeys, set_aside
+from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SealingKey, SnapshotKeys, set_aside
 from app.gallery.snapshot_files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshot_lead import SnapshotLead
 from app.gallery.steady_look import look_steadily
@@ -91,13 +91,21 @@ class Snapshots:
 
     # -- writing
 
+    def take_key(self, *, anew: bool) -> SealingKey | None:
+        """What the next snapshot is sealed with, to be taken before its view is captured; None: it is not sealed.
+
+        Raises:
+            FacegalleryError: the vault does not answer.
+        """
+        return None if self._sealed is None else self._sealed.take_key(anew=anew)
+
     def write(
         self,
         index: SegmentedIndex,
         owners: TemplateOwners,
         revision: int,
         *,
-        anew: bool = False,
+        key: SealingKey | None = None,
         erase: bool = False,
     ) -> Path:
         """Write a snapshot and drop the older ones.
@@ -106,18 +114,19 @@ class Snapshots:
             index: what is written, with its owners and the revision that both have.
             owners: as the index.
             revision: as the index.
-            anew: with a new key, and nothing linked from the earlier one.
-            erase: also that nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
+            key: of `take_key`, where they are sealed.
+            erase: nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
                 copies of them do not open any more, wherever they are.
 
         Raises:
+            KeyDestroyed: something was erased since the key was taken; nothing was sealed.
             OSError, FacegalleryError: the disk is full or not writable, or the vault does not answer; without `erase`
                 the earlier snapshot is still there.
         """
         try:
             place = self._write(index, owners, revision)
             if self._sealed is not None:
-                self._sealed.write(place, revision, anew=anew or erase, alone=erase)
+                self._sealed.write(place, revision, key or self._sealed.take_key(anew=True), alone=erase)
             if erase:
                 self._erase_others(place)
         except BaseException:

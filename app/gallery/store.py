@@ -4,10 +4,11 @@ A write takes its gallery's row lock, raises the revision by one and writes its 
 revisions become visible in order and without gaps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules, Terms
 from app.gallery.encryption import PlainRows, RowSeals
@@ -28,11 +29,14 @@ from app.gallery.records import (
     TemplateBlock,
 )
 from app.gallery.rows import (
+    Due,
     Sessions,
+    allowed,
     apply_terms,
     erase_subject,
     gallery_of,
     gallery_row,
+    nobody_is_due,
     subject_row,
     template_block,
     template_rows,
@@ -47,6 +51,8 @@ from app.gallery.stored_subjects import (
 )
 from app.gallery.stored_templates import add_templates, erase_template, find_templates, template_of
 from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
+
+_ASKED = 500  # ids in one question, below the limits of either database
 
 
 class GalleryStore:
@@ -153,8 +159,12 @@ class GalleryStore:
 
     def subjects_by_id(self, ids: Sequence[int]) -> dict[int, Subject]:
         """The subjects with these ids; those that are gone are left out."""
+        found: dict[int, Subject] = {}
         with self._sessions.reading() as session:
-            return {one.id: one for one in find_subjects(session, SubjectRow.id.in_(ids), limit=len(ids))}
+            for first in range(0, len(ids), _ASKED):
+                asked = ids[first : first + _ASKED]
+                found |= {one.id: one for one in find_subjects(session, SubjectRow.id.in_(asked), limit=len(asked))}
+        return found
 
     def enroll(
         self,
@@ -166,11 +176,15 @@ class GalleryStore:
         extractor: str,
         dimension: int,
         terms: Terms | None = None,
+        due: Due = nobody_is_due,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-        and was not kept yet. `metadata` and `terms`, where given, replace the old.
+        and was not kept yet. `metadata` and `terms`, where given, replace the old. A subject who is due by now is
+        erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before a
+        subject that is there gets an earlier end, and may raise.
 
         Raises:
             ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
@@ -183,10 +197,11 @@ class GalleryStore:
             insert_gallery(session, gallery, extractor, dimension, None)
             owner = gallery_row(session, gallery, lock=True)
             check_extractor(gallery_of(owner), extractor)
+            erased = self._erase_if_due(session, owner, key, due)
             row, created = subject_for_enrolment(session, self.seals, owner, key, terms or {})
             if metadata is not None:
                 row.details = metadata
-            apply_terms(row, terms or {})
+            apply_terms(row, terms or {}, allowed if created else earlier_end)
             added, known = add_templates(session, self.seals, owner, row, templates)
             if added or metadata is not None or terms:
                 row.updated_at = now()
@@ -198,7 +213,17 @@ class GalleryStore:
                 created=created,
                 added=tuple(template_of(template, key) for template in added),
                 known=tuple(template_of(template, key) for template in known),
+                erased_in=gallery_of(owner) if erased else None,
             )
+
+    def _erase_if_due(self, session: Session, owner: GalleryRow, key: str, due: Due) -> bool:
+        row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
+        if row is None or not due(gallery_of(owner), row):
+            return False
+        templates = erase_subject(session, owner, row)
+        session.flush()
+        self.journal.write(session, Event("expire", owner.name, (key,), {"templates": templates}))
+        return True
 
     def update_subject(
         self,
@@ -208,8 +233,11 @@ class GalleryStore:
         new_key: str | None = None,
         metadata: dict[str, Any] | None = None,
         terms: Terms | None = None,
+        earlier_end: Callable[[], None] = allowed,
     ) -> Subject:
         """Rename a subject, replace its metadata, its consent, its expiry.
+
+        `earlier_end` is called before the subject gets an earlier end, and may raise.
 
         Raises:
             GalleryNotFound, SubjectNotFound, SubjectExists: as named.
@@ -217,26 +245,34 @@ class GalleryStore:
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
-            new = change_subject(session, owner, key, new_key=new_key, metadata=metadata, terms=terms or {})
+            new = change_subject(
+                session,
+                owner,
+                key,
+                new_key=new_key,
+                metadata=metadata,
+                terms=terms or {},
+                earlier_end=earlier_end,
+            )
             keys = tuple(dict.fromkeys((key, new)))
             changed = {"metadata": metadata is not None} | dict.fromkeys(terms or {}, True)
             self.journal.write(session, Event("change-subject", gallery, keys, changed))
             return found_subject(session, owner, new)
 
-    def merge_subjects(self, gallery: str, key: str, into: str) -> Subject:
+    def merge_subjects(self, gallery: str, key: str, into: str, *, due: Due = nobody_is_due) -> Subject:
         """Move the templates of one subject to another and erase the first; the other keeps its key and metadata.
 
         See `stored_subjects.merge_subjects`, which tells of the two revisions that it takes.
 
         Raises:
-            GalleryNotFound, SubjectNotFound: as named.
+            GalleryNotFound, SubjectNotFound: as named; one who is due counts as gone.
             InvalidInput: both are one.
             TemplateTampered: something of the first does not open.
             KeyUnavailable: the other's key is not in the vault.
         """
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
-            moved = merge_subjects(session, self.seals, owner, key, into)
+            moved = merge_subjects(session, self.seals, owner, key, into, due)
             self.journal.write(session, Event("merge-subjects", gallery, (key, into), {"templates": moved}))
             return found_subject(session, owner, into)
 
@@ -259,8 +295,8 @@ class GalleryStore:
             found = find_templates(session, owner, subject=subject, after=after, limit=limit + 1)
             return Page.of(found, limit, lambda template: template.id)
 
-    def delete_template(self, gallery: str, template_id: int) -> None:
-        """Erase one template; its subject stays.
+    def delete_template(self, gallery: str, template_id: int) -> Gallery:
+        """Erase one template; its subject stays. Answers the gallery that it was in.
 
         Raises:
             GalleryNotFound, TemplateNotFound: as named.
@@ -269,6 +305,7 @@ class GalleryStore:
             owner = gallery_row(session, gallery, lock=True)
             key = erase_template(session, owner, template_id)
             self.journal.write(session, Event("delete-template", gallery, (key,), {"template": template_id}))
+            return gallery_of(owner)
 
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
         """All templates of one subject; one that does not open is left out."""

@@ -1,5 +1,6 @@
 """Subjects in SQL: found, made, changed, merged; the caller has the transaction and keeps the journal."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import ColumnElement, delete, func, select, update
@@ -7,12 +8,13 @@ from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms, check_consent, consent_from_json, rules_from_json
 from app.gallery.encryption import RowSeals
-from app.gallery.errors import InvalidInput, SubjectExists
+from app.gallery.errors import InvalidInput, SubjectExists, SubjectNotFound
 from app.gallery.metadata import stored_metadata
 from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
-from app.gallery.rows import apply_terms, record_changes, subject_row
+from app.gallery.rows import Due, apply_terms, gallery_of, nobody_is_due, record_changes, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
+from app.gallery.twins import complete_twins
 
 
 def find_subjects(
@@ -79,8 +81,11 @@ def change_subject(
     new_key: str | None,
     metadata: dict[str, Any] | None,
     terms: Terms,
+    earlier_end: Callable[[], None],
 ) -> str:
     """Rename a subject, replace its metadata, its consent, its expiry; answers its key. `owner` is locked.
+
+    `earlier_end` is that of `apply_terms`.
 
     Raises:
         SubjectNotFound, SubjectExists: as named.
@@ -95,22 +100,26 @@ def change_subject(
         row.details = metadata
     if terms:
         check_consent(rules_from_json(owner.privacy), terms, consent_from_json(row.consent), now())
-        apply_terms(row, terms)
+        apply_terms(row, terms, earlier_end)
     row.updated_at = now()
     session.flush()
     return row.key
 
 
-def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str) -> int:
+def merge_subjects(
+    session: Session, seals: RowSeals, owner: GalleryRow, key: str, into: str, due: Due = nobody_is_due
+) -> int:
     """Move the templates of one subject to another and erase the first; answers how many moved. `owner` is locked.
 
-    Crops that the other has already are dropped. The key of the first is kept with the other, as a backup may have to
+    Of crops that both have the other's templates stay, in their rows, with what only the first's have or only they
+    open to (see `complete_twins`). The key of the first is kept with the other, as a backup may have to
     undo the merge, and goes with it. The templates that move are removed in one revision and added
     with their new owner in the next, both in this transaction, so that no process ever sees the first alone: a
     known template that is added again keeps its owner (see `TemplateOwners.add`).
 
     Raises:
-        SubjectNotFound: as named.
+        SubjectNotFound: as named; one who is due counts as gone, so that a merge prolongs nobody's retention, and
+            nobody is merged into who is about to be erased.
         InvalidInput: both are one.
         TemplateTampered: something of the first does not open.
         KeyUnavailable: the other's key is not in the vault.
@@ -118,13 +127,18 @@ def merge_subjects(session: Session, seals: RowSeals, owner: GalleryRow, key: st
     gone, kept = subject_row(session, owner, key), subject_row(session, owner, into, part="merge_into")
     if gone.id == kept.id:
         raise InvalidInput("a subject cannot be merged into itself", part="merge_into")
-    known = set(session.scalars(select(TemplateRow.crop_sha256).filter_by(subject_id=kept.id)))
+    for row, part in ((gone, "subject"), (kept, "merge_into")):
+        if due(gallery_of(owner), row):
+            raise SubjectNotFound(f"subject {row.key!r} is past its retention", part=part)
+    known = {one.crop_sha256: one for one in session.scalars(select(TemplateRow).filter_by(subject_id=kept.id))}
     templates = session.scalars(select(TemplateRow).filter_by(subject_id=gone.id)).all()
     moved = [template for template in templates if template.crop_sha256 not in known]
+    twins = [(template, known[template.crop_sha256]) for template in templates if template.crop_sha256 in known]
+    mended = complete_twins(session, seals, twins, source=gone, target=kept, dimension=owner.dimension)
     if templates:
         record_changes(session, owner, "remove", [(template.id, gone.id) for template in templates])
-    if moved:
-        record_changes(session, owner, "add", [(template.id, kept.id) for template in moved])
+    if moved or mended:
+        record_changes(session, owner, "add", [(template.id, kept.id) for template in (*moved, *mended)])
     hand_over(session, seals, moved, source=gone, target=kept)
     session.flush()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))

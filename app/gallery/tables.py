@@ -222,6 +222,16 @@ class KeyToDestroyRow(Base):
     destroyed: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
 
 
+class SweepRow(Base):
+    """One row: when people whose time was over were last erased, and since when a leap of the clock is in doubt."""
+
+    __tablename__ = "sweep"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    done_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    doubted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class StorageToDropRow(Base):
     """What an engine outside the process keeps of an erased gallery; the row is written with the erasure.
 

@@ -157,6 +157,12 @@ class Vault:
             empty_log(self.engine)
         return discarded
 
+    def purposes(self, beginning: str) -> set[str]:
+        """The purposes of the keys that are there, of those that begin so."""
+        query = select(DataKeyRow.purpose).where(DataKeyRow.purpose.startswith(beginning, autoescape=True)).distinct()
+        with self._reading() as session:
+            return set(session.scalars(query))
+
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of some ids (at most 5,000) that the vault has or had."""
         with self._reading() as session:

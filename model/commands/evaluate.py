@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from model.card import ModelCard, write_card
+from model.card import ModelCard, check_thresholds, write_card
 from model.commands.options import (
     DetectorOption,
     JsonOption,
@@ -89,6 +89,8 @@ def evaluate_command(
     if limit is not None:
         chosen = first_people(chosen, limit)
     official_pairs = read_pairs(pairs or find_pairs_file(folder)) if lfw is not None else ()
+    if to_card:
+        _check_complete(official_pairs, chosen, folder)
 
     workers = threads or os.cpu_count() or 1
     extractor_folder = network_folder(weights, extractor)
@@ -105,9 +107,9 @@ def evaluate_command(
         "Labeled Faces in the Wild" if lfw is not None else folder.resolve().name, acquired.sentence, tuple(evaluations)
     )
     written = _write(report, output)
+    typer.echo(as_json(report) if as_json_text else as_markdown(report))
     if to_card:
         written.append(_write_card(measured.card, extractor_folder, acquired.source, evaluations[0]))
-    typer.echo(as_json(report) if as_json_text else as_markdown(report))
     if not as_json_text:
         console.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
 
@@ -211,6 +213,18 @@ def _write(report: Report, output: Path) -> list[Path]:
     return written
 
 
+def _check_complete(official_pairs: Sequence[Pair], photos: Sequence[Photo], folder: Path) -> None:
+    there = {photo.name for photo in photos}
+    missing = {name for pair in official_pairs for name in (pair.left, pair.right)} - there
+    if missing:
+        raise DatasetError(
+            f"a card needs all photos of LFW: {len(missing)} of the official pairs, such as {min(missing)}, are not in "
+            f"{folder}; leave out --write-card"
+        )
+
+
 def _write_card(card: ModelCard, folder: Path, detector: str, evaluation: Evaluation) -> Path:
-    figures = {"detector": detector, **card_figures(evaluation)}
+    check_thresholds(evaluation.thresholds, "so few photos")
+    trained = {name: figure for name, figure in card.figures.items() if name == "training"}  # what export wrote
+    figures = {**trained, "detector": detector, **card_figures(evaluation)}
     return write_card(dataclasses.replace(card, figures=figures, thresholds=evaluation.thresholds), folder)

@@ -26,8 +26,8 @@ def export_command(
     `facemodel evaluate --write-card` then measures it and puts figures and thresholds on the card.
     """
     try:
+        from model.training.checkpoint import CHECKPOINT
         from model.training.exporting import export_network
-        from model.training.loop import CHECKPOINT
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"exporting needs {error.name}: install facegallery[train]") from error
     folder = network_folder(weights, base) if base else None

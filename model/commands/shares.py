@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 import typer
 
-from model.commands.options import WeightsOption, network_folder, progress_bar
+from model.commands.options import WeightsOption, console, network_folder, progress_bar
 from model.errors import FacegalleryError
 from model.pipeline import WEIGHTS
 
@@ -33,14 +33,14 @@ def shares_command(
     equal error rate, in %, on clean probes and on degraded ones. The folders are those of the run's config.
     """
     try:
-        from model.training.exporting import read_checkpoint, serving_extractor, trained_network
-        from model.training.loop import CHECKPOINT
+        from model.training.checkpoint import CHECKPOINT, read_checkpoint
+        from model.training.exporting import serving_extractor, trained_network
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"this needs {error.name}: install facegallery[train]") from error
     from model.training.config import TrainingConfig
     from model.training.degradation import degrade_mixed
     from model.training.preparation import read_prepared
-    from model.training.steering import read_crops, some_photos, steer
+    from model.training.steering import ENROLLED, can_steer, read_crops, some_photos, steer
     from model.training.training_set import split_by
 
     state = read_checkpoint(run / CHECKPOINT)
@@ -56,6 +56,13 @@ def shares_command(
     groups = {"all": np.ones(len(kept.paths), np.bool_)}
     if len(data.folders) > 1:
         groups |= {one.name: np.array([one in path.parents for path in kept.paths]) for one in data.folders}
+    needed = f"the figures need two people, one of them with more than {ENROLLED} photos"
+    few = [name for name, rows in groups.items() if not can_steer(kept.labels[rows])]
+    if "all" in few:
+        raise FacegalleryError(f"too few photos were kept for {people}: {needed}")
+    for name in few:
+        console.print(f"{name} alone has no columns: {needed}")
+        del groups[name]
     clean = read_crops(kept)
     degraded = degrade_mixed(clean, [path.name for path in kept.paths])
     chosen = share or ([0, 0.25, 0.5, 0.75, 1] if base else [1])

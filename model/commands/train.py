@@ -28,9 +28,10 @@ def train_command(
         from model.training.running import open_training, process_group
     except ModuleNotFoundError as error:
         raise FacegalleryError(f"training needs {error.name}: install facegallery[train]") from error
+    from model.training.checkpoint import CHECKPOINT
     from model.training.config import read_config
-    from model.training.loop import CHECKPOINT, Step, Watch
-    from model.training.steering import Steering
+    from model.training.loop import LEAST_STEERING, Step, Watch
+    from model.training.steering import ENROLLED, Steering
 
     settings = read_config(config)
     if not resume and (output / CHECKPOINT).exists():
@@ -43,6 +44,11 @@ def train_command(
             output.mkdir(parents=True, exist_ok=True)
             (output / "people.json").write_text(json.dumps(people, indent=1, ensure_ascii=False), encoding="utf-8")
             console.print(", ".join(f"{role}: {len(names)} people" for role, names in people.items()))
+            if settings.data.validation_people and not training.steers:
+                console.print(
+                    f"no figures on the way: they need {LEAST_STEERING} people kept out to steer by, "
+                    f"one of them with more than {ENROLLED} photos"
+                )
         progress = _bar() if first else nullcontext(None)
         with progress as bar, _events(output, first) as events:
             task = (

@@ -86,7 +86,7 @@ class RunConfig(_Table):
     """How long, how fast, how often."""
 
     steps: Annotated[int, Field(ge=1, description="batches")]
-    seed: Annotated[int, Field(description="of everything random")] = 0
+    seed: Annotated[int, Field(ge=0, description="of everything random")] = 0
     precision: Annotated[Literal["f32", "bf16"], Field(description="of the arithmetic, under autocast")] = "f32"
     channels_last: Annotated[bool, Field(description="memory order of the features")] = True
     compile: Annotated[bool, Field(description="torch.compile")] = False

@@ -15,6 +15,7 @@ from model.importing import SFACE
 from model.network_file import read_network, write_network
 from model.networks import ARCHITECTURES
 from model.runtime import open_network
+from model.training.checkpoint import read_checkpoint
 
 
 def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -36,27 +37,20 @@ def average_weights(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], sha
     }
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what a training run saved.
+def trained_network(state: dict[str, Any], base: Path | None, share: float) -> nn.Module:
+    """Return the network of a checkpoint, averaged with its base where one is given.
 
     Raises:
-        ModelFileError: no checkpoint of this project, or damaged.
+        ModelFileError: the base is missing, or not the one that the run started from.
     """
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if state.keys() < {"average", "architecture", "config", "step"}:
-            raise KeyError("average")
-    except Exception as error:  # torch, pickle and zip each have their own
-        raise ModelFileError(f"{path} is not a checkpoint of `facemodel train` ({type(error).__name__})") from error
-    return state
-
-
-def trained_network(state: dict[str, Any], base: Path | None, share: float) -> nn.Module:
-    """Return the network of a checkpoint, averaged with its base where one is given."""
     module = ARCHITECTURES[state["architecture"]]()
     weights = state["average"]
     if base is not None:
-        weights = average_weights(read_network(base / read_card(base).file).state_dict(), weights, share)
+        card = read_card(base)
+        started = state.get("base", card.identity)  # checkpoints of earlier versions do not say
+        if started != card.identity:
+            raise ModelFileError(f"the run started from {started or 'scratch'}, not from {card.identity} in {base}")
+        weights = average_weights(read_network(base / card.file).state_dict(), weights, share)
     module.load_state_dict(weights)
     return module.eval()
 
@@ -90,13 +84,18 @@ def export_network(
         half: store kernels and matrices in half precision.
 
     Raises:
-        ModelFileError: no checkpoint, the base is missing, or there is a network of this name already.
+        ModelFileError: no checkpoint, the base is missing or another one, there is a share without a base, or there is
+            a network of this name already.
     """
     if (output / "card.json").exists():
         raise ModelFileError(f"{output} holds a network already; choose another name")
     state = read_checkpoint(checkpoint)
     if bool(state["config"]["network"]["base"]) != (base is not None):
         raise ModelFileError("give the base that the run started from, and none where it started from scratch")
+    if base is None and share != 1:
+        raise ModelFileError(
+            f"{checkpoint} started from scratch: there is no base to average with; leave out the share"
+        )
     module = trained_network(state, base, share)
     output.mkdir(parents=True, exist_ok=True)
     file = f"{output.name}.onnx"

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.losses import CenterLoss, CosineMarginClassifier, JointLoss, LearnedCenterLoss, LinearClassifier
-from model.training.config import ConfigError, TrainingConfig
+from model.training.config import ConfigError, LossConfig, TrainingConfig
 
 
 class Learner(nn.Module):
@@ -48,11 +49,19 @@ def freeze(network: nn.Module, config: TrainingConfig) -> None:
         unit.requires_grad_(False)
 
 
-def keep_statistics(network: nn.Module) -> None:
-    """Put batch normalisation in evaluation mode, so that means and variances stay."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+def set_training(network: nn.Module, config: TrainingConfig) -> None:
+    """Put a network in training mode, but in evaluation mode what of it stays: means and variances move of themselves.
+
+    Those are the frozen convolutions, and with ``frozen_statistics`` all batch normalisation.
+    """
+    network.train()
+    if config.network.frozen_convolutions:
+        for unit in network.convolutions[: config.network.frozen_convolutions]:  # type: ignore[index]
+            unit.eval()
+    if config.network.frozen_statistics:
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def feature_dimension(network: nn.Module, device: torch.device) -> int:
@@ -84,6 +93,26 @@ def build_losses(config: TrainingConfig, classes: int, dimension: int) -> JointL
     )
 
 
+def start_at_means(joint: JointLoss, features: Tensor, labels: Tensor, classes: int, config: LossConfig) -> None:
+    """Put centers and classifier where the classes' features (N, D) with labels (N,) lie."""
+    drawn = F.normalize(features) if config.normalised else features
+    if joint.center_loss is not None:
+        joint.center_loss.centers.data.copy_(_means(drawn, labels, classes))
+    means = _means(features, labels, classes)
+    if isinstance(joint.classifier, LinearClassifier):
+        # Nearest mean as a linear classifier, flattened so that the first gradients are small but not zero.
+        flat = 8 / float(means.square().sum(1).mean())
+        joint.classifier.weight.data.copy_(flat * means)
+        joint.classifier.bias.data.copy_(-0.5 * flat * means.square().sum(1))
+    else:
+        cast(CosineMarginClassifier, joint.classifier).weight.data.copy_(means)
+
+
+def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
+    return torch.zeros(classes, features.shape[1]).index_add_(0, labels, features) / counts[:, None]
+
+
 def build_optimizer(
     network: nn.Module, joint: JointLoss, config: TrainingConfig
 ) -> tuple[torch.optim.Optimizer, tuple[float, ...]]:
@@ -104,11 +133,11 @@ def build_optimizer(
 
 
 def rate_share(step: int, config: TrainingConfig) -> float:
-    """The share of the learning rate at a step, counted from 0: a linear rise, then a cosine."""
+    """The share of the learning rate at a step, counted from 0: a linear rise, then a cosine down to the last step."""
     options, steps = config.optimizer, config.run.steps
     if step < options.warmup:
         return (step + 1) / options.warmup
-    progress = (step - options.warmup) / max(1, steps - options.warmup)
+    progress = (step - options.warmup) / max(1, steps - options.warmup - 1)
     return options.final_rate + (1 - options.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -1,34 +1,27 @@
 """The training loop: softmax + center loss on batches of people, resumable, on one process or many."""
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from model.losses import (
-    CosineMarginClassifier,
-    LearnedCenterLoss,
-    LinearClassifier,
-    center_optimizer,
-)
+from model.losses import LearnedCenterLoss, center_optimizer
 from model.replaced_file import replaced_file
 from model.torch_device import open_device
 from model.training.augmentation import Augmentation
+from model.training.checkpoint import CHECKPOINT, check_resumable, read_checkpoint
 from model.training.config import ConfigError, TrainingConfig
+from model.training.interruption import interruptible, without_interruption
 from model.training.learner import (
     Learner,
     build_losses,
@@ -36,14 +29,26 @@ from model.training.learner import (
     feature_dimension,
     follow,
     freeze,
-    keep_statistics,
     rate_share,
+    set_training,
+    start_at_means,
 )
-from model.training.steering import Steering, crop_features, embed_crops, read_crops, some_photos, steer_by
+from model.training.steering import (
+    ENROLLED,
+    Steering,
+    can_steer,
+    crop_features,
+    embed_crops,
+    read_crops,
+    some_photos,
+    steer_by,
+)
 from model.training.training_set import AugmentedCrops, IdentitySplit, PersonBatches
 
-CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
+LEAST_STEERING = 4
+"""People that steering needs at least."""
+
 _STARTING_PHOTOS = 8
 
 
@@ -76,15 +81,19 @@ class Training:
         split: who is trained on and who steers.
         config: of the run.
         output: gets checkpoints and the log.
+        base: identity of the extractor that the network is of; empty: from scratch.
 
     Raises:
         ConfigError: the config asks for what the network or the data do not have.
     """
 
-    def __init__(self, network: nn.Module, split: IdentitySplit, config: TrainingConfig, output: Path) -> None:
+    def __init__(
+        self, network: nn.Module, split: IdentitySplit, config: TrainingConfig, output: Path, *, base: str = ""
+    ) -> None:
         self.config = config
         self.split = split
         self.output = output
+        self.base = base
         self.step = 0
         self._rank, self._processes = _place()
         self._stopping = False
@@ -109,9 +118,13 @@ class Training:
             center_optimizer(center, rate=config.loss.center_rate) if isinstance(center, LearnedCenterLoss) else None
         )
         self.average = deepcopy(self.network).requires_grad_(False) if config.optimizer.ema else self.network
-        self._steering_photos = (
-            some_photos(split.validation, config.run.validation_photos) if len(split.validation.people) >= 4 else None
-        )
+        enough = len(split.validation.people) >= LEAST_STEERING and can_steer(split.validation.labels)
+        self._steering_photos = some_photos(split.validation, config.run.validation_photos) if enough else None
+
+    @property
+    def steers(self) -> bool:
+        """Whether the people kept out for it are enough to steer by; without them a run has no figures on the way."""
+        return self._steering_photos is not None
 
     @property
     def joint_dimension(self) -> int:
@@ -123,34 +136,33 @@ class Training:
         rows = np.concatenate([person[:_STARTING_PHOTOS] for person in self.split.train.rows_by_person()])
         few = self.split.train.only(rows)
         features = torch.from_numpy(crop_features(self.network, read_crops(few), self.config.run.device))
-        labels = torch.from_numpy(few.labels)
-        drawn = F.normalize(features) if self.config.loss.normalised else features
-        if self.joint.center_loss is not None:
-            self.joint.center_loss.centers.data.copy_(_means(drawn, labels, len(few.people)))
-        means = _means(features, labels, len(few.people))
-        classifier = self.joint.classifier
-        if isinstance(classifier, LinearClassifier):
-            # Nearest mean as a linear classifier, flattened so that the first gradients are small but not zero.
-            flat = 8 / float(means.square().sum(1).mean())
-            classifier.weight.data.copy_(flat * means)
-            classifier.bias.data.copy_(-0.5 * flat * means.square().sum(1))
-        else:
-            cast(CosineMarginClassifier, classifier).weight.data.copy_(means)
+        start_at_means(self.joint, features, torch.from_numpy(few.labels), len(few.people), self.config.loss)
 
     def resume(self) -> bool:
-        """Take up the checkpoint of the output folder; False where there is none."""
+        """Take up the checkpoint of the output folder; False where there is none.
+
+        Raises:
+            ConfigError: it is of a run that this config cannot go on with.
+            ModelFileError: it is damaged, or none.
+        """
         path = self.output / CHECKPOINT
         if not path.is_file():
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)  # AdamW's counters stay there
-        if state["people"] != list(self.split.train.people):
-            raise ConfigError(f"{path} was trained on other people; choose another output folder")
+        state = read_checkpoint(path)
+        architecture, people = type(self.network).__name__, self.split.train.people
+        check_resumable(path, state, self.config, architecture=architecture, base=self.base, people=people)
+        decays = [group["weight_decay"] for group in self._optimizer.param_groups]
+        try:
+            self.network.load_state_dict(state["network"])
+            self.joint.load_state_dict(state["joint"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            if self.config.optimizer.ema:
+                self.average.load_state_dict(state["average"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ConfigError(f"{path} does not fit this config: {str(error).splitlines()[0]}") from error
+        for group, decay in zip(self._optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # the config's, as the rates are, not the checkpoint's
         self.step = int(state["step"])
-        self.network.load_state_dict(state["network"])
-        self.joint.load_state_dict(state["joint"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self.config.optimizer.ema:
-            self.average.load_state_dict(state["average"])
         return True
 
     def save(self) -> None:
@@ -166,6 +178,7 @@ class Training:
             "optimizer": self._optimizer.state_dict(),
             "average": self.average.state_dict(),
             "architecture": type(self.network).__name__,
+            "base": self.base,
             "config": self.config.model_dump(mode="json"),
         }
         with replaced_file(self.output / CHECKPOINT) as draft:
@@ -174,10 +187,9 @@ class Training:
     def run(self, watch: Watch = Watch()) -> bool:
         """Train to the last step; False if it was interrupted, with a checkpoint of where it got to."""
         run = self.config.run
-        batches = self._batches()
-        with _interruptible(self._stop):
+        with interruptible(self._stop):
             began = time.perf_counter()
-            for crops, labels, targets in batches:
+            for crops, labels, targets in self._batches():
                 waited = time.perf_counter() - began
                 losses = self._train(crops.to(run.device), labels.to(run.device), targets.to(run.device))
                 seconds = time.perf_counter() - began
@@ -185,12 +197,14 @@ class Training:
                 self._log({"step": step.number, **asdict(step)})
                 watch.stepped(step)
                 last = self.step == run.steps
-                if self._steering_photos is not None and (self.step % run.validate_every == 0 or last):
-                    self._validate(watch)
-                stopping = self._stop_everywhere()  # asked once: what comes after it waits for the next step
-                if self.step % run.checkpoint_every == 0 or last or stopping:
+                saved = last or self.step % run.checkpoint_every == 0
+                if saved:  # before anything is measured: what was trained is there whatever becomes of the figures
                     self.save()
-                if stopping:
+                if self.steers and (last or self.step % run.validate_every == 0):
+                    self._validate(watch)
+                if self._stop_everywhere():  # asked once: what comes after it waits for the next step
+                    if not saved:
+                        self.save()
                     break
                 began = time.perf_counter()
         return self.step == run.steps
@@ -198,7 +212,9 @@ class Training:
     def validate(self) -> Steering:
         """Measure the (averaged) network on the people who steer."""
         if self._steering_photos is None:
-            raise ConfigError("steering needs at least four validation people")
+            raise ConfigError(
+                f"steering needs at least {LEAST_STEERING} validation people, one with more than {ENROLLED} photos"
+            )
         return steer_by(self._steering_photos, lambda crops: embed_crops(self.average, crops, self.config.run.device))
 
     def _validate(self, watch: Watch) -> None:
@@ -215,9 +231,7 @@ class Training:
         scale = rate_share(self.step, config)
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
-        self.network.train()
-        if config.network.frozen_statistics:
-            keep_statistics(self.network)
+        set_training(self.network, config)
         self._optimizer.zero_grad(set_to_none=True)
         if self._centers is not None:
             self._centers.zero_grad(set_to_none=True)
@@ -255,9 +269,10 @@ class Training:
             batch_sampler=cast(Any, draws),
             num_workers=data.workers,
             multiprocessing_context="spawn" if data.workers else None,
-            worker_init_fn=_quiet_worker if data.workers else None,
+            worker_init_fn=_single_threaded if data.workers else None,
         )
-        return iter(loader)
+        with without_interruption():  # the workers start here
+            return iter(loader)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self._rank == 0:
@@ -281,27 +296,6 @@ def _place() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if started else (0, 1)
 
 
-def _quiet_worker(_number: int) -> None:
-    """A worker decodes and augments on one thread, and leaves Ctrl-C to the loop."""
+def _single_threaded(_number: int) -> None:
+    """A worker decodes and augments on one thread."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _interruptible(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C ends the run after the step; a second one ends it at once."""
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
-    counts = torch.bincount(labels, minlength=classes).clamp(min=1)
-    return torch.zeros(classes, features.shape[1]).index_add_(0, labels, features) / counts[:, None]

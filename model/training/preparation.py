@@ -1,14 +1,17 @@
 """From raw photos to training data: every face is detected, aligned and embedded once.
 
-An output folder holds `crops/PERSON/FILE.png` (112×112, RGB), `manifest.csv` with a row for every photo, whether it was
-taken or refused, `embeddings.npy` (float32, L2-normalised, a row for each row of the manifest, NaN where there is no
-crop) and `preparation.json`, which says by which networks. `people/PERSON.npz` is what an interrupted run goes on from.
+Folders whose names are the same word by word are one person's. An output folder holds `crops/PERSON/FILE.png` (112×112,
+RGB; `FILE.2.png` where a second folder of the person has a file of that name), `manifest.csv` with a row for every
+photo, whether it was taken or refused, `embeddings.npy` (float32, L2-normalised, a row for each row of the manifest,
+NaN where there is no crop) and `preparation.json`, which says by which networks. `people/PERSON.npz` is what an
+interrupted run goes on from.
 """
 
 import csv
 import hashlib
 import json
-import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields, replace
@@ -82,8 +85,14 @@ class PreparedFolder:
 
 
 def name_words(name: str) -> tuple[str, ...]:
-    """The words of a name whatever joins them: `Tom_Cruise` and `tom cruise` are one person."""
-    return tuple(re.findall(r"[^\W_]+", name.casefold()))
+    """The words of a name whatever joins them: `Tom_Cruise` and `tom cruise` are one person.
+
+    Letters with their marks, in whatever form of Unicode, digits and symbols make words; blanks, underscores and other
+    punctuation stand between them. A name of punctuation alone is one word, so that no name is empty.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())
+    spaced = "".join(" " if unicodedata.category(letter)[0] in "PZ" else letter for letter in folded)
+    return tuple(spaced.split()) or (folded.strip(),)
 
 
 def prepare(
@@ -116,10 +125,13 @@ def prepare(
     output.mkdir(parents=True, exist_ok=True)
     _claim(output, identity)
     without = {name_words(name) for name in left_out}
+    names: dict[tuple[str, ...], str] = {}  # of folders of one person the first one's is taken
     people: dict[str, list[Photo]] = {}
     for photo in list_photos(source):
-        people.setdefault(" ".join(photo.subject.removeprefix(prefix).replace("_", " ").split()), []).append(photo)
-    people = {person: photos for person, photos in people.items() if name_words(person) not in without}
+        name = " ".join(photo.subject.removeprefix(prefix).replace("_", " ").split()) or photo.subject
+        words = name_words(name)
+        if words not in without:
+            people.setdefault(names.setdefault(words, name), []).append(photo)
     start(sum(map(len, people.values())))
 
     with ThreadPoolExecutor(workers) as pool:
@@ -186,15 +198,16 @@ def _prepare_person(
     person: str, photos: Sequence[Photo], source: Path, output: Path, networks: Networks, advance: Callable[[int], None]
 ) -> tuple[list[PreparedPhoto], NDArray[np.float32]]:
     kept = output / "people" / f"{person}.npz"
-    stamp = "\n".join(f"{photo.path.name} {photo.path.stat().st_size}" for photo in photos)
+    names = _distinct([photo.path.name for photo in photos])
+    stamp = "\n".join(f"{name} {photo.path.stat().st_size}" for name, photo in zip(names, photos, strict=True))
     earlier = _read_person(kept, stamp)
     if earlier is not None:
         advance(len(photos))
         return earlier
     rows, crops = [], []
     (output / "crops" / person).mkdir(parents=True, exist_ok=True)
-    for photo in photos:
-        row, crop = _prepare_photo(person, photo, source, networks)
+    for name, photo in zip(names, photos, strict=True):
+        row, crop = _prepare_photo(person, photo, source, f"crops/{person}/{name}.png", networks)
         if crop is not None:
             Image.fromarray(crop).save(output / row.crop)
             crops.append(crop)
@@ -210,8 +223,18 @@ def _prepare_person(
     return rows, embeddings
 
 
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of files, numbered from the second of a name on: several folders of one person may have the same ones."""
+    counts: Counter[str] = Counter()
+    distinct = []
+    for name in names:
+        counts[name] += 1
+        distinct.append(name if counts[name] == 1 else f"{name}.{counts[name]}")
+    return distinct
+
+
 def _prepare_photo(
-    person: str, photo: Photo, source: Path, networks: Networks
+    person: str, photo: Photo, source: Path, crop: str, networks: Networks
 ) -> tuple[PreparedPhoto, NDArray[np.uint8] | None]:
     data = photo.path.read_bytes()
     row = PreparedPhoto(person, photo.path.relative_to(source).as_posix(), hashlib.sha256(data).hexdigest())
@@ -224,7 +247,6 @@ def _prepare_photo(
     if face is None:
         return replace(row, refused="no face was found"), None
     x, y, width, height = (round(side, 1) for side in face.box)
-    crop = f"crops/{person}/{photo.path.name}.png"
     found = replace(row, x=x, y=y, width=width, height=height, score=round(face.score, 4), faces=len(faces), crop=crop)
     return found, align_face(pixels, face.landmarks)
 

@@ -51,15 +51,17 @@ def open_training(
     folders = [read_prepared(folder) for folder in config.data.folders]
     split = split_by(config.data, folders)
     torch.manual_seed(config.run.seed)
+    identity = ""
     if config.network.base:
         base = folder_of(config.network.base)
         card = read_card(base)
+        identity = card.identity
         network = read_network(base / card.file)
         if config.loss.pull and any(folder.extractor != card.identity for folder in folders):
             raise ConfigError(f"pull needs folders prepared with {card.identity}; prepare them again")
     else:
         network = ARCHITECTURES[config.network.architecture]()
-    training = Training(network, split, config, output)
+    training = Training(network, split, config, output, base=identity)
     if resume and training.resume():
         return training
     if config.network.base:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from model.photo_folder import DatasetError
 from model.training.degradation import degrade_mixed
 from model.training.error_rates import allowed, just_below
 from model.training.pair_distances import distances_between
@@ -54,6 +55,12 @@ def some_photos(crops: LabelledCrops, most: int) -> LabelledCrops:
     return crops.only(rows)
 
 
+def can_steer(labels: NDArray[np.int64]) -> bool:
+    """Whether photos give the figures: two people at least, and of one of them more photos than are enrolled."""
+    photos = np.bincount(labels)
+    return int(np.count_nonzero(photos)) >= 2 and int(photos.max()) > ENROLLED
+
+
 def read_crops(crops: LabelledCrops) -> NDArray[np.uint8]:
     """All crops, (N, 112, 112, 3), uint8."""
     return np.stack([read_crop(path) for path in crops.paths])
@@ -98,8 +105,14 @@ def steer(
         clean: embeddings of the clean photos, (N, D).
         degraded: embeddings of degraded copies of the same photos, (N, D).
         labels: who is on each, (N,).
-        splits: how often the people are divided into enrolled and strangers; FNIR is the mean over them.
+        splits: how often the people are divided into enrolled and strangers; FNIR is the mean over those divisions in
+            which somebody enrolled has a photo left to be searched for.
+
+    Raises:
+        DatasetError: there is one person alone, or nobody enrolled has more photos than are enrolled.
     """
+    if not can_steer(labels):
+        raise DatasetError(f"these figures need two people, one of them with more than {ENROLLED} photos")
     return Steering(_condition(clean, clean, labels, splits), _condition(clean, degraded, labels, splits))
 
 
@@ -109,14 +122,19 @@ def _condition(
     distances = distances_between(probes, gallery)
     same = labels[:, None] == labels[None, :]
     other_photo = ~np.eye(len(labels), dtype=np.bool_)
+    rates = [_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)]
+    measured = [rate for rate in rates if rate is not None]
+    if not measured:
+        raise DatasetError(f"too few people have more than {ENROLLED} photos: none of them was ever enrolled")
     return Condition(
-        float(np.mean([_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)])),
+        float(np.mean(measured)),
         _tar(distances[same & other_photo], distances[~same], 1e-4),
         _eer(distances[same & other_photo], distances[~same]),
     )
 
 
-def _fnir(distances: NDArray[np.float32], labels: NDArray[np.int64], random: np.random.Generator) -> float:
+def _fnir(distances: NDArray[np.float32], labels: NDArray[np.int64], random: np.random.Generator) -> float | None:
+    """The share of mated probes that are missed; None where nobody enrolled has a photo left to be a probe."""
     people = random.permutation(np.unique(labels))
     enrolled = people[: len(people) // 2]
     photos = [random.permutation(np.flatnonzero(labels == person)) for person in enrolled]
@@ -125,10 +143,11 @@ def _fnir(distances: NDArray[np.float32], labels: NDArray[np.int64], random: np.
     threshold = just_below(float(strangers[allowed(0.01, len(strangers))]))
     misses, mated = 0, 0
     for subject, rows in enumerate(photos):
-        own = nearest[:, rows[ENROLLED:]]
-        misses += int(((own[subject] > threshold) | (own.argmin(axis=0) != subject)).sum())
-        mated += own.shape[1]
-    return misses / mated
+        found = nearest[:, rows[ENROLLED:]]
+        own, others = found[subject], np.delete(found, subject, axis=0).min(axis=0, initial=np.inf)
+        misses += int(((own > threshold) | (others <= own)).sum())  # a tie for rank one counts against the subject
+        mated += len(own)
+    return misses / mated if mated else None
 
 
 def _tar(mated: NDArray[np.float32], non_mated: NDArray[np.float32], rate: float) -> float:

@@ -59,18 +59,26 @@ def split_identities(
     """Keep people out of training, so many of each folder, drawn by a seeded hash of their names.
 
     The names are compared word by word: somebody who is in two folders is one person. People with fewer than two
-    usable photos are left out.
+    usable photos are left out before anybody is drawn.
 
     Raises:
-        DatasetError: fewer than two people remain to train on.
+        DatasetError: fewer than two people remain to train on, or the folders' embeddings differ in length.
     """
+    lengths = sorted({folder.embeddings.shape[1] for folder in folders})
+    if len(lengths) > 1:
+        raise DatasetError(
+            f"the folders hold embeddings of {' and '.join(map(str, lengths))} numbers; prepare all with one extractor"
+        )
     rows: dict[str, list[tuple[PreparedFolder, int]]] = {}
+    for folder in folders:
+        for row in folder.usable:
+            person = " ".join(name_words(folder.photos[row].person))
+            rows.setdefault(person, []).append((folder, int(row)))
+    rows = {person: photos for person, photos in rows.items() if len(photos) >= 2}
     roles: dict[str, str] = {}
     for folder in folders:
-        here = [(" ".join(name_words(folder.photos[row].person)), int(row)) for row in folder.usable]
-        for person, row in here:
-            rows.setdefault(person, []).append((folder, row))
-        order = sorted({person for person, _ in here}, key=lambda person: _drawn(person, seed))
+        here = {person for person, photos in rows.items() if any(of is folder for of, _ in photos)}
+        order = sorted(here, key=lambda person: _drawn(person, seed))
         for place, person in enumerate(order):
             kept_out = place < validation_people + test_people
             role = "train" if not kept_out else "validation" if place < validation_people else "test"
@@ -97,7 +105,6 @@ def _drawn(person: str, seed: int) -> str:
 
 
 def _labelled(rows: dict[str, list[tuple[PreparedFolder, int]]], people: Sequence[str]) -> LabelledCrops:
-    people = [person for person in people if len(rows[person]) >= 2]
     chosen = [(label, folder, row) for label, person in enumerate(people) for folder, row in rows[person]]
     dimension = {folder.embeddings.shape[1] for _, folder, _ in chosen} or {0}
     targets = [folder.embeddings[row] for _, folder, row in chosen]

@@ -57,6 +57,10 @@ def test_refused_photos_are_told_in_the_exit_code(facegallery: Facegallery, peop
     assert done.returncode == 3
     assert "refused Nobody/1.jpg: the file is not a photo" in done.stderr
     assert facegallery("identify", people / "Nobody" / "1.jpg").returncode == 3
+    done = facegallery("identify", people / "Eileen Collins" / "1.png", "nofile.jpg", people, "--json")
+    assert (done.returncode, len(json.loads(done.stdout))) == (3, 1)
+    assert "nofile.jpg: the file cannot be read: No such file or directory" in done.stderr
+    assert f"{people}: the file cannot be read: Is a directory" in done.stderr
 
 
 def test_without_tables_one_line_says_what_to_do(facegallery: Facegallery, people: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.database import open_engine
+from app.gallery.held_file import held
 from app.gallery.store import GalleryStore
 from app.settings import Settings
 from tests.app.test_cli import Facegallery
@@ -77,6 +78,18 @@ def test_the_master_key_is_rotated_and_the_old_one_opens_nothing_afterwards(
     assert refused.returncode == 1
     assert "the vault's keys are wrapped by master key" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_a_rotation_beside_another_one_is_one_line(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("master-key", "status")
+    file = tmp_path / "gallery" / "master.key"
+    before = file.read_text()
+    with held(file, refusal=""):
+        done = facegallery("master-key", "rotate")
+    sentence = "another rotation of the master key is under way; wait until it has ended"
+    assert (done.returncode, done.stdout, done.stderr.splitlines()[-1]) == (1, "", f"error: {sentence}")
+    assert file.read_text() == before
+    assert facegallery("master-key", "rotate").returncode == 0
 
 
 def test_keys_are_made_and_old_backups_sealed_by_hand(facegallery: Facegallery) -> None:

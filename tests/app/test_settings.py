@@ -6,7 +6,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.gallery.errors import InvalidInput
 from app.gallery.policy import FixedDistance, WantedRates
-from app.settings import Settings
+from app.settings import Settings, unknown_settings
 from model.quality import QualityLimits
 
 # Every setting: what stands in the environment, and what is read.
@@ -117,7 +117,7 @@ def test_a_policy_is_read_in_both_forms(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("text", ["loose", "3", "nan", '{"fpir": 2}', "{}"])
 def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("FACEGALLERY_THRESHOLD_POLICY", text)
-    with pytest.raises(InvalidInput):
+    with pytest.raises(ValidationError, match="threshold_policy"):
         Settings()
 
 
@@ -144,12 +144,50 @@ def test_a_policy_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, text:
         ("cors_origins", "desk.example.org"),
         ("tls_key", "key.pem"),
         ("max_header_bytes", "10"),
+        ("audit_days", "36501"),
+        ("database_timeout", "1e9"),
+        ("request_timeout", "86401"),
+        ("sweep_interval", "1e300"),
+        ("snapshot_interval", "31536001"),
+        ("shutdown_timeout", "86401"),
     ],
 )
 def test_a_value_out_of_range_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
     monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
+    with pytest.raises(ValidationError, match=f"(?i){name}"):
+        Settings()
+
+
+NUMBERS = [name for name, field in Settings.model_fields.items() if field.annotation in {float, float | None}]
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "1e999"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_is_endless_or_none(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", text)
     with pytest.raises(ValidationError, match=name):
         Settings()
+
+
+@pytest.mark.parametrize("name", sorted(set(VALUES) - {"tls_certificate", "tls_key"}))
+def test_a_blank_value_is_refused_and_a_padded_one_is_trimmed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    written, expected = VALUES[name]
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", f"  {written}\t")
+    if not isinstance(expected, SecretStr):
+        assert getattr(Settings(), name) == expected
+    monkeypatch.setenv(f"FACEGALLERY_{name.upper()}", " ")
+    with pytest.raises((ValidationError, InvalidInput)):
+        Settings()
+
+
+def test_a_secret_is_kept_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEGALLERY_KEY_PEPPER", " pepper ")
+    assert Settings().key_pepper == SecretStr(" pepper ")
+
+
+def test_no_host_is_not_every_address() -> None:
+    with pytest.raises(ValidationError, match="host"):
+        Settings(host="", _env_file=None)
 
 
 def test_a_file_is_read_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +228,15 @@ def test_an_address_that_is_none_is_refused_without_its_password(name: str, addr
 def test_a_trusted_proxy_is_an_address_or_a_network(proxies: str) -> None:
     with pytest.raises(ValidationError, match="is no address or network of a proxy"):
         Settings(trusted_proxies=proxies, _env_file=None)
+
+
+def test_what_looks_like_a_setting_and_is_none_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACEGALLERY_THREADS", "1")
+    monkeypatch.setenv("FACEGALLERY_FUZZ", "1")
+    assert unknown_settings() == []
+    monkeypatch.setenv("FACEGALLERY_PROCESS", "2")
+    Path(".env").write_text("FACEGALLERY_HOSTS=::1\nOTHER=1\n")
+    assert unknown_settings() == [
+        "FACEGALLERY_HOSTS is no setting; the nearest is FACEGALLERY_HOST",
+        "FACEGALLERY_PROCESS is no setting; the nearest is FACEGALLERY_PROCESSES",
+    ]

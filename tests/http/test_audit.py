@@ -110,12 +110,8 @@ def test_the_commands_make_keys_check_the_log_and_print_it(tmp_path: Path) -> No
     assert facegallery("audit", "verify", "--expect", head).exit_code == 0
     old = tmp_path / "old.jsonl"
     done = facegallery("audit", "prune", "--before", "2020-01-01", "--archive", str(old))
-    assert (done.exit_code, done.stdout, old.read_text(), old.stat().st_mode & 0o777) == (
-        0,
-        "0 entries removed\n",
-        "",
-        0o600,
-    )
+    assert (done.exit_code, done.stdout, old.exists()) == (0, "0 entries removed\n", False)
+    old.touch()
     assert isinstance(
         facegallery("audit", "prune", "--before", "2090-01-01", "--archive", str(old)).exception, StorageUnwritable
     )
@@ -123,7 +119,7 @@ def test_the_commands_make_keys_check_the_log_and_print_it(tmp_path: Path) -> No
     done = facegallery("audit", "prune", "--before", "2090-01-01", "--archive", str(tmp_path / "older.jsonl"))
     assert done.stdout == "3 entries removed\n"
     archived = [json.loads(line)["entry"] for line in (tmp_path / "older.jsonl").read_text().splitlines()]
-    assert archived == exported
+    assert (archived, (tmp_path / "older.jsonl").stat().st_mode & 0o777) == (exported, 0o600)
     assert facegallery("audit", "verify", "--expect", head).exit_code == 0
     with closing(sqlite3.connect(tmp_path / "facegallery.db", isolation_level=None)) as database:
         database.execute("UPDATE audit SET entry = replace(entry, 'before', 'behind') WHERE number = 5")

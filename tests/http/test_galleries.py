@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.problems import PROBLEM_TYPES
+from tests.http.test_bad_input import is_problem
 
 Call = Callable[..., httpx.Response]
 
@@ -24,6 +25,22 @@ def test_a_gallery_from_creation_to_erasure(client: TestClient, gallery: str) ->
     assert gallery in [one["name"] for one in client.get("/galleries").json()["galleries"]]
     assert client.delete(f"/galleries/{gallery}").status_code == 204
     assert client.get(f"/galleries/{gallery}").status_code == 404
+
+
+@pytest.mark.parametrize("policy", [7, True, "loose", [], {"fpir": 2}, {"fpir": 0.1, "far": 0.1}])
+def test_a_policy_that_is_none_is_one_sentence_about_the_policy(
+    client: TestClient, gallery: str, policy: object
+) -> None:
+    answer = client.patch(f"/galleries/{gallery}", json={"policy": policy})
+    assert is_problem(answer, 422, "invalid-input")
+    sentence = "a policy is a distance from 0 to 2, or an object with `fpir`, `fmr` or both, rates between 0 and 1"
+    assert answer.json()["errors"] == [{"part": "policy", "message": sentence}]
+
+
+def test_a_change_of_nothing_is_told_in_our_own_words(client: TestClient, gallery: str) -> None:
+    answer = client.patch(f"/galleries/{gallery}", json={})
+    assert is_problem(answer, 422, "invalid-input")
+    assert answer.json()["detail"].startswith("body: nothing to change; send `policy`")
 
 
 def test_the_gallerys_policy_decides(
@@ -151,3 +168,32 @@ def test_openapi_examples_work(client: TestClient, enroll: Call, portrait: bytes
     assert client.patch(f"/galleries/{creation['name']}", json=change).status_code == 200
     person = document["components"]["schemas"]["SubjectChange"]["examples"][0]
     assert client.patch("/galleries/default/subjects/eileen", json=person).status_code == 200
+
+
+@pytest.mark.parametrize("deed", ["delete_template", "merge_subjects"])
+def test_what_was_done_is_answered_though_the_gallery_is_erased_a_moment_later(
+    client: TestClient,
+    enroll: Call,
+    portrait: bytes,
+    mirrored: bytes,
+    gallery: str,
+    deed: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    enroll("eileen", portrait)
+    template = enroll("collins", mirrored).json()["enrolled"][0]["template"]
+    service = client.app.state.service  # type: ignore[attr-defined]
+    done = getattr(service.store, deed)
+
+    def and_then_the_gallery_goes(*arguments: object, **named: object) -> object:
+        answer = done(*arguments, **named)
+        service.delete_gallery(gallery)
+        return answer
+
+    monkeypatch.setattr(service.store, deed, and_then_the_gallery_goes)
+    if deed == "delete_template":
+        assert client.delete(f"/galleries/{gallery}/templates/{template}").status_code == 204
+    else:
+        address = f"/galleries/{gallery}/subjects/collins"
+        assert client.patch(address, json={"merge_into": "eileen"}).json()["templates"] == 2
+    assert client.get(f"/galleries/{gallery}").status_code == 404

@@ -156,6 +156,50 @@ def test_a_merge_erases_somebody_and_needs_the_scope_for_it(service: Service, go
         assert service.client.patch(address, json=body, headers=headers).status_code == status
 
 
+def test_an_earlier_end_erases_somebody_and_needs_the_scope_for_it(
+    service: Service, good: str, portrait: bytes
+) -> None:
+    def at(days: int) -> str:
+        return (now() + timedelta(days=days)).isoformat()
+
+    def consent(days: int | None) -> dict[str, str]:
+        return {"purpose": "x", "granted_at": at(-1)} | ({} if days is None else {"expires_at": at(days)})
+
+    def enroll(key: str, **fields: str) -> httpx.Response:
+        sent: httpx.Response = service.client.post(
+            "/enroll",
+            data={"subject": "ada", "gallery": "ends", **fields},
+            files={"images": portrait},
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        return sent
+
+    def patch(key: str, **body: Any) -> httpx.Response:
+        sent: httpx.Response = service.client.patch(
+            "/galleries/ends/subjects/ada", json=body, headers={"Authorization": f"Bearer {key}"}
+        )
+        return sent
+
+    enrolls, both = service.key(Scope.ENROLL), service.key(Scope.ENROLL, Scope.DELETE)
+    assert enroll(enrolls).status_code == 201
+    for refused in (
+        patch(enrolls, expires_at=at(9)),
+        patch(enrolls, consent=consent(9)),
+        enroll(enrolls, expires_at=at(9)),
+        enroll(enrolls, consent=json.dumps(consent(9))),
+    ):
+        assert is_problem(refused, 403, "forbidden")
+        assert "`delete`" in refused.json()["detail"]
+    assert patch(both, expires_at=at(9)).status_code == 200
+    assert is_problem(patch(enrolls, expires_at=at(8)), 403, "forbidden")
+    assert is_problem(enroll(enrolls, consent=json.dumps(consent(8))), 403, "forbidden")
+    assert patch(enrolls, expires_at=at(10)).status_code == 200
+    assert enroll(enrolls, expires_at=at(11), consent=json.dumps(consent(12))).status_code == 200
+    assert patch(enrolls, consent=consent(None), metadata={"badge": 1}).status_code == 200
+    assert enroll(both, expires_at=at(5)).status_code == 200
+    assert enroll(enrolls, subject="somebody new", expires_at=at(1)).status_code == 201
+
+
 def test_metrics_are_of_all_galleries_and_for_keys_of_all(service: Service) -> None:
     assert is_problem(service.call(("GET", "/metrics"), service.key(Scope.READ, galleries=["staff"])), 403, "forbidden")
     assert service.call(("GET", "/metrics"), service.key(Scope.READ)).status_code == 200

@@ -4,7 +4,7 @@ import json
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from numpy.typing import NDArray
 
 from app.access.audit_log import AuditLog
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
+from app.gallery.import_sources import people_of_folder
+from app.gallery.importing import PeopleImport
 from app.gallery.master_keys import MasterKey
+from app.gallery.photos import AlignedFace
 from app.gallery.receipts import check_receipt
 from app.gallery.records import Gallery, GalleryChanges, Subject
 from app.gallery.service import GalleryService
@@ -165,7 +170,7 @@ def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
         assert service.retention.sweep().expired == {}
 
 
-def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
+def test_a_merge_prolongs_and_shortens_nobodys_retention_and_destroys_the_key_at_once(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
     with running(settings_of(tmp_path)) as client:
@@ -179,8 +184,59 @@ def test_a_merge_prolongs_nobodys_retention_and_destroys_the_key_at_once(
         service.forgetting.destroy_keys()
         assert service.forgetting.vault.wrapped_by() == wrapped  # nothing was left for a sweep
         service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
-        merged = client.patch(f"{address}/bob", json={"merge_into": "eileen"})
-        assert is_problem(merged, 404, "subject-not-found")
+        for key, into, part in (("bob", "eileen", "subject"), ("eileen", "bob", "merge_into")):
+            merged = client.patch(f"{address}/{key}", json={"merge_into": into})
+            assert is_problem(merged, 404, "subject-not-found")
+            assert merged.json()["part"] == part
+        assert service.retention.sweep().expired == {"default": 1}
+        assert client.get(f"{address}/eileen").json()["templates"] == 2
+
+
+def test_who_becomes_due_while_the_photos_of_an_enrolment_are_worked_on_is_enrolled_anew(
+    tmp_path: Path, portrait: bytes, mirrored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        keys = service.forgetting.vault.wrapped_by()
+        embed = service.reader.embed
+
+        def a_day_passes(faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
+            service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+            return embed(faces)
+
+        monkeypatch.setattr(service.reader, "embed", a_day_passes)
+        answer = send(client, "ada", mirrored)
+        assert answer.status_code == 201
+        shown = answer.json()["subject"]
+        assert (shown["templates"], shown["expires_at"]) == (1, None)
+        assert service.retention.sweep().expired == {}
+        assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
+        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
+
+
+def test_who_becomes_due_while_the_photos_of_an_import_are_worked_on_is_imported_anew(
+    tmp_path: Path, portrait: bytes, mirrored: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "people" / "ada").mkdir(parents=True)
+    (tmp_path / "people" / "ada" / "1.jpg").write_bytes(mirrored)
+    with running(settings_of(tmp_path)) as client:
+        service = service_of(client)
+        send(client, "ada", portrait, expires_at=(datetime.now(UTC) + timedelta(days=1)).isoformat())
+        embed = service.reader.embed
+
+        def a_day_passes(faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
+            service.retention.clock = lambda: datetime.now(UTC) + timedelta(days=2)
+            return embed(faces)
+
+        monkeypatch.setattr(service.reader, "embed", a_day_passes)
+        job = PeopleImport(
+            service.store, service.reader, "default", workers=1, max_bytes=10**7, retention=service.retention
+        )
+        assert job.run(people_of_folder(tmp_path / "people")).added == 1
+        assert client.get("/galleries/default/subjects/ada").json()["expires_at"] is None
+        assert service.retention.sweep().expired == {}
+        assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
 
 
 def test_who_is_enrolled_anew_by_two_at_once_loses_nothing(tmp_path: Path, portrait: bytes, mirrored: bytes) -> None:
@@ -249,7 +305,7 @@ def test_this_process_forgets_the_vector_at_once(
 def test_after_forgetting_no_snapshot_holds_the_vector_in_memory_or_on_the_disk(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
-    memory = tmp_path / "memory"
+    memory = tmp_path.with_name(f"{tmp_path.name}-memory")
     settings = settings_of(tmp_path, runtime_dir=memory)
     with running(settings) as client:
         send(client, "ada", portrait)
@@ -293,13 +349,26 @@ def test_where_another_process_leads_the_receipt_says_what_is_to_come(tmp_path: 
 def test_without_a_private_folder_in_memory_there_are_no_snapshots(
     tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(0o755)
-    with running(settings_of(tmp_path, runtime_dir=tmp_path / "open")) as client:
+    memory = tmp_path.with_name(f"{tmp_path.name}-open")
+    memory.mkdir()
+    memory.chmod(0o755)
+    with running(settings_of(tmp_path, runtime_dir=memory)) as client:
         send(client, "ada", portrait)
         assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
     assert "snapshots.off" in capsys.readouterr().err
     assert not (tmp_path / "index").exists()
+
+
+def test_the_data_folder_is_no_folder_in_memory_and_loses_nothing(
+    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.chmod(0o700)
+    for _ in range(2):
+        with running(settings_of(tmp_path, runtime_dir=tmp_path)) as client:
+            send(client, "ada", portrait)
+            assert names(client.post("/identify", files={"image": portrait})) == ["ada"]
+        assert "must lie apart from" in capsys.readouterr().err
+    assert {"facegallery.db", "vault.db", "master.key"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:

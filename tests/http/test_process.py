@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -74,3 +76,18 @@ def refusals() -> Callable[[httpx.Client], Iterator[int]]:
         yield client.post("/identify", content=b"x", headers={"Content-Type": "text/plain"}).status_code
 
     return refusals
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_as_many_connections_as_are_set_are_answered(serve: Callable[..., Server], tmp_path: Path, most: int) -> None:
+    server = serve(tmp_path, FACEGALLERY_MAX_CONNECTIONS=str(most))
+    with ExitStack() as open_ones:
+        clients = [open_ones.enter_context(httpx.Client(base_url=server.client.base_url)) for _ in range(most + 1)]
+        answers = [client.get("/healthz") for client in clients]
+        assert [answer.status_code for answer in answers] == [200] * most + [503]
+        assert answers[-1].headers["content-type"].startswith("text/plain")
+        for _ in range(100):  # until the server has seen that the refused one is gone
+            again = [client.get("/healthz").status_code for client in clients[:most]]
+            if again == [200] * most:
+                break
+        assert again == [200] * most

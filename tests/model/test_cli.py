@@ -1,7 +1,7 @@
 import csv
+import dataclasses
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from model import cli
-from model.card import read_card
+from model.card import read_card, write_card
 from model.pipeline import WEIGHTS
 
 PAIRS = "2\t1\nEileen\t1\t2\nEileen\t1\tNobody\t1\nEileen\t2\t3\nEileen\t2\tNobody\t1\n"
@@ -136,20 +136,45 @@ def test_json_goes_to_standard_output_alone(lfw: Path, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["extractors"][0]["lfw"]["as_published"]["photos"] == 5
 
 
-def test_write_card_fills_figures_and_keeps_the_network(lfw: Path, tmp_path: Path) -> None:
+def test_write_card_fills_figures_and_keeps_the_network(
+    lfw_sample_with_pairs: tuple[Path, Path], tmp_path: Path
+) -> None:
     shutil.copytree(WEIGHTS / "sface", tmp_path / "mine")
     before = read_card(tmp_path / "mine")
+    figures = {"training": {"loss": {"center": "paper"}}, "note": "thresholds are the base's"}
+    write_card(dataclasses.replace(before, figures=figures), tmp_path / "mine")
+    sample, pairs = lfw_sample_with_pairs
 
-    assert (
-        run("evaluate", "--lfw", lfw, "--output", tmp_path / "out", "--extractor", tmp_path / "mine", "--write-card")
-        == 0
+    code = run(
+        *("evaluate", "--lfw", sample, "--pairs", pairs, "--output", tmp_path / "out"),
+        *("--extractor", tmp_path / "mine", "--write-card"),
     )
 
     card = read_card(tmp_path / "mine")
-    assert card.figures["ten_folds"] == {"pairs": 4, "accuracy": 1.0, "deviation": 0.0}
+    assert code == 0
+    assert card.figures["ten_folds"]["pairs"] == 80
+    assert card.figures["training"] == figures["training"]
+    assert "note" not in card.figures
     assert card.figures["detector"] == read_card(WEIGHTS / "yunet").identity
-    assert card.thresholds == ()  # ten pairs support no rate
+    assert 2 <= len(card.thresholds) < len(before.thresholds)  # so few people support no strict rate
     assert (card.identity, card.licence) == (before.identity, before.licence)
+
+
+def test_a_card_is_not_written_from_too_few_photos(
+    lfw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(WEIGHTS / "sface", tmp_path / "mine")
+    before = (tmp_path / "mine" / "card.json").read_bytes()
+    arguments = ("--output", tmp_path / "out", "--extractor", tmp_path / "mine", "--write-card")
+
+    assert run("evaluate", "--lfw", lfw, *arguments) == 1
+    assert "the thresholds of so few photos cannot be used" in capsys.readouterr().err
+    assert (tmp_path / "out" / "evaluation.json").is_file()  # what was measured is not lost
+
+    (lfw / "Eileen" / "Eileen_0003.png").unlink()
+    assert run("evaluate", "--lfw", lfw, *arguments) == 2
+    assert "1 of the official pairs, such as Eileen_0003, are not in" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "card.json").read_bytes() == before
 
 
 def test_a_wrong_folder_is_said_in_one_line_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,11 +244,10 @@ def test_evaluate_needs_no_torch(lfw: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(
-    "FACEGALLERY_TEST_DATA" not in os.environ, reason="FACEGALLERY_TEST_DATA names no folder with lfw-sample/"
-)
-def test_the_sample_of_lfw_is_told_apart(tmp_path: Path) -> None:
-    sample = Path(os.environ["FACEGALLERY_TEST_DATA"]) / "lfw-sample"
+@pytest.fixture
+def lfw_sample_with_pairs(lfw_sample: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """The sample of LFW and two folds of pairs of it."""
+    sample = lfw_sample
     people = sorted(folder for folder in sample.iterdir() if len(list(folder.glob("*.jpg"))) == 5)
     lines = ["2\t20"]
     for fold in (people[:20], people[20:]):
@@ -232,8 +256,13 @@ def test_the_sample_of_lfw_is_told_apart(tmp_path: Path) -> None:
     numbers = {person: sorted(int(path.stem[-4:]) for path in person.glob("*.jpg")) for person in people}
     assert all(number[:2] == [1, 2] for number in numbers.values())
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
+    return sample, tmp_path / "pairs.txt"
 
-    assert run("evaluate", "--lfw", sample, "--pairs", tmp_path / "pairs.txt", "--output", tmp_path / "out") == 0
+
+def test_the_sample_of_lfw_is_told_apart(lfw_sample_with_pairs: tuple[Path, Path], tmp_path: Path) -> None:
+    sample, pairs = lfw_sample_with_pairs
+
+    assert run("evaluate", "--lfw", sample, "--pairs", pairs, "--output", tmp_path / "out") == 0
 
     (measured,) = json.loads((tmp_path / "out" / "evaluation.json").read_text())["extractors"]
     assert measured["failures"] == []

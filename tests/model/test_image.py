@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
+import model.image as image_module
 from model.errors import ImageTooLarge, UnsupportedImage
 from model.image import MAX_SCANS, ImageLimits, decode_image
 from tests.fuzz.hostile_images import bmp_of_runs, scans
@@ -47,6 +48,33 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(Image.fromarray(PICTURE), "PNG", exif=exif)
     np.testing.assert_array_equal(decode_image(data), turn[orientation](PICTURE))
+
+
+def test_exif_data_behind_the_pixels_counts() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(Image.fromarray(PICTURE), "PNG", exif=exif)
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    last = data.index(b"IEND") - 4
+    assert end < last
+    behind = data[:start] + data[end:last] + data[start:end] + data[last:]
+    np.testing.assert_array_equal(decode_image(behind), np.rot90(PICTURE, 2))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_no_pixel_is_decoded_while_other_threads_wait(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    load = ImageFile.ImageFile.load
+
+    def watched(image: ImageFile.ImageFile) -> object:
+        held.append(image_module._QUIET.locked())
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", watched)
+    decode_image(encoded(Image.fromarray(PICTURE), form))
+    assert held
+    assert not any(held)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The shipped files and the torch modules give the same numbers, whatever they run in."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.alignment import align_face
-from model.card import ModelCard, read_card, write_card
+from model.card import FmrThreshold, ModelCard, read_card, write_card
 from model.errors import ModelFileError
 from model.extractor import Extractor
 from model.importing import import_networks
@@ -127,6 +128,28 @@ def test_a_damaged_network_is_refused(tmp_path: Path) -> None:
     data[1000] ^= 1
     (tmp_path / card.file).write_bytes(data)
     with pytest.raises(ModelFileError):
+        read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        (),
+        (FmrThreshold(0.1, 1.2),),
+        (FmrThreshold(0.1, 1.2), FmrThreshold(0.1, 1.1)),
+        (FmrThreshold(0.1, 1.1), FmrThreshold(0.01, 1.2)),
+        (FmrThreshold(0.1, 1.1), FmrThreshold(0.0, 1.0)),
+        (FmrThreshold(0.1, float("nan")), FmrThreshold(0.01, 1.0)),
+    ],
+    ids=["none", "one", "twice", "growing", "zero", "no number"],
+)
+def test_an_extractor_without_thresholds_to_decide_by_is_refused(
+    thresholds: tuple[FmrThreshold, ...], tmp_path: Path
+) -> None:
+    card = copied("sface", tmp_path)
+    write_card(dataclasses.replace(card, thresholds=thresholds), tmp_path)
+
+    with pytest.raises(ModelFileError, match=r"the thresholds of the model card .* cannot be used"):
         read_card(tmp_path)
 
 

@@ -23,7 +23,11 @@ def test_photos_come_in_the_order_of_the_names_with_their_people(tmp_path: Path)
 def test_hidden_files_and_what_is_no_photo_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "Ann/a.jpg", "Ann/._a.jpg", "Ann/notes.txt", ".cache/x.jpg", "loose.jpg", ".DS_Store")
 
-    assert [photo.name for photo in list_photos(tmp_path)] == ["a"]
+    (tmp_path / "Ann" / "dead.jpg").symlink_to(tmp_path / "nothing")
+    (tmp_path / "Ann" / "folder.jpg").mkdir()
+    (tmp_path / "Ann" / "link.jpg").symlink_to(tmp_path / "Ann" / "a.jpg")
+
+    assert [photo.name for photo in list_photos(tmp_path)] == ["a", "link"]
 
 
 def test_only_the_first_people_on_request(tmp_path: Path) -> None:

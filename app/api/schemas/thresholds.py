@@ -2,7 +2,15 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from app.gallery.policy import ThresholdPolicy, policy_from_json
 
@@ -23,7 +31,20 @@ class Rates(BaseModel):
     fmr: Rate | None = Field(None, description="false match rate of one comparison that is never exceeded")
 
 
-PolicyBody = Annotated[Distance, Strict()] | Rates  # strict: else true would be the distance 1
+def _told_in_one(value: object, read: ValidatorFunctionWrapHandler) -> object:
+    """One sentence about the policy, where the two forms of it would each give their own."""
+    try:
+        return read(value)
+    except ValidationError as error:
+        raise ValueError(
+            "a policy is a distance from 0 to 2, or an object with `fpir`, `fmr` or both, rates between 0 and 1"
+        ) from error
+
+
+PolicyBody = Annotated[
+    Annotated[Distance, Strict()] | Rates,  # strict: else true would be the distance 1
+    WrapValidator(_told_in_one),
+]
 
 
 def policy_from_body(body: PolicyBody | None) -> ThresholdPolicy | None:

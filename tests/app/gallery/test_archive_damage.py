@@ -2,6 +2,8 @@
 
 import base64
 import json
+import lzma
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -76,6 +78,54 @@ def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(
             assert members == manifest.members  # a bit that says nothing, such as a file's date
     assert refused > 120
     assert other.galleries() == ()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_damage_to_members_that_another_program_packed_is_found(good: Path, method: int) -> None:
+    packed = good.with_name("packed.zip")
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(packed, "w", method) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+        start, length = target.getinfo(TEMPLATES).header_offset, target.getinfo(TEMPLATES).compress_size
+    with ArchiveReader(packed) as archive:
+        archive.verify()
+    data = packed.read_bytes()
+    refused = 0
+    # The head of what is packed, each byte; a large piece of its middle.
+    for place, count in [*((start + 30 + n, 1) for n in range(40)), (start + length // 2, 100)]:
+        piece = bytes(byte ^ 0xFF for byte in data[place : place + count])
+        packed.write_bytes(data[:place] + piece + data[place + count :])
+        try:
+            with ArchiveReader(packed) as archive:
+                archive.verify()
+        except ArchiveDamaged:
+            refused += 1  # all but bytes that say nothing, such as the packer's version
+    assert refused > 30
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**64 - 1, 2**62])
+def test_a_directory_of_an_impossible_length_or_place_is_damage(good: Path, length: int) -> None:
+    """As of a file of more than 4 GiB: the end names the directory's length and place with 64 bits."""
+    data = good.read_bytes()
+    at = data.rindex(b"PK\5\6")
+    for size, place in ((length, 0), (0, length), (length, length), (10, length - 10)):
+        end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, size, place)
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, at, 1)
+        good.write_bytes(data[:at] + end + locator + data[at : at + 8] + b"\xff" * 12 + b"\0\0")
+        with pytest.raises(ArchiveDamaged):
+            ArchiveReader(good)
+
+
+@pytest.mark.parametrize("failure", [MemoryError(), OverflowError("too large"), struct.error("bad"), lzma.LZMAError()])
+def test_whatever_unpacking_raises_is_damage(good: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    with ArchiveReader(good) as archive:
+
+        def fail(*_: Any) -> bytes:
+            raise failure
+
+        monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+        with pytest.raises(ArchiveDamaged, match=r"subjects\.jsonl cannot be read \(\w"):
+            archive.verify()
 
 
 @pytest.mark.parametrize("member", [SUBJECTS, TEMPLATES])

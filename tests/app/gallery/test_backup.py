@@ -2,25 +2,29 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
+from app.gallery import backup
 from app.gallery.backup import VAULT_TABLES, back_up, refuse_databases, restore
 from app.gallery.database import open_engine
 from app.gallery.epochs import begin_epoch
-from app.gallery.errors import BackupUnusable, DatabaseUnavailable, InvalidInput
+from app.gallery.errors import BackupUnusable, Busy, DatabaseUnavailable, InvalidInput
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index import ExactIndex
@@ -262,6 +266,160 @@ def test_what_is_no_copy_leaves_the_database_alone(
             restore(tmp_path / name, sqlite_url, timeout=30)
     assert store.gallery("people") == before
     assert [path.name for path in tmp_path.glob("*restoring*")] == []
+
+
+def test_a_second_restore_at_the_same_time_is_refused_and_the_first_is_whole(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    store.close()
+
+    def second_meanwhile(*arguments: Any) -> None:
+        with pytest.raises(Busy, match=r"another restore of .*gallery\.db is under way"):
+            restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+        migrate(*arguments)
+
+    monkeypatch.setattr(backup, "migrate", second_meanwhile)
+    assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
+    assert store.subject("people", "anna").templates == 2
+
+
+def test_a_draft_that_is_emptied_by_others_does_not_become_the_database(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+
+    def emptied(engine: Engine) -> int:
+        found = begin_epoch(engine)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM gallery")
+        return found
+
+    monkeypatch.setattr(backup, "begin_epoch", emptied)
+    with pytest.raises(BackupUnusable, match="was changed meanwhile"):
+        restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    assert store.subject("people", "anna").templates == 2
+
+
+def test_what_a_killed_restore_left_is_removed_by_the_next(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    program = (
+        "import os, signal, sys; from pathlib import Path; from app.gallery import backup\n"
+        "backup.migrate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "backup.restore(Path(sys.argv[1]), sys.argv[2], timeout=30)"
+    )
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "copy.db"), sqlite_url], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob("gallery.db.restoring-*"))) == 1
+    (tmp_path / "gallery.db.restoring-mine").mkdir()  # of no restore's name
+    assert store.subject("people", "anna").templates == 2
+    assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
+    assert [path.name for path in tmp_path.glob("*restoring*")] == ["gallery.db.restoring-mine"]
+
+
+def test_a_database_that_others_hold_is_waited_for_no_longer_than_the_timeout(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    with closing(sqlite3.connect(str(make_url(sqlite_url).database), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Busy, match="is in use; stop the services"):
+            restore(tmp_path / "copy.db", sqlite_url, timeout=0.1)
+    assert store.subject("people", "anna").templates == 2
+
+
+def test_a_database_that_is_locked_after_the_first_look_is_not_waited_for_either(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    database = Path(str(make_url(sqlite_url).database))
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+
+        class Copy(sqlite3.Connection):
+            def backup(self, *arguments: Any, **named: Any) -> None:
+                other.execute("BEGIN IMMEDIATE")
+                super().backup(*arguments, **named)
+
+        with (
+            closing(sqlite3.connect(tmp_path / "copy.db", factory=Copy)) as copy,
+            pytest.raises(Busy, match="is in use; stop the services"),
+        ):
+            backup._copy_into(database, copy, 0.1)
+    assert store.subject("people", "anna").templates == 2
+
+
+@contextmanager
+def as_somebody(closed: Path) -> Iterator[None]:
+    """Without the rights of root, and with nothing but reading in a folder."""
+    for path in closed.iterdir():
+        path.chmod(0o444)
+    closed.chmod(0o555)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was == 0:
+            os.seteuid(0)
+        closed.chmod(0o755)
+
+
+@pytest.fixture
+def open_path(tmp_path: Path) -> Path:
+    """A folder that others than this user reach, too."""
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new").chmod(0o777)
+    return tmp_path
+
+
+@pytest.mark.parametrize("log", ["without a log", "with a log"])
+def test_a_copy_in_wal_mode_is_restored_from_a_place_where_nothing_can_be_written(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, open_path: Path, log: str
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    closed, database = open_path / "closed", str(make_url(sqlite_url).database)
+    if log == "with a log":  # as `cp` takes it while the service is stopped halfway
+        shutil.copy(database, closed / "copy.db")
+        shutil.copy(f"{database}-wal", closed / "copy.db-wal")
+        assert (closed / "copy.db-wal").stat().st_size > 0
+    else:  # as `.backup` of the sqlite3 program makes it
+        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(closed / "copy.db")) as copy:
+            source.backup(copy)
+        assert (closed / "copy.db").read_bytes()[18:20] == b"\2\2"
+    before = sorted(path.name for path in closed.iterdir())
+    elsewhere = f"sqlite:///{(open_path / 'new' / 'gallery.db').as_posix()}"
+    with as_somebody(closed):
+        assert restore(closed / "copy.db", elsewhere, timeout=30) == 1
+    copy_of = opened(elsewhere)
+    assert copy_of.subject("people", "anna").templates == 2
+    copy_of.close()
+    assert sorted(path.name for path in closed.iterdir()) == before
+
+
+def test_nothing_is_left_beside_a_copy(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    (tmp_path / "copies").mkdir()
+    with (
+        closing(sqlite3.connect(str(make_url(sqlite_url).database))) as source,
+        closing(sqlite3.connect(tmp_path / "copies" / "copy.db")) as copy,
+    ):
+        source.backup(copy)
+    assert restore(tmp_path / "copies" / "copy.db", sqlite_url, timeout=30) == 1
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["copy.db"]
 
 
 def test_the_vault_is_copied_on_its_own(vault: Vault, store: GalleryStore, sqlite_url: str, tmp_path: Path) -> None:

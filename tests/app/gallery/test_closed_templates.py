@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, select, text
 
+from app.gallery.encryption import Flaw, RowSeals, SealedRow
 from app.gallery.errors import KeyUnavailable
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -22,7 +23,9 @@ from app.gallery.portable import Stored
 from app.gallery.records import Enrolment, NewTemplate
 from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.replica import GalleryReplica
+from app.gallery.rows import crop_identity, sealed_columns
 from app.gallery.store import GalleryStore
+from app.gallery.tables import CropRow, SubjectRow, TemplateRow
 from app.gallery.vault import DataKeyRow, Vault
 from model.image import ImageLimits
 from model.pipeline import Networks
@@ -195,3 +198,81 @@ def test_an_import_of_an_archive_refuses_a_subject_without_its_key_and_takes_the
     sealed_store.delete_subject("people", "anna")
     assert read_back(tmp_path / "a.zip", sealed_store, networks) == Stored(added=2, known=3)
     assert opened(sealed_store, "anna") == 2
+
+
+# -- merges
+
+
+def crop_of(engine: Engine, seals: RowSeals, subject: str) -> list[bytes | Flaw]:
+    query = (
+        select(*sealed_columns(TemplateRow), CropRow.image)
+        .select_from(TemplateRow)
+        .join(CropRow, CropRow.template_id == TemplateRow.id)
+        .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+        .where(SubjectRow.key == subject)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    return seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in rows])
+
+
+def test_a_merge_makes_a_template_whole_that_opens_with_the_other_alone(
+    engine: Engine, sealed_store: GalleryStore, sealed_history: GalleryHistory, new_templates: Templates
+) -> None:
+    (template,) = new_templates(1)
+    made = enroll(sealed_store, "anna", [template])
+    enroll(sealed_store, "hanna", [template])
+    change(engine, "UPDATE template SET embedding = :bytes WHERE id = :id", bytes=b"x", id=made.added[0].id)
+    gallery = sealed_store.gallery("people")
+    follower = GalleryReplica(gallery, sealed_history, partial(ExactIndex, 8))
+    follower.catch_up(gallery.revision)
+    merged = sealed_store.merge_subjects("people", "hanna", "anna")
+    assert (merged.id, merged.templates, opened(sealed_store, "anna")) == (made.subject.id, 1, 1)
+    follower.catch_up(sealed_store.gallery("people").revision)
+    ((found,),) = follower.search(template.embedding[None], top_k=5, rule="best")
+    assert (found.subject_id, found.template_id) == (made.subject.id, made.added[0].id)
+
+
+def test_a_merge_keeps_the_template_that_opens_where_the_others_twin_does_not(
+    engine: Engine, sealed_store: GalleryStore, new_templates: Templates
+) -> None:
+    (template,) = new_templates(1)
+    enroll(sealed_store, "anna", [template])
+    broken = enroll(sealed_store, "hanna", [template]).added[0].id
+    change(engine, "UPDATE template SET embedding = :bytes WHERE id = :id", bytes=b"x", id=broken)
+    sealed_store.merge_subjects("people", "hanna", "anna")
+    assert opened(sealed_store, "anna") == 1
+
+
+@pytest.mark.parametrize("theirs", ["none", "damaged"])
+def test_a_merge_keeps_a_crop_and_an_embedding_of_another_extractor_that_only_the_dropped_twin_has(
+    engine: Engine, sealed_store: GalleryStore, new_templates: Templates, theirs: str
+) -> None:
+    (template,) = new_templates(1)
+    has = theirs == "damaged"
+    kept = enroll(sealed_store, "anna", [replace(template, crop=b"png" if has else None)]).added[0].id
+    gone = enroll(sealed_store, "hanna", [replace(template, crop=b"png")]).added[0].id
+    gallery, moves = sealed_store.gallery("people"), ReembeddingStore(engine, sealed_store.seals)
+    spare = new_templates(1)[0].embedding
+    moves.add(gallery, "net@2", [kept, gone] if has else [gone], np.stack([spare] * (2 if has else 1)))
+    if has:
+        change(engine, "UPDATE crop SET image = :bytes WHERE template_id = :id", bytes=b"x", id=kept)
+        change(engine, "UPDATE spare_embedding SET embedding = :bytes WHERE template_id = :id", bytes=b"x", id=kept)
+    sealed_store.merge_subjects("people", "hanna", "anna")
+    assert crop_of(engine, sealed_store.seals, "anna") == [b"png"]
+    assert moves.switch(gallery, "net@2", dimension=8, unusable=(), with_crops=False).state == "done"
+    found = sealed_store.subject_embeddings(sealed_store.subject("people", "anna").id)
+    assert found.ids.tolist() == [kept]
+    assert np.array_equal(found.embeddings[0], spare)
+
+
+def test_a_merge_into_somebody_whose_key_is_lost_drops_no_twin(
+    engine: Engine, sealed_store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    (template,) = new_templates(1)
+    enroll(sealed_store, "anna", [template])
+    enroll(sealed_store, "hanna", [template])
+    lose_key(engine, vault, "anna")
+    with pytest.raises(KeyUnavailable):
+        sealed_store.merge_subjects("people", "hanna", "anna")
+    assert opened(sealed_store, "hanna") == 1

@@ -1,5 +1,7 @@
 """How the databases are set up, and what their failures are called; all failures are the databases' own."""
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -43,6 +45,18 @@ def test_sqlite_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
         names = ("journal_mode", "synchronous", "foreign_keys")
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
     assert found == ["wal", 2, 1]
+
+
+def test_an_sqlite_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    mask = os.umask(0o022)
+    try:
+        with opened(f"sqlite:///{tmp_path}/gallery.db") as engine:
+            migrate(engine)
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    finally:
+        os.umask(mask)
+    assert modes == {f"gallery.db{suffix}": 0o600 for suffix in ("", "-wal", "-shm")}
 
 
 def test_postgresql_is_reached_through_psycopg_3() -> None:

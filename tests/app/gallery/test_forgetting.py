@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
@@ -17,6 +18,7 @@ from app.gallery.history import GalleryHistory
 from app.gallery.migrations import migrate
 from app.gallery.receipts import ReceiptSigner, check_receipt
 from app.gallery.records import Enrolment, Gallery, NewTemplate
+from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault, open_vault
 
@@ -82,6 +84,30 @@ def test_every_way_to_erase_a_subject_destroys_its_key(
     assert forgetting.destroy_keys() == 3
     assert vault.open_keys(keys) == dict.fromkeys(keys)
     assert forgetting.destroy_keys() == 0
+
+
+@pytest.mark.parametrize("way", ["forget", "sweep"])
+def test_snapshots_of_an_extractor_that_was_left_follow_the_erasure_of_who_was_set_aside(
+    sealed_store: GalleryStore,
+    sealed_history: GalleryHistory,
+    forgetting: Forgetting,
+    new_templates: Templates,
+    way: str,
+) -> None:
+    anna = enroll(sealed_store, "anna", new_templates(1))
+    bob = enroll(sealed_store, "bob", new_templates(1))
+    gallery, moves = sealed_store.gallery("people"), ReembeddingStore(sealed_store.engine, sealed_store.seals)
+    moves.add(gallery, "net@2", [bob.added[0].id], np.stack([one.embedding for one in new_templates(1)]))
+    moves.switch(gallery, "net@2", dimension=8, unusable=(), with_crops=False, without_missing=True)
+    assert sealed_store.subject("people", "anna").templates == 0
+    moved = sealed_store.gallery("people")
+    if moved.erasure is not None:
+        sealed_history.snapshots_erased(moved.id, moved.erasure)
+    if way == "forget":
+        forgetting.forget("people", "anna")
+    else:
+        forgetting.erase_those(moved, [anna.subject.id], lambda _gallery, _row: True)
+    assert sealed_store.gallery("people").erasure is not None
 
 
 def test_a_merged_subjects_key_stays_with_the_other_and_goes_with_it(

@@ -1,16 +1,21 @@
 """Who is merged or erased while somebody is looked for."""
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import Engine
 
+from app.gallery.consent import Terms
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
+from app.gallery.matching import Candidate, MatchingRule
 from app.gallery.photos import PhotoReader
 from app.gallery.records import NewTemplate, Subject
+from app.gallery.replica import GalleryReplica
 from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
 from app.gallery.store import GalleryStore
@@ -46,11 +51,18 @@ def service(engine: Engine, forgetting: Forgetting, networks: Networks) -> Galle
     )
 
 
-def enroll(service: GalleryService, key: str, embedding: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+def enroll(
+    service: GalleryService,
+    key: str,
+    embedding: np.ndarray[tuple[int], np.dtype[np.float32]],
+    terms: Terms | None = None,
+) -> None:
     quality = Quality(detection_score=0.9, face_size=80.5, sharpness=130.25, yaw=-3.5, pitch=2.0, roll=0.25)
     template = NewTemplate(embedding, quality, key)
     extractor, dimension = service.extractor, service.reader.dimension
-    service.store.enroll("people", key, [template], metadata=None, extractor=extractor, dimension=dimension)
+    service.store.enroll(
+        "people", key, [template], metadata=None, extractor=extractor, dimension=dimension, terms=terms
+    )
 
 
 def named(service: GalleryService, probe: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str | None:
@@ -69,3 +81,41 @@ def test_who_is_merged_or_erased_between_the_search_and_the_naming(service: Gall
     service.store.write = lambda: service.store.delete_subject("people", "anna")
     assert named(service, one) == "zoe"
     assert named(service, other) is None
+
+
+def test_those_whose_time_is_over_take_nobodys_place(service: GalleryService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are many of them, and more than one question to the database can name."""
+    monkeypatch.setattr("app.gallery.store._ASKED", 7)
+    one, other, far = np.eye(3, service.reader.dimension, dtype=np.float32)
+    end = datetime.now(UTC) + timedelta(hours=1)
+    for number in range(40):
+        old = (one + 0.001 * number * other) / np.linalg.norm(one + 0.001 * number * other)
+        enroll(service, f"of {number} years ago", old.astype(np.float32), {"expires_at": end})
+    near = (one + 0.3 * other) / np.linalg.norm(one + 0.3 * other)
+    enroll(service, "anna", near.astype(np.float32))
+    enroll(service, "zoe", far)
+    service.retention.clock = lambda: end
+    for top_k in (1, 5):
+        for all_candidates, keys in ((False, ["anna"]), (True, ["anna", "zoe"][:top_k])):
+            (match,) = service.identify_embedding(
+                "people", one.tolist(), threshold=1.0, top_k=top_k, all_candidates=all_candidates
+            ).matches
+            assert match.identity is not None
+            assert [candidate.subject.key for candidate in match.candidates] == keys
+
+
+def test_the_search_goes_no_deeper_than_the_threshold(service: GalleryService, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.eye(40, service.reader.dimension, dtype=np.float32)
+    end = datetime.now(UTC) + timedelta(hours=1)
+    for number, vector in enumerate(vectors):
+        enroll(service, f"{number}", vector, {"expires_at": end})
+    service.retention.clock = lambda: end
+    depths, real = list[int](), GalleryReplica.search
+
+    def search(self: GalleryReplica, *arguments: Any, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
+        depths.append(top_k)
+        return real(self, *arguments, top_k=top_k, rule=rule)
+
+    monkeypatch.setattr(GalleryReplica, "search", search)
+    assert named(service, vectors[0]) is None
+    assert depths == [5]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -153,6 +154,20 @@ def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., 
     assert refused[0].detail == "the file cannot be read: No such file or directory"
 
 
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder: Path, run: Callable[..., ImportReport]) -> None:
+    os.mkfifo(folder / "anna" / "pipe.jpg")
+    (folder / "bob" / "x.jpg").unlink()
+    (folder / "bob" / "link.jpg").symlink_to("/dev/zero")
+    report = run(people_of_folder(folder))
+    assert (report.added, [(one.photo, one.slug, one.detail) for one in report.refused]) == (
+        5,
+        [
+            (name, "file-unreadable", "the file cannot be read: it is no regular file")
+            for name in ("anna/pipe.jpg", "bob/link.jpg")
+        ],
+    )
+
+
 def test_a_gallery_of_another_extractor_takes_nothing_in(
     folder: Path, run: Callable[..., ImportReport], store: GalleryStore
 ) -> None:
@@ -248,6 +263,25 @@ def test_a_name_that_no_file_can_have_refuses_its_row(folder: Path, run: Callabl
     )
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_rows_of_one_subject_in_two_unicode_forms_are_one_subjects(folder: Path, forms: tuple[str, str]) -> None:
+    first, last = (unicodedata.normalize(form, "José") for form in forms)  # type: ignore[arg-type]
+    source = people_of_table(
+        table(
+            folder,
+            "subject,file,badge,room,consent_purpose,consent_granted_at\n"
+            f"{first},anna/0.png,1,7,door,2020-01-01T00:00:00Z\n{last},anna/1.png,2,,door,2025-01-01T00:00:00Z\n",
+        )
+    )
+    assert [(one.subject, one.name) for one in source.photos] == [
+        ("Jos\u00e9", "anna/0.png"),
+        ("Jos\u00e9", "anna/1.png"),
+    ]
+    assert source.metadata == {"Jos\u00e9": {"badge": "2", "room": "7"}}
+    assert source.consents["Jos\u00e9"].granted_at == datetime(2025, 1, 1, tzinfo=UTC)
+    assert source.refused == ()
+
+
 # -- folders
 
 
@@ -332,7 +366,9 @@ def strict(store: GalleryStore, reader: PhotoReader, forgetting: Forgetting) -> 
     )
 
     def run(source: PeopleSource, *, later: timedelta = timedelta()) -> ImportReport:
-        retention = Retention(store.engine, forgetting, clock=lambda: datetime.now(UTC) + later)
+        retention = Retention(
+            store.engine, forgetting, clock=lambda: datetime.now(UTC) + later, database_clock=lambda _: None
+        )
         enroller = Enroller(store, reader, retention=retention, keep_crops=False)
         return PeopleImport(store, reader, "people", workers=2, max_bytes=10**7, admit=enroller.admit).run(source)
 

@@ -84,6 +84,18 @@ def test_nobody_is_merged_with_nobody_or_with_themselves(store: GalleryStore, ne
     assert store.subject("people", "anna").templates == 1
 
 
+@pytest.mark.parametrize(("due", "part"), [("hanna", "subject"), ("anna", "merge_into")])
+def test_who_has_become_due_when_the_gallery_is_locked_is_merged_with_nobody(
+    store: GalleryStore, new_templates: Templates, due: str, part: str
+) -> None:
+    for key in ("anna", "hanna"):
+        enroll(store, key, new_templates(1))
+    with pytest.raises(SubjectNotFound, match="past its retention") as error:
+        store.merge_subjects("people", "hanna", "anna", due=lambda _gallery, row: row.key == due)
+    assert error.value.part == part
+    assert [store.subject("people", key).templates for key in ("anna", "hanna")] == [1, 1]
+
+
 def test_a_process_that_follows_finds_the_new_owner(store: GalleryStore, new_templates: Templates) -> None:
     templates = new_templates(4)
     enroll(store, "anna", templates[:1])

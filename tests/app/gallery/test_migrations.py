@@ -65,9 +65,7 @@ def test_migrating_what_is_up_to_date_keeps_everything(
 
 
 def test_an_empty_database_is_not_served(empty_engine: Engine) -> None:
-    with pytest.raises(
-        SchemaOutdated, match=r"^the database has tables of version None, not \w+; run `facegallery migrate`$"
-    ):
+    with pytest.raises(SchemaOutdated, match=r"^the database has no tables yet; run `facegallery migrate`$"):
         check_schema(empty_engine)
     assert tables(empty_engine) == set()
 

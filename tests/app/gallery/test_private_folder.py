@@ -2,6 +2,7 @@ import os
 import stat
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from app.gallery.private_folder import PrivateFolder, private_base
 OTHER_PROCESS = """
 import sys
 from pathlib import Path
-from app.gallery.private_folder import PrivateFolder, private_base
-folder = PrivateFolder(private_base(Path(sys.argv[1])), "mine")
+from app.gallery.private_folder import PrivateFolder
+folder = PrivateFolder(Path(sys.argv[1]), "mine")
 print(sorted(path.name for path in folder.path.iterdir()), flush=True)
 if sys.stdin.readline() == "close\\n":
     folder.close()
 """
+
+MINE, ANOTHER = (blake2b(name, digest_size=16).hexdigest() for name in (b"mine", b"another"))
 
 
 @pytest.fixture
@@ -47,7 +50,7 @@ def test_processes_share_a_folder_and_the_last_removes_it(base: Path) -> None:
     assert (folder.path / "vectors").exists()
     folder.close()
     folder.close()
-    assert not (base / "mine").exists()
+    assert not (base / MINE).exists()
 
 
 def test_nothing_is_made_before_it_is_asked_for(base: Path) -> None:
@@ -57,13 +60,11 @@ def test_nothing_is_made_before_it_is_asked_for(base: Path) -> None:
 
 def test_what_a_process_that_died_left_is_removed_by_the_next(base: Path) -> None:
     dying, _ = start(base)
-    (base / "mine" / "vectors").write_bytes(b"vectors")
+    (base / MINE / "vectors").write_bytes(b"vectors")
     end(dying, "die")
-    (base / "stray").write_bytes(b"vectors")
-    assert (base / "mine" / "vectors").exists()
+    assert (base / MINE / "vectors").exists()
     folder = PrivateFolder(base, "mine")
     assert list(folder.path.iterdir()) == []
-    assert not (base / "stray").exists()
     other = PrivateFolder(base, "another")
     assert other.path.exists()
     assert folder.path.exists()  # held: nobody removes it
@@ -93,3 +94,38 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "theirs", 12345, 12345)
     with pytest.raises(StorageUnwritable, match="nobody else may enter"):
         private_base(tmp_path / "theirs")
+
+
+def test_what_the_service_did_not_make_stays(base: Path) -> None:
+    for name in ("other-program", "F" * 32, "f" * 33, "f" * 31):
+        (base / name).mkdir()
+        (base / name / "precious").write_text("x")
+    (base / "facegallery.db").write_text("x")
+    (base / ANOTHER).write_text("a file, not a folder")
+    (base / ("e" * 32)).symlink_to(base / "other-program")
+    (base / ("d" * 32)).mkdir()  # left by a process that died
+    before = {path.relative_to(base) for path in base.rglob("*")}
+    folder = PrivateFolder(base, "mine")
+    assert folder.path.is_dir()
+    folder.close()
+    after = {path.relative_to(base) for path in base.rglob("*") if path.name != ".lock"}
+    assert before - after == {Path("d" * 32)}
+
+
+def test_a_given_folder_gets_one_of_the_services_own(tmp_path: Path) -> None:
+    (tmp_path / "user").mkdir(mode=0o700)
+    (tmp_path / "user" / "bus").mkdir()
+    assert private_base(tmp_path / "user") == tmp_path / "user" / "facegallery"
+    (tmp_path / "user" / "facegallery").chmod(0o755)
+    with pytest.raises(StorageUnwritable, match="nobody else may enter"):
+        private_base(tmp_path / "user")
+
+
+@pytest.mark.parametrize("given", ["data", ".", "data/memory", "link", "data/../data", "data/index/memory"])
+def test_a_given_folder_that_is_holds_or_lies_in_the_data_folder_is_refused(tmp_path: Path, given: str) -> None:
+    (tmp_path / "data" / "index").mkdir(parents=True, mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    with pytest.raises(StorageUnwritable, match="must lie apart from"):
+        private_base(tmp_path / given, apart_from=(tmp_path / "data", tmp_path / "data" / "index"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["index"]
+    assert private_base(tmp_path / "data-memory", apart_from=(tmp_path / "data",)).is_dir()

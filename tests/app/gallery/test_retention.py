@@ -3,18 +3,22 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
-from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, expiry
-from app.gallery.errors import ConsentRequired, InvalidInput
+from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, ends_earlier, expiry
+from app.gallery.errors import ClockDoubtful, ConsentRequired, DatabaseUnavailable, InvalidInput
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
-from app.gallery.records import Enrolment, NewTemplate
+from app.gallery.records import Enrolment, Gallery, NewTemplate
 from app.gallery.retention import Retention, Sweep
+from app.gallery.rows import Due, nobody_is_due
 from app.gallery.store import GalleryStore
+from app.gallery.sweep_clock import database_clock
 from app.gallery.upkeep import Upkeep
 from app.gallery.vault import Vault
 
@@ -32,6 +36,10 @@ class Clock:
         self.moment += timedelta(**time)
 
 
+def no_other(_session: Session) -> None:
+    """For a database whose clock is that of the machine, which the test turns."""
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -39,13 +47,19 @@ def clock() -> Clock:
 
 @pytest.fixture
 def retention(engine: Engine, forgetting: Forgetting, clock: Clock) -> Retention:
-    return Retention(engine, forgetting, clock=clock)
+    return Retention(engine, forgetting, clock=clock, database_clock=no_other)
 
 
 def enroll(
-    store: GalleryStore, key: str, templates: list[NewTemplate], *, gallery: str = "people", terms: Terms | None = None
+    store: GalleryStore,
+    key: str,
+    templates: list[NewTemplate],
+    *,
+    gallery: str = "people",
+    terms: Terms | None = None,
+    due: Due = nobody_is_due,
 ) -> Enrolment:
-    return store.enroll(gallery, key, templates, metadata=None, extractor="net@1", dimension=8, terms=terms)
+    return store.enroll(gallery, key, templates, metadata=None, extractor="net@1", dimension=8, terms=terms, due=due)
 
 
 def keys(store: GalleryStore, gallery: str = "people") -> list[str]:
@@ -80,6 +94,7 @@ def test_the_end_of_a_consent_is_an_expiry(
     clock.turn(days=29)
     renewed = Consent("the lab", clock(), "form 8", clock() + timedelta(days=30))
     sealed_store.update_subject("people", "anna", terms={"consent": renewed})
+    assert retention.sweep().expired == {}
     clock.turn(days=29)
     assert retention.sweep().expired == {}
     clock.turn(days=1)
@@ -160,7 +175,9 @@ def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
         enroll(sealed_store, f"person {number}", new_templates(1), terms=end)
     clock.turn(days=2)
     with ThreadPoolExecutor(2) as pool:
-        sweeps = list(pool.map(lambda _: Retention(engine, forgetting, clock=clock).sweep(), range(2)))
+        sweeps = list(
+            pool.map(lambda _: Retention(engine, forgetting, clock=clock, database_clock=no_other).sweep(), range(2))
+        )
     assert sum(sweep.expired.get("people", 0) for sweep in sweeps) == 20
     assert keys(sealed_store) == [f"person {number}" for number in range(0, 30, 3)]
 
@@ -172,7 +189,7 @@ def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(
     bob = enroll(sealed_store, "bob", new_templates(1)).subject
     gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
     clock.turn(days=2)
-    retention = Retention(engine, forgetting, interval=3600, clock=clock)
+    retention = Retention(engine, forgetting, interval=3600, clock=clock, database_clock=no_other)
     upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[retention.look])
     retention.saw(gallery, [bob])
     upkeep.tick()
@@ -197,6 +214,143 @@ def test_a_sweep_that_fails_is_not_the_last(engine: Engine, forgetting: Forgetti
     upkeep.tick()
     upkeep.tick()
     assert sweeps == ["one", "one"]
+
+
+def test_what_keeps_one_step_of_a_sweep_keeps_no_other_and_it_is_tried_again_within_a_minute(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    clock: Clock,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moment = [1000.0]
+    monkeypatch.setattr("app.gallery.retention.time.monotonic", lambda: moment[0])
+    retention = Retention(engine, forgetting, interval=3600, clock=clock, database_clock=no_other)
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+
+    def away(*_: object) -> None:
+        raise DatabaseUnavailable("the vault does not answer")
+
+    sweeps = list[float]()
+    with monkeypatch.context() as patched:
+        for name in ("destroy", "destroyed_keys"):
+            patched.setattr(Vault, name, away)
+        with pytest.raises(DatabaseUnavailable, match="the vault does not answer"):
+            retention.look()
+    assert keys(sealed_store) == []  # the vault is needed for the key alone
+    monkeypatch.setattr(retention, "sweep", lambda: sweeps.append(moment[0]))
+    for later in (1.0, 59.0, 61.0, 3000.0, 3661.0):
+        moment[0] = 1000.0 + later
+        retention.look()
+    assert sweeps == [1061.0, 4661.0]
+
+
+def test_a_gallery_that_is_erased_while_what_came_back_is_looked_for_stops_no_sweep(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for gallery in ("first", "second"):
+        enroll(sealed_store, "anna", new_templates(1), gallery=gallery)
+    with engine.connect() as connection:
+        vault.destroy([str(key_id) for (key_id,) in connection.execute(text("SELECT key_id FROM subject"))])
+    real = forgetting.erase_those
+
+    def erase_those(gallery: Gallery, *arguments: Any, **named: Any) -> int:
+        if gallery.name == "first":
+            sealed_store.delete_gallery("first")
+        return real(gallery, *arguments, **named)
+
+    monkeypatch.setattr(forgetting, "erase_those", erase_those)
+    assert forgetting.erase_what_came_back() == 1
+    assert keys(sealed_store, "second") == []
+
+
+# -- clocks
+
+
+@pytest.mark.parametrize("days", [4000, -4000])
+def test_a_machine_whose_clock_is_wrong_erases_nobody(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates, days: int
+) -> None:
+    right = datetime.now(UTC)
+    wrong = right + timedelta(days=days)
+    retention = Retention(engine, forgetting, clock=lambda: wrong, database_clock=lambda _session: right)
+    made = enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": right + timedelta(days=30)})
+    with pytest.raises(ClockDoubtful, match="more than an hour apart"):
+        retention.sweep()
+    assert not retention.erase_if_due(sealed_store.gallery("people"), made.subject.id)
+    assert enroll(sealed_store, "anna", new_templates(1), due=retention.is_due_still).erased_in is None
+    assert retention.due() == {}
+    assert sealed_store.subject("people", "anna").templates == 2
+
+
+def test_of_two_clocks_the_one_that_is_behind_counts(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    start = datetime.now(UTC)
+    moments = [start, start]
+    retention = Retention(engine, forgetting, clock=lambda: moments[0], database_clock=lambda _session: moments[1])
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": start + timedelta(minutes=10)})
+    for moments[0], moments[1] in ((start + timedelta(minutes=20), start), (start, start + timedelta(minutes=20))):
+        assert retention.sweep().expired == {}
+    moments[0] = start + timedelta(minutes=10)
+    assert retention.sweep().expired == {"people": 1}
+
+
+def test_the_databases_clock_is_one_that_all_machines_share(engine: Engine) -> None:
+    with Session(engine) as session:
+        moment = database_clock(session)
+    if engine.dialect.name == "sqlite":
+        assert moment is None
+    else:
+        assert moment is not None
+        assert abs(moment - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_leap_of_the_clock_is_believed_when_it_lasts(
+    engine: Engine, sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    for key in ("anna", "bob"):
+        enroll(sealed_store, key, new_templates(1), terms={"expires_at": clock() + timedelta(days=4000)})
+    enroll(sealed_store, "carl", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    clock.turn(days=4000)  # before any sweep
+    for hours in (0, 12, 11):
+        clock.turn(hours=hours)
+        with pytest.raises(ClockDoubtful, match="more than 35 days after the last sweep"):
+            retention.sweep()
+    assert keys(sealed_store) == ["anna", "bob", "carl"]
+    clock.turn(days=-3980)  # it was set right
+    assert retention.sweep().expired == {"people": 1}
+    clock.turn(days=3980)  # and is wrong again; what was doubted before does not count
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
+    assert keys(sealed_store) == ["anna", "bob"]
+    clock.turn(hours=24)
+    assert retention.sweep().expired == {"people": 2}
+
+
+def test_a_leap_keeps_nobody_whom_a_backup_brought_back(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    retention: Retention,
+    clock: Clock,
+    vault: Vault,
+    new_templates: Templates,
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    with engine.connect() as connection:
+        vault.destroy([str(key_id) for (key_id,) in connection.execute(text("SELECT key_id FROM subject"))])
+    enroll(sealed_store, "bob", new_templates(1))
+    clock.turn(days=40)
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
+    assert keys(sealed_store) == ["bob"]
 
 
 # -- the rules themselves
@@ -273,3 +427,23 @@ def test_a_rule_that_is_loosened_while_the_sweep_runs_saves_the_subject(
     clock.turn(days=30)
     assert retention.erase_if_due(strict, made.subject.id)
     assert keys(sealed_store) == []
+
+
+def test_an_earlier_end_is_one_before_the_earliest_so_far() -> None:
+    day = timedelta(days=1)
+
+    def consent(until: datetime | None) -> Consent:
+        return Consent("x", NOW - day, None, until)
+
+    for stored, terms, earlier in (
+        ((None, None), Terms(), False),
+        ((None, None), Terms(expires_at=NOW), True),
+        ((None, None), Terms(consent=consent(None)), False),
+        ((None, consent(None)), Terms(consent=consent(NOW)), True),
+        ((NOW, None), Terms(expires_at=NOW), False),
+        ((NOW, None), Terms(consent=consent(NOW + day)), False),
+        ((NOW, None), Terms(consent=consent(NOW - day)), True),
+        ((NOW, consent(NOW + day)), Terms(expires_at=NOW + 2 * day, consent=consent(NOW + 2 * day)), False),
+        ((NOW + day, consent(NOW)), Terms(expires_at=None), False),
+    ):
+        assert ends_earlier(terms, expires_at=stored[0], consent=stored[1]) is earlier

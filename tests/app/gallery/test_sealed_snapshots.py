@@ -17,12 +17,14 @@ from sqlalchemy.orm import Session
 from app.gallery.consistency import check_gallery
 from app.gallery.epochs import begin_epoch
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource, SnapshotSeal
 from app.gallery.private_folder import PrivateFolder, private_base
 from app.gallery.records import NewTemplate
 from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
+from app.gallery.retention import Retention
 from app.gallery.sealed_snapshots import SealedSnapshots
 from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
@@ -429,6 +431,56 @@ def test_a_gallery_that_is_erased_leaves_nothing(machine: Machine, vault: Vault,
     assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
 
 
+def replica_in(machine: Machine, name: str, templates: list[NewTemplate]) -> GalleryReplica:
+    """Of a gallery with somebody in it, and with a snapshot."""
+    machine.store.enroll(name, "anna", templates, metadata=None, extractor=EXTRACTOR, dimension=8)
+    gallery = machine.store.gallery(name)
+    made = GalleryReplica(
+        gallery, machine.history, partial(machine.source.make, gallery), machine.source.snapshots_of(gallery)
+    )
+    made.catch_up(gallery.revision)
+    made.write_snapshot()
+    return made
+
+
+def test_of_a_gallery_whose_erasure_broke_off_or_that_a_restore_undid_nothing_stays(
+    machine: Machine, vault: Vault, tmp_path: Path, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    people = replica_in(machine, "people", new_templates(1))
+    gone = [replica_in(machine, "before", new_templates(1))]
+    begin_epoch(machine.store.engine)  # ids are long from here on, and keys have purposes of another form
+    gone.append(replica_in(machine, "after", new_templates(1)))
+    for replica in gone:
+        machine.store.delete_gallery(replica.name)  # and nothing else is told of it
+    assert len(vault.purposes("snap")) == 3
+    second = Machine(tmp_path / "two", machine.store, vault)  # it has none of the files
+    Replicas(second.store, second.history, second.source, extractor=EXTRACTOR).drop_gone()
+    assert vault.purposes("snap") == {f"snapshot {people.gallery_id}"}
+    here = Replicas(machine.store, machine.history, machine.source, extractor=EXTRACTOR)
+    forgetting.connect(follow=here.follow, erase_traces=here.erase_traces, drop_gone=here.drop_gone)
+    Retention(machine.store.engine, forgetting).sweep()
+    for folder in (machine.disk, machine.private.path):
+        assert [path.name for path in folder.glob("gallery-*")] == [f"gallery-{people.gallery_id}"]
+    assert not snapshots(people).outdated
+    second.reboot()
+
+
+def test_a_gallery_that_is_made_while_those_that_are_gone_are_looked_for_keeps_its_snapshot(
+    machine: Machine, new_templates: Templates
+) -> None:
+    replica_in(machine, "people", new_templates(1))
+    made = list[GalleryReplica]()
+
+    def present() -> set[int]:
+        there = set(machine.history.galleries())
+        made.append(replica_in(machine, "new", new_templates(1)))
+        return there
+
+    machine.source.drop_gone(present)
+    assert snapshots(made[0]).revisions == [1]
+    assert not snapshots(made[0]).outdated
+
+
 # -- the check
 
 
@@ -656,6 +708,83 @@ def test_two_machines_that_erase_at_once_end_with_snapshots_that_open(
         assert not one.holds(one.memory, templates[0])
         assert one.holds(one.memory, templates[1])
         one.reboot()
+
+
+@pytest.mark.parametrize("had_one", [True, False])
+def test_what_another_machine_erases_while_a_snapshot_is_written_is_not_sealed(
+    machine: Machine,
+    tmp_path: Path,
+    store: GalleryStore,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    had_one: bool,
+) -> None:
+    templates = new_templates(3)
+    enroll(store, "anna", templates[:1])
+    bob = enroll(store, "bob", templates[1:2])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    here.write_snapshot()
+    if had_one:
+        there.write_snapshot()
+    carl = enroll(store, "carl", templates[2:])
+    there.catch_up(3)
+    real, erasures = Snapshots._write, iter(["anna"])
+
+    def write(self: Snapshots, *arguments: Any) -> Path:
+        place = real(self, *arguments)  # in memory, with anna
+        for key in erasures:
+            store.delete_subject("people", key)
+            here.erase_snapshots()
+        return place
+
+    monkeypatch.setattr(Snapshots, "_write", write)
+    assert there.write_snapshot() == 4
+    monkeypatch.undo()
+    assert store.gallery("people").erasure is None
+    assert not second.holds(second.memory, templates[0])
+    for one in (machine, second):
+        one.reboot()
+        with Session(store.engine) as session, session.begin():
+            session.execute(delete(TemplateRow))  # what is found comes from the snapshot
+        assert found(one.replica(), templates) == [None, bob, carl]
+        one.reboot()
+
+
+def test_a_first_snapshot_of_a_machine_that_lags_has_nothing_that_was_erased(
+    machine: Machine, tmp_path: Path, store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    enroll(store, "bob", templates[1:])
+    second = Machine(tmp_path / "two", store, vault)
+    here, there = machine.replica(), second.replica()
+    here.write_snapshot()
+    store.delete_subject("people", "anna")
+    here.erase_snapshots()
+    assert there.write_snapshot() == 3
+    assert not second.holds(second.memory, templates[0])
+    second.reboot()
+
+
+def test_a_machine_that_others_erase_beside_again_and_again_writes_no_snapshot(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = machine.store.gallery("people").id
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    real = Snapshots._write
+
+    def write(self: Snapshots, *arguments: Any) -> Path:
+        vault.discard(f"snapshot {gallery}")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Snapshots, "_write", write)
+    assert leader.write_snapshot() is None
+    assert machine.sealed() == []
+    monkeypatch.undo()
+    assert leader.write_snapshot() == 1
 
 
 def test_snapshots_of_an_extractor_that_was_left_are_erased_where_there_are_no_others(

@@ -7,8 +7,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from app.gallery.database import open_engine
-from app.gallery.errors import KeyUnavailable, MasterKeyMissing
-from app.gallery.master_keys import MasterKey, MasterKeys
+from app.gallery.errors import Busy, KeyUnavailable, MasterKeyMissing
+from app.gallery.master_keys import MasterKey, MasterKeys, read_master_keys
+from app.gallery.rotation import rotate_master_key
 from app.gallery.vault import Vault, open_vault
 
 OpenAgain = Callable[[], Vault]
@@ -120,14 +121,6 @@ def test_two_first_starts_agree_on_one_master_key(open_again: OpenAgain) -> None
     assert all(one.open_keys([key.id]) == {key.id: key.secret} for one in opened)
 
 
-def rotate(vault: Vault, *, batch: int) -> None:
-    vault.masters.replace([MasterKey.make(), *vault.masters.keys])
-    vault.use_master(vault.masters.first)
-    while vault.rewrap(batch):
-        pass
-    vault.masters.replace([vault.masters.first])
-
-
 def test_a_rotation_wraps_every_key_anew_while_others_serve(any_vault: Vault) -> None:
     """Another process makes, opens and destroys keys meanwhile; none is lost, and no destroyed one comes back."""
     old = any_vault.master
@@ -147,7 +140,7 @@ def test_a_rotation_wraps_every_key_anew_while_others_serve(any_vault: Vault) ->
 
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve)
-        rotate(any_vault, batch=7)
+        rotate_master_key(any_vault, batch=7)
         rotated.set()
         served.result(60)
     assert set(any_vault.wrapped_by()) == {any_vault.master}
@@ -166,3 +159,75 @@ def test_an_interrupted_rotation_goes_on(vault: Vault, open_again: OpenAgain) ->
     assert again.open_keys([key.id for key in keys]) == {key.id: key.secret for key in keys}
     assert again.rewrap(100) == 6
     assert again.rewrap(100) == 0
+
+
+def beside(vault: Vault, file: Path) -> Vault:
+    """The same vault as another machine opens it, with a copy of the master key's file."""
+    file.write_text("\n".join(key.written for key in vault.masters.keys))
+    file.chmod(0o600)
+    return Vault(vault.engine, MasterKeys(read_master_keys(file), file=file))
+
+
+def file_of(vault: Vault) -> Path:
+    assert vault.masters.file is not None
+    return vault.masters.file
+
+
+def test_a_second_rotation_at_the_same_time_is_refused_and_no_key_is_lost(any_vault: Vault, tmp_path: Path) -> None:
+    made = any_vault.new_keys("subject", 20)
+    same = Vault(any_vault.engine, MasterKeys(any_vault.masters.keys, file=file_of(any_vault)))
+    elsewhere = beside(any_vault, tmp_path / "copy.key")
+    refused: list[str] = []
+
+    def others(_: int) -> None:
+        for other in (same, elsewhere):
+            before = file_of(other).read_text()
+            with pytest.raises(Busy, match="another rotation of the master key is under way"):
+                rotate_master_key(other)
+            refused.append(before)
+            assert file_of(other).read_text() == before
+
+    rotate_master_key(any_vault, batch=7, advance=others)
+    assert len(refused) == 6
+    assert [key.id for key in read_master_keys(file_of(any_vault))] == [any_vault.master]
+    assert set(any_vault.wrapped_by()) == {any_vault.master}
+    assert any_vault.open_keys([key.id for key in made]) == {key.id: key.secret for key in made}
+    assert [path.name for path in tmp_path.glob(".*.lock")] == []
+
+
+def test_a_rotation_with_a_file_that_another_vault_rotates_is_refused(vault: Vault, tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{(tmp_path / 'second.db').as_posix()}", timeout=30)
+    second = open_vault(engine, master_key=None, master_key_file=file_of(vault), expected=False)
+    vault.new_key("subject")
+
+    def other(_: int) -> None:
+        with pytest.raises(Busy):
+            rotate_master_key(second)
+
+    rotate_master_key(vault, keep_old=True, advance=other)
+    assert vault.master in [key.id for key in read_master_keys(file_of(vault))]
+    engine.dispose()
+
+
+def test_a_rotation_begins_with_the_file_as_it_is_now(any_vault: Vault) -> None:
+    key = any_vault.new_key("subject")
+    late = Vault(any_vault.engine, MasterKeys(any_vault.masters.keys, file=file_of(any_vault)))
+    first = rotate_master_key(any_vault)
+    second = rotate_master_key(late)  # opened before the first began
+    assert second.before == (first.master,)
+    assert [one.id for one in read_master_keys(file_of(late))] == [late.master] == [second.master]
+    assert late.open_keys([key.id]) == {key.id: key.secret}
+
+
+def test_no_key_that_the_vault_names_leaves_the_file_nor_one_that_was_added_by_hand(vault: Vault) -> None:
+    made, (old,), added = vault.new_keys("subject", 20), vault.masters.keys, MasterKey.make()
+
+    def meddle(_: int) -> None:
+        vault.use_master(old)  # as a process of another machine might, whose lock was lost
+        with file_of(vault).open("a") as file:
+            file.write(f"{added.written}\n")
+
+    rotate_master_key(vault, batch=7, advance=meddle)
+    kept = {key.id for key in read_master_keys(file_of(vault))}
+    assert {old.id, added.id, vault.master, *vault.wrapped_by()} <= kept
+    assert vault.open_keys([key.id for key in made]) == {key.id: key.secret for key in made}

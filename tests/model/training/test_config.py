@@ -20,6 +20,7 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
     [
         (SMALLEST + "speed = 3\n", "run.speed: extra inputs are not permitted"),
         (SMALLEST.replace("10", "0"), "run.steps: input should be greater than or equal to 1"),
+        (SMALLEST + "seed = -1\n", "run.seed: input should be greater than or equal to 0"),
         (SMALLEST + "[loss]\ncenter = 'median'\n", "loss.center: input should be 'none', 'paper' or 'learned'"),
         ("[run]\nsteps = 10\n", "data: field required"),
         ("steps =", "is not TOML"),

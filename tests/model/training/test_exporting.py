@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,10 @@ from model.extractor import Extractor
 from model.network_file import read_network
 from model.networks import ResidualFace
 from model.pipeline import WEIGHTS
+from model.training.checkpoint import CHECKPOINT
 from model.training.exporting import average_weights, export_network
-from model.training.loop import CHECKPOINT, Training
-from model.training.preparation import PreparedFolder
+from model.training.loop import Training
+from model.training.preparation import PreparedFolder, read_prepared, write_manifest
 from model.training.training_set import split_identities
 from tests.model.training.conftest import training_config
 
@@ -21,7 +24,8 @@ from tests.model.training.conftest import training_config
 def checkpoint(colours: PreparedFolder, folder: Path, network: torch.nn.Module, base: str = "") -> Path:
     config = training_config(data={"folders": [str(colours.folder)]}, network={"base": base})
     split = split_identities([colours], validation_people=4, test_people=0, seed=0)
-    Training(network, split, config, folder).save()
+    identity = read_card(WEIGHTS / base).identity if base else ""
+    Training(network, split, config, folder, base=identity).save()
     return folder / CHECKPOINT
 
 
@@ -89,11 +93,45 @@ def test_the_base_must_be_given_where_there_was_one(colours: PreparedFolder, tmp
         export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", data="", licence="")
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")
+def test_another_base_of_the_same_architecture_is_refused(
+    colours: PreparedFolder, tmp_path: Path, two_extractors: Path
+) -> None:
+    path = checkpoint(colours, tmp_path, read_network(WEIGHTS / "sface" / "sface.onnx"), base="sface")
 
+    with pytest.raises(ModelFileError, match=r"started from sface@\w+, not from other@"):
+        export_network(path, tmp_path / "mine", base=two_extractors / "other", share=0.5, data="", licence="")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_checkpoint_that_does_not_say_its_base_is_exported(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, read_network(WEIGHTS / "sface" / "sface.onnx"), base="sface")
+    state = torch.load(path, weights_only=True)
+    del state["base"]
+    torch.save(state, path)
+
+    export_network(path, tmp_path / "mine", base=WEIGHTS / "sface", share=0.5, data="", licence="")
+
+    assert read_card(tmp_path / "mine").architecture == "SFace"
+
+
+def test_from_scratch_there_is_nothing_to_share_with(colours: PreparedFolder, tmp_path: Path) -> None:
+    path = checkpoint(colours, tmp_path, ResidualFace())
+
+    with pytest.raises(ModelFileError, match="no base to average with"):
+        export_network(path, tmp_path / "mine", base=None, share=0.3, data="", licence="")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(b"no checkpoint")
     with pytest.raises(ModelFileError, match="is not a checkpoint"):
-        export_network(tmp_path / CHECKPOINT, tmp_path / "mine", base=None, data="", licence="")
+        export_network(path, tmp_path / "mine", base=None, data="", licence="")
+
+    for foreign in ({"state_dict": {}, "epoch": 1}, {"step": 1, "config": {}}, [1, 2]):
+        torch.save(foreign, path)
+        with pytest.raises(ModelFileError, match="is not a checkpoint"):
+            export_network(path, tmp_path / "mine", base=None, data="", licence="")
 
 
 def test_shares_measures_each_average_on_the_people_kept_out(
@@ -114,6 +152,34 @@ def test_shares_measures_each_average_on_the_people_kept_out(
     same, spoilt = rows["same"], rows["spoilt"]
     assert same[0] == same[1] == spoilt[0]
     assert spoilt[1] != spoilt[0]
+
+
+def test_shares_leaves_out_a_folder_with_too_few_people(
+    colours: PreparedFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    shutil.copytree(colours.folder, one)
+    shutil.copytree(colours.folder, other)
+    strangers = [replace(photo, person=f"another {photo.person}") for photo in colours.photos]
+    write_manifest(other, strangers, np.array(colours.embeddings))
+    folders = [read_prepared(one), read_prepared(other)]
+    config = training_config(data={"folders": [str(one), str(other)], "validation_people": 1})
+    split = split_identities(folders, validation_people=1, test_people=0, seed=0)
+    Training(ResidualFace(), split, config, tmp_path).save()
+
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["shares", str(tmp_path)])
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[0] == "| share | all, clean | all, degraded |"
+    assert "one alone has no columns: the figures need two people" in " ".join(printed.err.split())
+
+    config = training_config(data={"folders": [str(one)], "validation_people": 1})
+    Training(
+        ResidualFace(), split_identities(folders[:1], validation_people=1, test_people=0, seed=0), config, tmp_path
+    ).save()
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["shares", str(tmp_path)])
+    assert "too few photos were kept for validation" in capsys.readouterr().err
 
 
 def test_a_run_from_scratch_has_one_row_and_no_shares(

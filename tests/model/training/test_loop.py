@@ -1,5 +1,7 @@
 import dataclasses
+import errno
 import json
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -9,7 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import spawn
+from torch.utils.data import DataLoader
 
+from model.errors import ModelFileError
+from model.networks import ResidualFace
 from model.torch_device import DeviceError
 from model.training.config import ConfigError, TrainingConfig
 from model.training.loop import LOG, Step, Training, Watch
@@ -78,6 +83,59 @@ def test_an_interrupted_run_says_so_and_leaves_a_checkpoint(colours: PreparedFol
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_workers_that_still_start_live_through_ctrl_c(colours: PreparedFolder, tmp_path: Path) -> None:
+    run = training(colours, tmp_path, training_config(data={"workers": 1}))
+    earlier = set(multiprocessing.active_children())
+
+    batches = run._batches()
+    workers = set(multiprocessing.active_children()) - earlier
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGINT)
+
+    assert len(workers) == 1
+    assert len(list(batches)) == 8
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_ctrl_c_while_workers_start_ends_the_run_after_a_step(
+    colours: PreparedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = training(colours, tmp_path, training_config(data={"workers": 1}))
+    start = DataLoader.__iter__
+
+    def interrupted(loader: DataLoader[object]) -> object:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", interrupted)
+
+    assert not run.run()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == run.step == 1
+
+
+def test_a_run_whose_figures_fail_has_its_checkpoint(colours: PreparedFolder, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        training(colours, tmp_path, training_config(run={"steps": 2})).run(Watch(validated=full))
+
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 2
+
+
+def test_people_with_few_photos_do_not_steer(colours: PreparedFolder, tmp_path: Path) -> None:
+    few = dataclasses.replace(colours, photos=colours.photos[:48])
+    photos = [row for row, photo in enumerate(few.photos) if row % 6 < 3 or photo.person in split(few).train.people]
+    poor = dataclasses.replace(few, photos=tuple(few.photos[row] for row in photos), embeddings=few.embeddings[photos])
+    run = training(poor, tmp_path, training_config(run={"steps": 2}))
+
+    assert not run.steers
+    assert run.run()
+    with pytest.raises(ConfigError, match="one with more than 3 photos"):
+        run.validate()
+
+
 def test_a_checkpoint_of_other_people_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
     training(colours, tmp_path).save()
     other = split_identities([colours], validation_people=4, test_people=0, seed=1)
@@ -86,8 +144,61 @@ def test_a_checkpoint_of_other_people_is_refused(colours: PreparedFolder, tmp_pa
         Training(SmallNetwork(), other, training_config(), tmp_path).resume()
 
 
-def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path) -> None:
-    config = training_config(network={"frozen_convolutions": 1, "frozen_statistics": True})
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss": {"center": "none"}}, "trained with loss.center 'paper', not 'none'"),
+        ({"loss": {"classifier": "cosface"}}, "trained with loss.classifier 'softmax', not 'cosface'"),
+        ({"optimizer": {"kind": "sgd"}}, "trained with optimizer.kind 'adamw', not 'sgd'"),
+        ({"network": {"frozen_convolutions": 1}}, "trained with network.frozen_convolutions 0, not 1"),
+        ({"run": {"steps": 1}}, "has 2 steps already, which is more than run.steps, 1"),
+    ],
+)
+def test_a_checkpoint_that_another_config_cannot_go_on_with_is_refused(
+    colours: PreparedFolder, tmp_path: Path, changes: dict[str, dict[str, object]], sentence: str
+) -> None:
+    training(colours, tmp_path, training_config(run={"steps": 2})).run()
+
+    with pytest.raises(ConfigError, match=sentence):
+        training(colours, tmp_path, training_config(**changes)).resume()
+
+
+def test_a_checkpoint_of_another_network_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
+    training(colours, tmp_path).save()
+
+    with pytest.raises(ConfigError, match="the network 'SmallNetwork', not 'ResidualFace'"):
+        Training(ResidualFace(), split(colours), training_config(), tmp_path).resume()
+    with pytest.raises(ConfigError, match="the base '', not 'sface@1'"):
+        Training(SmallNetwork(), split(colours), training_config(), tmp_path, base="sface@1").resume()
+
+
+def test_a_damaged_checkpoint_is_refused(colours: PreparedFolder, tmp_path: Path) -> None:
+    run = training(colours, tmp_path)
+    run.save()
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["network"]["fc.bias"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ConfigError, match="does not fit this config"):
+        run.resume()
+
+    (tmp_path / "checkpoint.pt").write_bytes(b"x" * 100)
+    with pytest.raises(ModelFileError, match="is not a checkpoint"):
+        run.resume()
+
+
+def test_a_run_that_is_taken_up_has_the_weight_decay_of_its_config(colours: PreparedFolder, tmp_path: Path) -> None:
+    training(colours, tmp_path, training_config(run={"steps": 2})).run()
+
+    run = training(colours, tmp_path, training_config(optimizer={"weight_decay": 0.5}))
+
+    assert run.resume()
+    assert [group["weight_decay"] for group in run._optimizer.param_groups] == [0.5, 0, 0.5]
+    assert run.run()
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path, statistics: bool) -> None:
+    config = training_config(network={"frozen_convolutions": 1, "frozen_statistics": statistics})
     run = training(colours, tmp_path, config)
     before = weights(run.network)
 
@@ -101,6 +212,8 @@ def test_what_is_frozen_stays(colours: PreparedFolder, tmp_path: Path) -> None:
         "convolutions.1.2.weight",
         "fc.weight",
         "fc.bias",
+        *([] if statistics else [f"convolutions.1.1.{name}" for name in ("running_mean", "running_var")]),
+        *([] if statistics else ["convolutions.1.1.num_batches_tracked"]),
     }
 
 

@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,23 @@ def test_what_was_written_is_read_back(photos: Path, tmp_path: Path, networks: N
     np.testing.assert_array_equal(again.embeddings, prepared.embeddings)
 
 
+def test_no_crop_of_two_folders_of_one_person_is_written_over(tmp_path: Path, networks: Networks) -> None:
+    folders = ("Tom Cruise", "Tom_Cruise", "tom cruise")
+    for number, folder in enumerate(folders):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        pixels = data.astronaut()[: 512 - 40 * number, :: -1 if number == 1 else 1]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "photos" / folder / "1.png")
+
+    prepared = prepare(tmp_path / "photos", tmp_path / "out", networks)
+
+    assert [(photo.person, photo.file) for photo in prepared.photos] == [
+        ("Tom Cruise", f"{folder}/1.png") for folder in folders
+    ]
+    assert len({photo.crop for photo in prepared.photos}) == 3
+    crops = np.stack([read_crop(tmp_path / "out" / photo.crop) for photo in prepared.photos])
+    np.testing.assert_allclose(networks.extractor.embed(crops), prepared.embeddings, atol=1e-5)
+
+
 def test_a_second_run_goes_on_where_the_first_one_stopped(photos: Path, tmp_path: Path, networks: Networks) -> None:
     whole = prepare(photos, tmp_path / "out", networks)
     (tmp_path / "out" / "people" / "pins Eileen Collins.npz").unlink()
@@ -104,3 +122,21 @@ def test_a_folder_that_was_not_prepared_is_refused(tmp_path: Path) -> None:
 
 def test_names_are_compared_word_by_word() -> None:
     assert name_words("Robert_Downey  Jr") == name_words("robert downey jr") == ("robert", "downey", "jr")
+    assert name_words("Conan O'Brien-Smith") == ("conan", "o", "brien", "smith")
+
+
+@pytest.mark.parametrize("name", ["Renée Zellweger", "İbrahim Çelik", "Nguyễn Văn A", "Straße", "ᾳδης"])
+def test_a_name_is_one_person_in_every_form_of_unicode(name: str) -> None:
+    forms = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+
+    assert len({name_words(form) for form in forms}) == 1
+    assert len({name_words(form.casefold()) for form in forms}) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("मीरा", "मोरा"), ("कमल", "कमाल"), ("สมชาย", "สมชัย"), ("!!!", "???"), ("José", "Jose"), ("A+", "A")],
+)
+def test_two_names_are_two_people(one: str, other: str) -> None:
+    assert name_words(one) != name_words(other)
+    assert name_words(one) != () != name_words(other)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.photo_folder import DatasetError
 from model.training.preparation import PreparedFolder
-from model.training.steering import some_photos, steer
+from model.training.steering import can_steer, some_photos, steer
 from model.training.training_set import split_identities
 
 LABELS = np.repeat(np.arange(8), 10)
@@ -50,6 +51,37 @@ def test_the_equal_error_rate_is_where_misses_and_false_matches_meet() -> None:
     mated, missed = 8 * 90, 8 * 18
     non_mated, false = 80 * 70, 2 * 81 + 8 * 7
     assert figures.clean.eer == pytest.approx((missed / mated + false / non_mated) / 2)
+
+
+def test_a_division_without_mated_probes_does_not_count() -> None:
+    """Of eight people one has more than the three photos that are enrolled: strangers alone are left if he is none."""
+    kept = np.concatenate([np.arange(10), *(np.arange(10 * person, 10 * person + 3) for person in range(1, 8))])
+
+    figures = steer(people(0.05)[kept], people(0.05, 1)[kept], LABELS[kept])
+
+    assert (figures.clean.fnir, figures.degraded.fnir) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "labels", [np.arange(8).repeat(3), np.zeros(9, np.int64), np.zeros(0, np.int64)], ids=["poor", "one", "none"]
+)
+def test_photos_that_cannot_give_the_figures_are_refused(labels: NDArray[np.int64]) -> None:
+    rows = people(0.05)[: len(labels)]
+
+    assert not can_steer(labels)
+    with pytest.raises(DatasetError, match="more than 3 photos"):
+        steer(rows, rows, labels)
+
+
+def test_a_tie_for_rank_one_is_a_miss() -> None:
+    twins = np.eye(8, dtype=np.float32)[np.where(LABELS == 1, 0, LABELS)]
+
+    figures = steer(twins, twins, LABELS)
+
+    # Neither is enrolled; one is, and the other is a stranger at distance 0, so that nothing is accepted; both tie.
+    missed = {0: 0.0, 1: 1.0, 2: 0.5}
+    enrolled = [set(np.random.default_rng(split).permutation(8)[:4].tolist()) for split in range(20)]
+    assert figures.clean.fnir == pytest.approx(np.mean([missed[len({0, 1} & people)] for people in enrolled]))
 
 
 def test_some_photos_are_so_many_of_each_person(colours: PreparedFolder) -> None:

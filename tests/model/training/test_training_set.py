@@ -50,6 +50,45 @@ def test_flagged_and_refused_photos_are_left_out(colours: PreparedFolder) -> Non
     assert len(split.train.paths) == 70
 
 
+def test_who_has_one_photo_takes_nobodys_place(colours: PreparedFolder) -> None:
+    few = {"person 1", "person 4", "person 7"}
+    photos = tuple(
+        replace(photo, flag="far from own center")
+        if photo.person in few and not photo.file.endswith("/0.jpg")
+        else photo
+        for photo in colours.photos
+    )
+    poor = replace(colours, photos=photos)
+
+    for seed in range(4):
+        split = split_identities([poor], validation_people=3, test_people=2, seed=seed)
+        people = [part.people for part in (split.train, split.validation, split.test)]
+        assert [len(names) for names in people] == [4, 3, 2]
+        assert not few & set().union(*people)
+
+
+def test_one_photo_in_each_of_two_folders_are_two(colours: PreparedFolder) -> None:
+    single = replace(
+        colours,
+        photos=tuple(
+            replace(photo, flag="" if photo.file.endswith("/0.jpg") else "far from own center")
+            for photo in colours.photos
+        ),
+    )
+
+    split = split_identities([single, replace(single)], validation_people=2, test_people=0, seed=0)
+
+    assert len(split.train.paths) + len(split.validation.paths) == 24
+    assert len(split.validation.people) == 2
+
+
+def test_folders_of_two_extractors_are_refused(colours: PreparedFolder) -> None:
+    narrow = replace(colours, embeddings=colours.embeddings[:, :4])
+
+    with pytest.raises(DatasetError, match="embeddings of 4 and 8 numbers"):
+        split_identities([colours, narrow], validation_people=0, test_people=0, seed=0)
+
+
 def test_keeping_everybody_out_is_refused(colours: PreparedFolder) -> None:
     with pytest.raises(DatasetError, match="fewer than two people remain"):
         split_identities([colours], validation_people=11, test_people=0, seed=0)
