@@ -138,9 +138,9 @@ class Identifier:
         found = self._store.gallery(normalise_gallery_name(gallery))
         for _ in range(_LOOKS):
             replica = self._replicas.of(found)
-            behind = replica.applied_revision < found.revision
+            behind = replica.point != found.point
             with stage("replay"):
-                replica.catch_up(found.revision)
+                replica.catch_up(*found.point)
             with stage("search"):
                 ranked = replica.search(embeddings, top_k=top_k, rule=self._rule)
             if behind:  # rows may have been read after the gallery moved to another extractor

@@ -133,10 +133,11 @@ class Upkeep:
         self._kept = {one: kept for one, kept in self._kept.items() if one in galleries}
 
     def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
-        if gallery is None or gallery.extractor != replica.extractor:
-            self._let_go(replica, gone=gallery is None)
+        here = gallery is not None and replica.is_of(gallery)
+        if gallery is None or not here or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=not here)
             return
-        replica.follow(gallery.revision, self._ended.is_set)
+        replica.follow(*gallery.point, given_up=self._ended.is_set)
         if replica.applied_revision < 0:
             return
         if replica.rebuild_wanted:  # every process, whether it leads or not
@@ -196,7 +197,7 @@ class Upkeep:
             return
         due = replica.applied_revision != kept.revision
         if not due and time.monotonic() - kept.asked >= interval:
-            due, kept.asked = snapshots.outdated, time.monotonic()
+            due, kept.asked = snapshots.outdated or self._found(replica) != kept.revision, time.monotonic()
         if due:
             self._write(replica)
 

@@ -60,7 +60,7 @@ class Process:
         self.upkeep = Upkeep(lambda: list(self.served), self.history, source, drop=self.served.remove, pause=0.01)
 
     def find(self, templates: list[NewTemplate]) -> list[int | None]:
-        self.replica.catch_up(self.store.gallery("people").revision)
+        self.replica.catch_up(*self.store.gallery("people").point)
         return self.found(templates)
 
     def found(self, templates: list[NewTemplate]) -> list[int | None]:
