@@ -1,8 +1,8 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -62,11 +62,14 @@ class Replicas:
             drop=self._let_go,
             chores=[*chores, self.follow_again, *leftovers],
         )
+        served = list[tuple[Gallery, GalleryReplica]]()
         for gallery in self._store.galleries():
-            try:
-                self.of(gallery).follow(*gallery.point)
-            except FacegalleryError as error:
-                _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+            with _refusing(gallery):
+                served.append((gallery, self.of(gallery)))
+        self._upkeep.announce()  # before they are read: what comes meanwhile is not dropped
+        for gallery, replica in served:
+            with _refusing(gallery):
+                replica.follow(*gallery.point)
         self._upkeep.start()
 
     def stop(self) -> None:
@@ -255,6 +258,15 @@ class Replicas:
         # A command has no upkeep: either it leads, or a service does.
         leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
         return replica.erase_snapshots() if leads else None
+
+
+@contextmanager
+def _refusing(gallery: Gallery) -> Iterator[None]:
+    """Log a gallery that cannot be served, and go on with the others."""
+    try:
+        yield
+    except FacegalleryError as error:
+        _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
 
 
 def _behind(applied: Point, present: Point | None) -> int:

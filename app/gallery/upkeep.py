@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.gallery.follower_reports import FollowerReports
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.records import Gallery
@@ -22,7 +23,6 @@ from model.errors import FacegalleryError
 _log = structlog.get_logger()
 _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
-_REPORTS = 30.0  # seconds between two reports to other processes
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
 
@@ -86,13 +86,17 @@ class Upkeep:
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._kept: dict[int, _Kept] = {}
-        self._reported = 0.0
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
+        self._reports = FollowerReports(self.name, replicas, history, quietly=self._quietly)
+
+    def announce(self) -> None:
+        """Have others keep what the replicas need that are about to be loaded, or are there."""
+        self._reports.start()
 
     def start(self) -> None:
-        """Begin."""
-        for replica in self._replicas():
-            self._quietly(self._report, replica)
+        """Begin, where nothing was announced with that as well."""
+        if not self._reports.started:
+            self.announce()
         self._thread.start()
 
     def stop(self) -> None:
@@ -104,7 +108,7 @@ class Upkeep:
             self._quietly(self._last_snapshot, replica)
             if replica.snapshots is not None:
                 replica.snapshots.resign()
-        self._quietly(lambda: self._history.leave([self.name]))
+        self._reports.stop()
 
     def tick(self) -> None:
         """Look at every gallery once, and do the other chores."""
@@ -112,10 +116,7 @@ class Upkeep:
         for chore in self._chores:
             self._quietly(chore)
         INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
-        if time.monotonic() - self._reported >= _REPORTS:
-            self._reported = time.monotonic()
-            for replica in self._replicas():
-                self._quietly(self._report, replica)
+        self._reports.look()
 
     def _run(self) -> None:
         # Of this thread alone, on Linux: a search that wants the processor has it.
@@ -137,6 +138,8 @@ class Upkeep:
         if gallery is None or not here or gallery.extractor != replica.extractor:
             self._let_go(replica, gone=not here)
             return
+        if replica.applied_revision < 0:
+            self._reports.report(replica)
         replica.follow(*gallery.point, given_up=self._ended.is_set)
         if replica.applied_revision < 0:
             return
@@ -234,13 +237,6 @@ class Upkeep:
     @staticmethod
     def _found(replica: GalleryReplica) -> int:
         return replica.snapshots.lasting if replica.snapshots is not None else -1
-
-    def _report(self, replica: GalleryReplica) -> None:
-        self._history.report(replica.gallery_id, self.name, replica.applied_revision)
-        if replica.snapshots is not None and (revision := self._found(replica)) >= 0:
-            place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
-            self._history.report(replica.gallery_id, place, revision)
-        self._history.prune(replica.gallery_id)
 
     def _quietly(self, work: Callable[..., object], *arguments: object) -> None:
         """Do it, and live on if it fails: the next look tries again."""
