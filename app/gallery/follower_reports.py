@@ -6,10 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.history import GalleryHistory
 from app.gallery.replica import GalleryReplica
 
 _EVERY = 30.0  # seconds between two reports
+_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
+_LAST_PIECE = 2.0  # seconds for the report that is under way then
 
 
 class FollowerReports:
@@ -38,6 +41,7 @@ class FollowerReports:
         self._quietly = quietly
         self._reported = float("-inf")
         self._ended = threading.Event()
+        self._limit = WaitLimit()
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="reports", daemon=True)
 
@@ -54,8 +58,9 @@ class FollowerReports:
     def stop(self) -> None:
         """Report no more, and be no follower any more."""
         self._ended.set()
+        self._limit.cut(_LAST_ANSWER)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_LAST_PIECE)
         self._quietly(self._history.leave, [self._name])
 
     def report_all(self) -> None:
@@ -78,5 +83,6 @@ class FollowerReports:
         self._history.prune(replica.gallery_id)
 
     def _run(self) -> None:
-        while not self._ended.wait(_EVERY):
-            self.report_all()
+        with waiting_at_most(self._limit):
+            while not self._ended.wait(_EVERY):
+                self.report_all()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.follower_reports import FollowerReports
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
@@ -25,6 +26,8 @@ _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
+_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
+_LAST_PIECE = 5.0  # seconds for what is being done then
 
 
 @dataclass(slots=True)
@@ -82,6 +85,7 @@ class Upkeep:
         self._chores = chores
         self._pause = pause
         self._ended = threading.Event()
+        self._limit = WaitLimit()
         # In the caller's context, which says on whose behalf the chores are done.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
@@ -100,14 +104,22 @@ class Upkeep:
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after a last snapshot of each gallery that has changed."""
+        """End, after a last snapshot of each gallery that has changed.
+
+        What waits for a database that does not answer is given up, and what takes long otherwise is left behind: there
+        is no last snapshot then, and the next start has more to replay.
+        """
         self._ended.set()
+        self._limit.cut(_LAST_ANSWER)
         if self._thread.is_alive():
-            self._thread.join()
-        for replica in self._replicas():
-            self._quietly(self._last_snapshot, replica)
-            if replica.snapshots is not None:
-                replica.snapshots.resign()
+            self._thread.join(_LAST_PIECE)
+        if self._thread.is_alive():
+            _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
+        else:
+            for replica in self._replicas():
+                self._quietly(self._last_snapshot, replica)
+                if replica.snapshots is not None:
+                    replica.snapshots.resign()
         self._reports.stop()
 
     def tick(self) -> None:
@@ -121,8 +133,9 @@ class Upkeep:
     def _run(self) -> None:
         # Of this thread alone, on Linux: a search that wants the processor has it.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
-        while not self._ended.wait(self._pause):
-            self.tick()
+        with waiting_at_most(self._limit):
+            while not self._ended.wait(self._pause):
+                self.tick()
 
     def _tend_all(self) -> None:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
