@@ -24,6 +24,7 @@ from app.api.request_line import RequestLine
 from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.database import open_engine
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.encryption import SealedRows
 from app.gallery.errors import StorageUnwritable
 from app.gallery.forgetting import Forgetting
@@ -119,16 +120,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The application; the networks are loaded here, once, so that a damaged file stops the start."""
     settings = settings or Settings()
     set_up_logging(form=settings.log_format, level=settings.log_level)
-    service = open_service(settings)
-    gate = open_gate(settings, service.store.engine, service.store.journal)
+    with waiting_at_most(WaitLimit()):
+        service = open_service(settings)
+        gate = open_gate(settings, service.store.engine, service.store.journal)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         current_caller.set(Caller("service"))  # for what the service does of itself, such as sweeps
-        await to_thread.run_sync(note_settings, settings, service.store.engine, service.store.journal)
+        with waiting_at_most(WaitLimit()):
+            await to_thread.run_sync(note_settings, settings, service.store.engine, service.store.journal)
+            key = None if gate.keys is None else await to_thread.run_sync(gate.keys.first_key)
         if gate.keys is None:
             _log.warning("open", meaning="no key is asked for, on this machine alone; see FACEGALLERY_AUTHENTICATION")
-        elif key := await to_thread.run_sync(gate.keys.first_key):
+        elif key:
             # To people, not into the log: it is shown this once.
             print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
         await to_thread.run_sync(service.start)

@@ -24,6 +24,7 @@ from app.access.caller import present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
 from app.access.tables import AuditHeadRow, AuditRow
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
 from app.gallery.rows import Sessions
@@ -67,6 +68,7 @@ class AuditLog:
         self._patience = patience
         self._keep_days, self._clock = keep_days, clock
         self._next_pruning = time.monotonic()
+        self._limit = WaitLimit()
         self._seen = 0
         self._noted: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED)
         self._stopping = threading.Event()  # what is noted is added at once
@@ -112,6 +114,7 @@ class AuditLog:
         self._stopping.set()
         self.flush()
         self._stopped.set()
+        self._limit.cut(0)
         if lost := self._noted.unfinished_tasks:
             _log.error("audit.lost", entries=lost)
         if self._thread is not None:
@@ -312,7 +315,7 @@ class AuditLog:
         told = False
         while True:
             try:
-                with self._sessions.writing() as session:
+                with waiting_at_most(self._limit), self._sessions.writing() as session:
                     self._append(session, batch)
             except Exception as error:
                 if not told:

@@ -1,5 +1,6 @@
 """Connections to PostgreSQL that end: with a server that is gone, and in a request with one that does not answer."""
 
+import math
 import time
 from collections.abc import Collection
 from typing import Any, Self, TypeVar
@@ -8,10 +9,11 @@ from psycopg import Connection, Error, OperationalError
 from psycopg.abc import ConnParam, PQGen
 
 from app.gallery.database_failures import CANCELLED
-from app.gallery.deadline import seconds_left
+from app.gallery.deadline import WaitLimit, seconds_left, wait_limit
 
 _PROBES = 3
 _CANCEL_SECONDS = 1.0
+_FAR_LONGER_THAN_A_CONNECTION = 60.0  # seconds; what is set for connections stays then
 Answer = TypeVar("Answer")
 
 
@@ -43,8 +45,9 @@ def connection_options(timeout: float, given: Collection[str] = ()) -> dict[str,
 class BoundedConnection(Connection[Any]):
     """A connection on which a request waits no longer than it may take, or `patience` if that is more.
 
-    A server may be there and not answer, as one whose disk hangs or whose container is paused. Outside of requests
-    nothing is bounded: an export, a migration and the upkeep wait until the server goes on.
+    A server may be there and not answer, as one whose disk hangs or whose container is paused. What a service does
+    outside of requests, its start, its upkeep and its end, has a `WaitLimit`. A command has none: an export and a
+    migration wait until the server goes on.
     """
 
     patience: float = 0.0
@@ -52,8 +55,21 @@ class BoundedConnection(Connection[Any]):
 
     @classmethod
     def connect(cls, *arguments: Any, patience: float = 0.0, **options: ConnParam) -> Self:  # type: ignore[override]
-        """As `psycopg.connect`, with the patience of the connection."""
-        connection = super().connect(*arguments, **options)  # type: ignore[arg-type]
+        """As `psycopg.connect`, with the patience of the connection.
+
+        Raises:
+            OperationalError: there is no server, or no time left for it.
+        """
+        limit, begin = wait_limit(), time.monotonic()
+        if limit is not None and limit.left < _FAR_LONGER_THAN_A_CONNECTION:
+            if not limit.left:
+                raise OperationalError("the server is not waited for any more")
+            options["connect_timeout"] = math.ceil(limit.left)
+        try:
+            connection = super().connect(*arguments, **options)  # type: ignore[arg-type]
+        finally:
+            if limit is not None:
+                limit.spend(time.monotonic() - begin)
         connection.patience = patience
         return connection
 
@@ -67,17 +83,23 @@ class BoundedConnection(Connection[Any]):
         return super().wait(self._bounded(gen), *arguments, **options)
 
     def _bounded(self, gen: PQGen[Answer]) -> PQGen[Answer]:
-        begin = time.monotonic()
+        limit, begin = wait_limit(), time.monotonic()
         try:
             wanted = next(gen)
             while True:
                 ready = yield wanted
-                if not ready and seconds_left() <= 0 and time.monotonic() - begin >= self.patience:
+                if not ready and self._is_over(time.monotonic() - begin, limit):
                     raise self._given_up()
                 wanted = gen.send(ready)
         except StopIteration as end:
             answer: Answer = end.value
             return answer
+        finally:
+            if limit is not None:
+                limit.spend(time.monotonic() - begin)
+
+    def _is_over(self, waited: float, limit: WaitLimit | None) -> bool:
+        return (seconds_left() <= 0 and waited >= self.patience) or (limit is not None and waited >= limit.left)
 
     def _given_up(self) -> OperationalError:
         """Cancel the statement, which would wait on in the server for whatever it waits for, and close."""

@@ -12,6 +12,7 @@ from app.gallery.encryption import Flaw
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.owners import UNKNOWN
+from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
 from app.gallery.view import same_embeddings
@@ -83,9 +84,9 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     Writes that come meanwhile are followed, so a running service may go on.
     """
     snapshots = source.snapshots_of(gallery)
-    damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.revision, gallery.id)))
+    damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.contradiction, gallery.id)))
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if damaged else snapshots)
-    replica.catch_up(history.revision(gallery.id) or 0)
+    _follow(replica, history)
     suspects, opened = list[int](), [np.empty(0, np.int64)]
     for block in history.template_blocks(gallery.id):
         opened.append(block.ids)
@@ -114,14 +115,13 @@ def _judged(
 ) -> Consistency:
     """Look at the suspects again, until nothing was written meanwhile or they have differed every time."""
     there = {one for block in history.owner_blocks(gallery.id) for one in block.ids.tolist()}
-    replica.catch_up(history.revision(gallery.id) or 0)
+    _follow(replica, history)
     surplus, uncounted = _not_in(there, replica)
     found = _Apart(*(frozenset(ids) for ids in (suspects, surplus, suspects, suspects)))
     for _ in range(_LOOKS):
-        revision = history.revision(gallery.id) or 0
-        replica.catch_up(revision)
+        point = _follow(replica, history)
         found &= _apart(gallery, history, replica, suspects, surplus)
-        if history.revision(gallery.id) == revision:
+        if history.point(gallery.id) == point:
             break
     closed = _unreadable(gallery, history, there - set(opened.tolist()))
     return Consistency(
@@ -135,6 +135,14 @@ def _judged(
         closed,
         _forgotten(history, closed),
     )
+
+
+def _follow(replica: GalleryReplica, history: GalleryHistory) -> Point | None:
+    """Bring a replica up to date; answers to where, None where the gallery is gone."""
+    point = history.point(replica.gallery_id)
+    if point is not None:
+        replica.catch_up(*point)
+    return point
 
 
 def _not_in(there: set[int], replica: GalleryReplica) -> tuple[list[int], int]:

@@ -13,6 +13,9 @@ from contextvars import ContextVar
 
 from app.gallery.errors import TimedOut
 
+BACKGROUND_SECONDS = 300.0
+"""What a service waits for one answer of the database outside of requests."""
+
 
 class Deadline:
     """A moment by the monotonic clock that can be put off."""
@@ -51,6 +54,53 @@ def seconds_left() -> float:
     """Seconds until the deadline; infinite without one (a lock waits at most `threading.TIMEOUT_MAX`)."""
     deadline = _deadline.get()
     return math.inf if deadline is None else deadline.left
+
+
+class WaitLimit:
+    """How long work outside of requests waits for the database's answers.
+
+    A request has a deadline; what the service does of itself may take hours and has none, but no single answer does.
+
+    Args:
+        each: seconds for one answer.
+        total: seconds for all together, which `cut` may shorten at any moment, from any thread.
+    """
+
+    __slots__ = ("_each", "_left")
+
+    def __init__(self, each: float = BACKGROUND_SECONDS, total: float = math.inf) -> None:
+        self._each, self._left = each, total
+
+    @property
+    def left(self) -> float:
+        """Seconds that the next answer may take."""
+        return min(self._each, self._left)
+
+    def spend(self, seconds: float) -> None:
+        """Count what was waited."""
+        self._left = max(0.0, self._left - seconds)
+
+    def cut(self, seconds: float) -> None:
+        """Wait no longer than so many seconds from now on, all answers together."""
+        self._left = min(self._left, seconds)
+
+
+_limit: ContextVar[WaitLimit | None] = ContextVar("wait limit", default=None)
+
+
+@contextmanager
+def waiting_at_most(limit: WaitLimit) -> Iterator[None]:
+    """Give the work inside a limit of what it waits for the database."""
+    token = _limit.set(limit)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def wait_limit() -> WaitLimit | None:
+    """The limit of the present work, None where there is none, as in a command."""
+    return _limit.get()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """GalleryHistory: what a process's index is built from and follows."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.gallery.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.rows import (
     EMBEDDING,
@@ -48,11 +50,12 @@ class GalleryHistory:
         while True:
             with self._sessions.reading() as session:
                 rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
+                point = _point(session, gallery_id)  # after the rows, and by the same connection
             if not rows:
                 return
             block = template_block(rows, self._seals, dimension=dimension)
             if len(block.ids):
-                yield block
+                yield replace(block, point=point)
             after = rows[-1].id
 
     def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
@@ -67,9 +70,10 @@ class GalleryHistory:
             )
             with self._sessions.reading() as session:
                 rows = np.array(session.execute(query).all(), np.int64).reshape(-1, 2)
+                point = _point(session, gallery_id)  # after the rows, and by the same connection
             if not len(rows):
                 return
-            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy())
+            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
             after = int(rows[-1, 0])
 
     def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
@@ -128,10 +132,26 @@ class GalleryHistory:
             row = session.get(GalleryRow, gallery_id)
             return None if row is None else gallery_of(row)
 
-    def revision(self, gallery_id: int) -> int | None:
-        """The present revision of a gallery, None where it is gone."""
+    def point(self, gallery_id: int) -> Point | None:
+        """Where in its history a gallery is at present, None where it is gone."""
         with self._sessions.reading() as session:
-            return session.scalar(select(GalleryRow.revision).where(GalleryRow.id == gallery_id))
+            return _point(session, gallery_id)
+
+    def contradiction(self, gallery_id: int, point: Point) -> str | None:
+        """Why a gallery's history does not go through a point, as that of a database that was set back.
+
+        None where it does, or where nobody knows any more, as the changes from there on were dropped: who follows from
+        that point finds the gap.
+        """
+        with self._sessions.reading() as session:
+            present = _point(session, gallery_id)
+            if present is None or point.revision > present.revision:
+                return f"it is of revision {point.revision}, the gallery of {present and present.revision}"
+            next_one = (ChangeRow.gallery_id == gallery_id) & (ChangeRow.revision == point.revision + 1)
+            mark: int | None = present.mark
+            if point.revision < present.revision:
+                mark = session.scalar(select(ChangeRow.previous).where(next_one).limit(1))
+        return f"its revision {point.revision} was undone" if mark not in {None, point.mark} else None
 
     def changes(self, gallery_id: int, *, after: int, up_to: int) -> list[Change]:
         """The changes of the revisions behind `after`, up to and with `up_to`, in order.
@@ -166,6 +186,8 @@ class GalleryHistory:
                 embedding=None
                 if (value := embeddings.get(row.template_id)) is None
                 else np.frombuffer(value, EMBEDDING),
+                mark=row.mark,
+                previous=row.previous,
             )
             for row, *_ in found
         ]
@@ -246,6 +268,11 @@ class GalleryHistory:
 
 def _dimension(session: Session, gallery_id: int) -> int:
     return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
+
+
+def _point(session: Session, gallery_id: int) -> Point | None:
+    row = session.execute(select(GalleryRow.revision, GalleryRow.mark).where(GalleryRow.id == gallery_id)).one_or_none()
+    return None if row is None else Point(*row)
 
 
 def _clock(session: Session, *, ago: timedelta = timedelta(0)) -> ColumnElement[datetime]:

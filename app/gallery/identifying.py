@@ -141,9 +141,9 @@ class Identifier:
         found = self._store.gallery(normalise_gallery_name(gallery))
         for _ in range(_LOOKS):
             replica = self._replicas.of(found)
-            behind = replica.applied_revision < found.revision
+            behind = replica.point != found.point
             with stage("replay"):
-                replica.catch_up(found.revision)
+                replica.catch_up(*found.point)
             limit = self._thresholds.distance(found, threshold, replica.subjects)
             named, complete = self._named(found, replica, embeddings, top_k, None if all_candidates else limit)
             if behind:  # rows may have been read after the gallery moved to another extractor

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.consent import NO_RULES, Consent, PrivacyRules, RuleChanges
+from app.gallery.points import Point
 from app.gallery.policy import ThresholdPolicy
 from model.quality import Quality
 
@@ -31,6 +32,12 @@ class Gallery:
     created_at: datetime
     privacy: PrivacyRules = NO_RULES
     erasure: str | None = None
+    mark: int = 0
+
+    @property
+    def point(self) -> Point:
+        """Where in its history the gallery is."""
+        return Point(self.revision, self.mark)
 
 
 class GalleryChanges(RuleChanges, total=False):
@@ -99,30 +106,40 @@ class Page(Generic[Item]):
 
 @dataclass(frozen=True, slots=True)
 class TemplateBlock:
-    """Templates for an index: ids and subject ids of shape (N,), int64; embeddings of shape (N, D), float32."""
+    """Templates for an index: ids and subject ids of shape (N,), int64; embeddings of shape (N, D), float32.
+
+    Nothing in it is newer than `point`, where that is known.
+    """
 
     ids: NDArray[np.int64]
     subject_ids: NDArray[np.int64]
     embeddings: NDArray[np.float32]
+    point: Point | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerBlock:
-    """Templates and their subjects: both of shape (N,), int64."""
+    """Templates and their subjects: both of shape (N,), int64; nothing in it is newer than `point`."""
 
     ids: NDArray[np.int64]
     subject_ids: NDArray[np.int64]
+    point: Point | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One entry of a gallery's history; an `add` whose template is gone by now has no embedding."""
+    """One entry of a gallery's history; an `add` whose template is gone by now has no embedding.
+
+    `mark` is that of its revision, `previous` that of the revision before.
+    """
 
     revision: int
     kind: Literal["add", "remove", "rebuild"]
     template_id: int
     subject_id: int
     embedding: NDArray[np.float32] | None
+    mark: int
+    previous: int
 
 
 @dataclass(frozen=True, slots=True)

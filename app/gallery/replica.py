@@ -8,17 +8,19 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from app.gallery.course import Gap, Undone
 from app.gallery.deadline import holding
 from app.gallery.errors import Busy
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.owners import TemplateOwners
+from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import KeyDestroyed
 from app.gallery.snapshots import Snapshots
 from app.gallery.view import View
-from app.gallery.view_source import Gap, GivenUp, ViewSource, never
+from app.gallery.view_source import GivenUp, ViewSource, never
 
 _TRIES = 3  # at a snapshot during which other machines erase something
 _log = structlog.get_logger()
@@ -29,7 +31,8 @@ class GalleryReplica:
 
     `catch_up` before a search makes what any process has acknowledged visible here, with no message between processes:
     it costs nothing where the revision is the same, and replays the change rows in between where it is not. Replaying
-    is idempotent, so rows read a moment later than their revision do no harm.
+    is idempotent, so rows read a moment later than their revision do no harm. Where the database has undone what this
+    view has followed (see `Point`), it is loaded anew.
 
     Args:
         gallery: whose view this is.
@@ -69,6 +72,15 @@ class GalleryReplica:
         return self._view.revision
 
     @property
+    def point(self) -> Point:
+        """The applied revision with its mark."""
+        return self._view.point
+
+    def is_of(self, gallery: Gallery) -> bool:
+        """Whether it is that gallery's, and not one's that had its id in a history that was undone."""
+        return (self.gallery_id, self.gallery.created_at) == (gallery.id, gallery.created_at)
+
+    @property
     def subjects(self) -> int:
         """Number of subjects that have a template."""
         return self._view.owners.subjects
@@ -88,34 +100,39 @@ class GalleryReplica:
         """The present view."""
         return self._view
 
-    def catch_up(self, revision: int) -> None:
+    def catch_up(self, revision: int, mark: int | None = None) -> None:
         """Bring the index to a revision that SQL has.
+
+        Args:
+            revision: that SQL has.
+            mark: of that revision; None: whichever it has.
 
         Raises:
             Busy: it has to be built, and that takes longer than a request may wait: `follow` does it.
             TimedOut: the request is out of time; another thread was at it, and waits for the database.
         """
-        if self._view.revision == revision:
+        if self._view.is_at(revision, mark):
             return
         with holding(self._lock):
-            if not self._followed(revision):
+            if not self._followed(revision, mark):
                 if self._tended and self._source.large:
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
                 self._view = self._loaded(revision, never)
         if self._rebuild_wanted and not self._tended:
             self.rebuild()
 
-    def follow(self, revision: int, given_up: Callable[[], bool] = never) -> None:
+    def follow(self, revision: int, mark: int | None = None, *, given_up: Callable[[], bool] = never) -> None:
         """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
 
         Args:
             revision: that SQL has.
+            mark: of that revision; None: whichever it has.
             given_up: whether the process is ending; the view stays as it is then.
         """
         with self._tending:
-            while self._view.revision != revision and not given_up():
+            while not self._view.is_at(revision, mark) and not given_up():
                 with self._lock:
-                    lost = not self._followed(revision, slices=1)
+                    lost = not self._followed(revision, mark, slices=1)
                 if lost:
                     try:
                         self._switch(self._loaded(revision, given_up))
@@ -144,7 +161,7 @@ class GalleryReplica:
                 return
             self._rebuild_wanted, done = False, False  # one that is asked for from now on is another
             try:
-                done = self._switch(self._source.built(gallery.revision, fill=True, given_up=given_up))
+                done = self._switch(self._source.built(fill=True, given_up=given_up))
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
             finally:
@@ -206,7 +223,7 @@ class GalleryReplica:
         if self._rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
             return None
         anew = erase if key is None else key.before is None
-        reached = not anew or self._reached(gallery.revision)
+        reached = not anew or self._reached(gallery.point)
         written = self._to_be_written(anew=anew) if reached else None
         if written is None:
             return None
@@ -218,7 +235,7 @@ class GalleryReplica:
             here = self._source.present() is not None
             if not here:
                 snapshots.erase()
-        return written[2] if here else None
+        return written[2].revision if here else None
 
     def erase_snapshots(self) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
@@ -234,10 +251,10 @@ class GalleryReplica:
         if gallery is None:
             return 0
         with suppress(Busy):  # a view that is behind is not written below
-            self.catch_up(gallery.revision)
+            self.catch_up(*gallery.point)
         with holding(self._tending):  # one that is being written is waited for
             there = len(self.snapshots.revisions)
-            behind = self._view.revision < gallery.revision
+            behind = not self._reached(gallery.point)
             if not there or behind:
                 self.snapshots.drop()  # also the keys that an attempt before could not destroy
         if there and not behind:
@@ -254,15 +271,15 @@ class GalleryReplica:
         if self.snapshots is None or not isinstance(self._view.index, SegmentedIndex):
             return False
         with self._tending:
-            opened = self.snapshots.open_newer(self._source.present)
+            opened = self.snapshots.open_newer(self._source.contradiction)
             if opened is None:
                 return False
             return self._switch(View(*opened))
 
     # -- inside
 
-    def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, int] | None:
-        """The index, the owners and the revision of one view, or None where it is of a kind that is not kept.
+    def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, Point] | None:
+        """The index, the owners and the point of one view, or None where it is of a kind that is not kept.
 
         Args:
             anew: nothing that was erased so far is in the index's codes or saved files.
@@ -273,39 +290,44 @@ class GalleryReplica:
             with self._lock:
                 view = self._view
                 if view.index is index:  # else it was loaded anew meanwhile
-                    return index, view.owners.copy(), view.revision
+                    return index, view.owners.copy(), view.point
         return None
 
-    def _reached(self, revision: int) -> bool:
-        """Follow to a revision by replaying; whether that was enough."""
+    def _reached(self, point: Point) -> bool:
+        """Follow to a point by replaying; whether that was enough."""
         with self._lock:
-            return self._followed(revision) and self._view.revision >= revision
+            return self._followed(*point) and self._view.revision >= point.revision
 
-    def _followed(self, revision: int, *, slices: int | None = None) -> bool:
+    def _followed(self, revision: int, mark: int | None, *, slices: int | None = None) -> bool:
         """Replay what has come, or so many slices of it; False where nothing but loading helps."""
-        if self._view.revision > revision:
-            return not self._went_back()
         if self._view.revision < 0:
             return False
+        if self._view.revision >= revision and not self._view.is_at(revision, mark):
+            # Another call was faster, or SQL is behind this view: an older copy of the database has taken its place.
+            present = self._source.present()
+            if present is None or present == self._view.point:
+                return True
+            if present.revision <= self._view.revision:
+                self._warn_of_undoing(present.revision)
+                return False
+            revision = present.revision
         while self._view.revision < revision and slices != 0:
             try:
                 self._view = self._replayed(self._view, revision)
+            except Undone:
+                self._warn_of_undoing(revision)
+                return False
             except Gap:
                 _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
                 return False
             slices = None if slices is None else slices - 1
         return True
 
-    def _went_back(self) -> bool:
-        """Whether SQL is behind this view: an older copy of the database was put in its place."""
-        present = self._source.present()
-        if present is None or present >= self._view.revision:
-            return False
-        _log.warning("gallery.went_back", gallery=self.name, revision=present, applied=self._view.revision)
-        return True
+    def _warn_of_undoing(self, revision: int) -> None:
+        _log.warning("gallery.went_back", gallery=self.name, revision=revision, applied=self._view.revision)
 
     def _loaded(self, revision: int, given_up: Callable[[], bool]) -> View:
-        opened = self.snapshots.open_newest(self._source.present) if self.snapshots is not None else None
+        opened = self.snapshots.open_newest(self._source.contradiction) if self.snapshots is not None else None
         if opened is not None:
             try:
                 view = View(*opened)
@@ -313,15 +335,16 @@ class GalleryReplica:
                     view = self._replayed(view, revision)
                 return view
             except Gap:
-                _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2])
-        view = self._source.built(revision, given_up=given_up)
+                _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2].revision)
+        # An engine that may hold what this process wrote there of an undone history is filled whatever it says.
+        view = self._source.built(fill=self._view.revision >= 0, given_up=given_up)
         return self._source.without_surplus(view) if self._tended else view
 
     def _replayed(self, view: View, revision: int) -> View:
         """The view with some of the changes up to a revision; a wish for a rebuild among them is noted.
 
         Raises:
-            Gap: changes in between were pruned.
+            Gap: changes in between were pruned, or the view's own were undone.
         """
         followed, rebuild = self._source.replayed(view, revision)
         if rebuild:
@@ -340,8 +363,10 @@ class GalleryReplica:
 
     def _brought_on(self, view: View) -> View:
         present = self._source.present()
-        while present is not None and view.revision < present:
-            view = self._replayed(view, present)
+        while present is not None and view.point != present:
+            if view.revision >= present.revision:
+                raise Undone
+            view = self._replayed(view, present.revision)
         return view
 
     def _fold_owners(self) -> None:
@@ -353,7 +378,7 @@ class GalleryReplica:
             if self._view.owners is not owners:  # the view was loaded anew meanwhile
                 return
             folded.follow(owners)
-            self._view = View(self._view.index, folded, self._view.revision)
+            self._view = View(self._view.index, folded, self._view.point)
 
     def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._history.embeddings(template_ids, self._dimension)

@@ -1,8 +1,8 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -15,6 +15,7 @@ from app.gallery.extractor_check import check_extractor
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.names import normalise_gallery_name
+from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
@@ -61,11 +62,14 @@ class Replicas:
             drop=self._let_go,
             chores=[*chores, self.follow_again, *leftovers],
         )
+        served = list[tuple[Gallery, GalleryReplica]]()
         for gallery in self._store.galleries():
-            try:
-                self.of(gallery).follow(gallery.revision)
-            except FacegalleryError as error:
-                _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+            with _refusing(gallery):
+                served.append((gallery, self.of(gallery)))
+        self._upkeep.announce()  # before they are read: what comes meanwhile is not dropped
+        for gallery, replica in served:
+            with _refusing(gallery):
+                replica.follow(*gallery.point)
         self._upkeep.start()
 
     def stop(self) -> None:
@@ -93,7 +97,7 @@ class Replicas:
         check_extractor(gallery, self._extractor)
         with self._lock:
             replica = self._by_gallery.get(gallery.id)
-        if replica is not None:
+        if replica is not None and replica.is_of(gallery):
             return replica
         # An engine may take long over it, and the other galleries do not wait for that. Of two that are made at once
         # one is dropped; it has nothing of its own yet.
@@ -105,7 +109,15 @@ class Replicas:
             tended=self._upkeep is not None,
         )
         with self._lock:
-            return self._by_gallery.setdefault(gallery.id, made)
+            replica = self._by_gallery.get(gallery.id)
+            if replica is not None and replica.is_of(gallery):
+                return replica
+            self._by_gallery[gallery.id] = made
+            if replica is not None:  # of one that had the id in a history that was undone: `follow_again` forgets it
+                self._owed[gallery.id] = replica.gallery
+        if replica is not None and replica.snapshots is not None:
+            replica.snapshots.resign()
+        return made
 
     def up_to_date(self, gallery: str) -> GalleryReplica:
         """The replica of the gallery with that name, brought up to date.
@@ -115,7 +127,7 @@ class Replicas:
         """
         found = self._store.gallery(normalise_gallery_name(gallery))
         replica = self.of(found)
-        replica.catch_up(found.revision)
+        replica.catch_up(*found.point)
         return replica
 
     def _let_go(self, replica: GalleryReplica) -> None:
@@ -129,9 +141,8 @@ class Replicas:
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
-        present = {gallery.id: gallery.revision for gallery in self._store.galleries()}
-        behind = [present.get(one.gallery_id, 0) - one.applied_revision for one in self.all()]
-        return max(0, *behind) if behind else 0
+        present = {gallery.id: gallery.point for gallery in self._store.galleries()}
+        return max((_behind(one.point, present.get(one.gallery_id)) for one in self.all()), default=0)
 
     # -- after an erasure
 
@@ -193,8 +204,11 @@ class Replicas:
         """Erase what is kept of a gallery that was erased itself, and let its replica go."""
         self._indexes.forget(gone)
         with self._lock:
-            replica = self._by_gallery.pop(gone.id, None)
-        if replica is not None and replica.snapshots is not None:
+            replica = self._by_gallery.get(gone.id)
+            if replica is None or not replica.is_of(gone):  # another's, which has the id by now
+                return
+            del self._by_gallery[gone.id]
+        if replica.snapshots is not None:
             replica.snapshots.resign()
 
     def _follow_present(self, present: Gallery) -> None:
@@ -213,10 +227,10 @@ class Replicas:
             replica = self.of(present)
         if self._indexes.engine is not None:
             if replica is not None:
-                replica.catch_up(present.revision)
+                replica.catch_up(*present.point)
         elif replica is not None and replica.applied_revision >= 0:
             with suppress(Busy):  # the upkeep loads it, and misses nothing
-                replica.catch_up(present.revision)
+                replica.catch_up(*present.point)
 
     def _follow_for_others(self, present: Gallery) -> None:
         """The gallery belongs to another extractor by now: forget it, and write to the engine in place of others."""
@@ -227,7 +241,7 @@ class Replicas:
         engine = self._indexes.engine
         if engine is not None and storage_name(present) in engine.names(storage_prefix(present)):
             stranger = GalleryReplica(present, self._history, partial(self._indexes.make, present))
-            stranger.catch_up(present.revision)
+            stranger.catch_up(*present.point)
 
     def erase_traces(self, gallery: Gallery, at_once: bool) -> int | None:
         """Erase what this machine's snapshots of a gallery's index remember of what was erased.
@@ -252,3 +266,20 @@ class Replicas:
         # A command has no upkeep: either it leads, or a service does.
         leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
         return replica.erase_snapshots() if leads else None
+
+
+@contextmanager
+def _refusing(gallery: Gallery) -> Iterator[None]:
+    """Log a gallery that cannot be served, and go on with the others."""
+    try:
+        yield
+    except FacegalleryError as error:
+        _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+
+
+def _behind(applied: Point, present: Point | None) -> int:
+    """How many revisions; 1 where the number is the same, and what had it here was undone."""
+    if present is None:
+        return 0
+    undone = applied.revision == present.revision and applied.mark != present.mark
+    return max(int(undone), present.revision - applied.revision)

@@ -16,6 +16,7 @@ from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_fr
 from app.gallery.database import database_errors
 from app.gallery.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
+from app.gallery.points import new_mark
 from app.gallery.policy import policy_from_json
 from app.gallery.records import Gallery, TemplateBlock
 from app.gallery.tables import (
@@ -64,13 +65,21 @@ class Sessions:
 
 
 def record_changes(session: Session, owner: GalleryRow, kind: str, templates: Sequence[tuple[int, int]]) -> None:
-    """Raise the gallery's revision by one and write what it changed; `owner` is locked."""
+    """Raise the gallery's revision by one, with a new mark, and write what it changed; `owner` is locked."""
+    previous = owner.mark
     owner.revision += 1
+    owner.mark = new_mark()
     if kind == "remove":
         have_snapshots_erased(owner)
     session.add_all(
         ChangeRow(
-            gallery_id=owner.id, revision=owner.revision, template_id=template_id, subject_id=subject_id, kind=kind
+            gallery_id=owner.id,
+            revision=owner.revision,
+            template_id=template_id,
+            subject_id=subject_id,
+            kind=kind,
+            mark=owner.mark,
+            previous=previous,
         )
         for template_id, subject_id in templates
     )
@@ -145,6 +154,7 @@ def gallery_of(row: GalleryRow) -> Gallery:
         created_at=row.created_at,
         privacy=rules_from_json(row.privacy),
         erasure=row.erasure,
+        mark=row.mark,
     )
 
 

@@ -9,7 +9,7 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.consent import PrivacyRules, Terms, check_terms
-from app.gallery.deadline import within
+from app.gallery.deadline import WaitLimit, waiting_at_most, within
 from app.gallery.enrolling import Enroller
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
@@ -25,11 +25,13 @@ from app.gallery.retention import Retention
 from app.gallery.rows import allowed
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
+from app.gallery.try_each import try_each
 from app.gallery.verifying import Verifier
 from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"
 _log = structlog.get_logger()
+_LAST_ANSWERS = 2.0  # seconds that the end of a service waits for the database, in all
 
 
 class GalleryService:
@@ -77,24 +79,32 @@ class GalleryService:
 
     def start(self) -> None:
         """Load the index of every gallery that belongs to this extractor, and tend them all."""
-        self.indexes.drop_unused()
-        try:
-            self.replicas.drop_gone()
-        except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
-            _log.error("snapshots.not_dropped", reason=str(error))
-        self.replicas.start([self.retention.look, self.store.journal.tidy])
+        with waiting_at_most(WaitLimit()):
+            self.indexes.drop_unused()
+            try:
+                self.replicas.drop_gone()
+            except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
+                _log.error("snapshots.not_dropped", reason=str(error))
+            self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
         return self.replicas.lag()
 
     def close(self) -> None:
-        """End the upkeep, with a last snapshot of what has changed, and give all connections back."""
-        self.replicas.stop()
-        self.retention.write_seen()
-        self.indexes.close()
-        self.store.close()
-        self.forgetting.vault.close()
+        """End the upkeep, with a last snapshot of what has changed, and give all connections back.
+
+        A database that does not answer is hardly waited for: what could not be written down is lost or done by others.
+        """
+        ends = (
+            self.replicas.stop,
+            self.retention.write_seen,
+            self.indexes.close,
+            self.store.close,
+            self.forgetting.vault.close,
+        )
+        with waiting_at_most(WaitLimit(total=_LAST_ANSWERS)):
+            try_each(ends)
 
     # -- faces alone
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
+from app.gallery.points import Point
 from model.replaced_file import flush_folder
 
 _FORMAT = 2
@@ -21,8 +22,8 @@ INDEX = "index"
 """Folder of the index within a snapshot's."""
 _OWNERS = "owners.i64"
 
-Opened = tuple[SegmentedIndex, TemplateOwners, int]
-"""Index, owners, and the revision that both have, or are ahead of."""
+Opened = tuple[SegmentedIndex, TemplateOwners, Point]
+"""Index, owners, and the point of the gallery's history that both have reached, or are ahead of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class SnapshotsOfGallery:
 
 
 def write_files(
-    folder: Path, of: SnapshotsOfGallery, index: SegmentedIndex, owners: TemplateOwners, revision: int
+    folder: Path, of: SnapshotsOfGallery, index: SegmentedIndex, owners: TemplateOwners, point: Point
 ) -> int:
     """Write a snapshot into an empty folder, down to the disk; answers its templates.
 
@@ -59,7 +60,7 @@ def write_files(
     index.save(part)
     ids, subjects = (column.astype("<i8", copy=False) for column in owners.pairs())
     digest = _write(folder / _OWNERS, ids.view(np.uint8).data, subjects.view(np.uint8).data)
-    about = of.at(revision) | {"templates": len(ids), "owners_sha256": digest}
+    about = of.at(point.revision) | {"mark": point.mark, "templates": len(ids), "owners_sha256": digest}
     _write(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
     flush_folder(folder)
     return len(ids)
@@ -79,6 +80,7 @@ def read_files(
         for name, value in of.at(revision).items():
             if about.get(name) != value:
                 raise SnapshotDamaged(f"its {name} is {about.get(name)!r}, not {value!r}")
+        point = Point(revision, int(about.get("mark", 0)))  # none: from before marks were kept
         content = (folder / _OWNERS).read_bytes()
         if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
             raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
@@ -95,7 +97,7 @@ def read_files(
         missing = np.setdiff1d(ids, index.ids(), assume_unique=True)
         keep = ~np.isin(ids, missing)
         ids, subjects = ids[keep], subjects[keep]
-    return index, TemplateOwners(ids, subjects), revision
+    return index, TemplateOwners(ids, subjects), point
 
 
 def _write(path: Path, *contents: memoryview) -> str:

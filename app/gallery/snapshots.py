@@ -16,6 +16,7 @@ import structlog
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.owners import TemplateOwners
+from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import FAILURES, SealedSnapshots, SealingKey, SnapshotKeys, set_aside
 from app.gallery.snapshot_files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
@@ -103,7 +104,7 @@ class Snapshots:
         self,
         index: SegmentedIndex,
         owners: TemplateOwners,
-        revision: int,
+        point: Point,
         *,
         key: SealingKey | None = None,
         erase: bool = False,
@@ -111,9 +112,9 @@ class Snapshots:
         """Write a snapshot and drop the older ones.
 
         Args:
-            index: what is written, with its owners and the revision that both have.
+            index: what is written, with its owners and the point of the gallery's history that both have reached.
             owners: as the index.
-            revision: as the index.
+            point: as the index.
             key: of `take_key`, where they are sealed.
             erase: nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
                 copies of them do not open any more, wherever they are.
@@ -124,9 +125,9 @@ class Snapshots:
                 the earlier snapshot is still there.
         """
         try:
-            place = self._write(index, owners, revision)
+            place = self._write(index, owners, point)
             if self._sealed is not None:
-                self._sealed.write(place, revision, key or self._sealed.take_key(anew=True), alone=erase)
+                self._sealed.write(place, point.revision, key or self._sealed.take_key(anew=True), alone=erase)
             if erase:
                 self._erase_others(place)
         except BaseException:
@@ -153,14 +154,14 @@ class Snapshots:
         if self._sealed is not None:
             self._sealed.drop()
 
-    def _write(self, index: SegmentedIndex, owners: TemplateOwners, revision: int) -> Path:
+    def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         try:
-            templates = write_files(draft, self._of, index, owners, revision)
-            place = self.folder / f"{revision:020d}"
+            templates = write_files(draft, self._of, index, owners, point)
+            place = self.folder / f"{point.revision:020d}"
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
@@ -169,17 +170,18 @@ class Snapshots:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        self._known = revision
+        self._known = point.revision
         self._sweep(keep=place)
-        _log.info("snapshot.written", gallery=self._name, revision=revision, templates=templates)
+        _log.info("snapshot.written", gallery=self._name, revision=point.revision, templates=templates)
         return place
 
-    def open_newest(self, present: Callable[[], int | None]) -> Opened | None:
-        """The newest snapshot that is whole and not ahead of the gallery; others are set aside on the way.
+    def open_newest(self, contradiction: Callable[[Point], str | None]) -> Opened | None:
+        """The newest snapshot that is whole and of the gallery's history; others are set aside on the way.
 
         Args:
-            present: reads the gallery's revision. It is asked after a snapshot is seen, so that one which another
-                process has just written is not taken for one of a later past.
+            contradiction: says why the gallery's history does not go through a point, None where it does. It is asked
+                after a snapshot is seen, so that one which another process has just written is not taken for one of a
+                later past.
         """
         if self._sealed is not None:
             self._sealed.remove_open_ones()
@@ -190,10 +192,12 @@ class Snapshots:
             place = self.folder / f"{found:020d}"
 
             def look(found: int = found, place: Path = place) -> Opened | None:
-                revision = present()
-                if revision is None or found > revision:
-                    raise SnapshotDamaged(f"it is of revision {found}, the gallery of {revision}")
-                return self._open(place, found) if self._is_open(place, found) else None
+                if not self._is_open(place, found):
+                    return None
+                opened = self._open(place, found)
+                if reason := contradiction(opened[2]):
+                    raise SnapshotDamaged(reason)
+                return opened
 
             try:
                 opened = look_steadily(self._places(found), look)
@@ -208,12 +212,12 @@ class Snapshots:
                 return opened
         return None
 
-    def open_newer(self, present: Callable[[], int | None]) -> Opened | None:
+    def open_newer(self, contradiction: Callable[[Point], str | None]) -> Opened | None:
         """The newest snapshot, if it is one that this process has not seen."""
         newest = max(self.revisions, default=-1)
-        return None if newest <= self._known else self.open_newest(present)
+        return None if newest <= self._known else self.open_newest(contradiction)
 
-    def damages(self, present: Callable[[], int | None]) -> list[str]:
+    def damages(self, contradiction: Callable[[Point], str | None]) -> list[str]:
         """What is wrong with the snapshots that are there; they stay where they are."""
         found = []
         for revision in self.revisions:
@@ -222,9 +226,9 @@ class Snapshots:
                 if self._sealed is not None:
                     self._try_sealed(revision)
                 if self._is_open(self.folder / f"{revision:020d}", revision):
-                    self._open(self.folder / f"{revision:020d}", revision)
-                if revision > (present() or 0):
-                    raise SnapshotDamaged("it is ahead of the gallery")
+                    point = self._open(self.folder / f"{revision:020d}", revision)[2]
+                    if reason := contradiction(point):
+                        raise SnapshotDamaged(reason)
 
             try:
                 look_steadily(self._places(revision), look)
@@ -311,6 +315,7 @@ class Snapshots:
         return opened
 
     def _set_aside(self, place: Path, reason: str) -> None:
+        self._known = min(self._known, int(place.name) - 1)  # another of that number may be written
         if self._sealed is not None:
             shutil.rmtree(place, ignore_errors=True)  # memory is no place to keep it; the sealed copy stays to be seen
             self._sealed.set_aside(int(place.name), reason)

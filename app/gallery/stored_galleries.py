@@ -7,6 +7,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import rules_from_json
+from app.gallery.points import new_mark
 from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import GalleryChanges, GallerySize
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
@@ -23,6 +24,7 @@ def insert_gallery(session: Session, name: str, extractor: str, dimension: int, 
         "extractor": extractor,
         "dimension": dimension,
         "revision": 0,
+        "mark": new_mark(),
         "policy": None if policy is None else policy_to_json(policy),
         "created_at": now(),
     }

@@ -20,6 +20,8 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from app.gallery.points import new_mark
+
 # SQLite counts only in its INTEGER type.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
@@ -67,6 +69,7 @@ class GalleryRow(Base):
     extractor: Mapped[str] = mapped_column(String(200))
     dimension: Mapped[int]
     revision: Mapped[int] = mapped_column(BigInteger, default=0)
+    mark: Mapped[int] = mapped_column(BigInteger, default=new_mark, server_default=text("0"))  # see `Point`
     erasure: Mapped[str | None] = mapped_column(String(32))  # the last that snapshots may still have to follow
     policy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     privacy: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))  # see `PrivacyRules`
@@ -185,6 +188,8 @@ class ChangeRow(Base):
     template_id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     subject_id: Mapped[int] = mapped_column(BigInteger)
     kind: Mapped[str] = mapped_column(String(10))  # add, remove, rebuild
+    mark: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  # of the revision, see `Point`
+    previous: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))  # mark of the revision before
 
 
 class FollowerRow(Base):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from app.gallery.deadline import WaitLimit, waiting_at_most
+from app.gallery.follower_reports import FollowerReports
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.records import Gallery
@@ -22,9 +24,10 @@ from model.errors import FacegalleryError
 _log = structlog.get_logger()
 _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
-_REPORTS = 30.0  # seconds between two reports to other processes
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
+_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
+_LAST_PIECE = 5.0  # seconds for what is being done then
 
 
 @dataclass(slots=True)
@@ -82,29 +85,42 @@ class Upkeep:
         self._chores = chores
         self._pause = pause
         self._ended = threading.Event()
+        self._limit = WaitLimit()
         # In the caller's context, which says on whose behalf the chores are done.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._kept: dict[int, _Kept] = {}
-        self._reported = 0.0
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
+        self._reports = FollowerReports(self.name, replicas, history, quietly=self._quietly)
+
+    def announce(self) -> None:
+        """Have others keep what the replicas need that are about to be loaded, or are there."""
+        self._reports.start()
 
     def start(self) -> None:
-        """Begin."""
-        for replica in self._replicas():
-            self._quietly(self._report, replica)
+        """Begin, where nothing was announced with that as well."""
+        if not self._reports.started:
+            self.announce()
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after a last snapshot of each gallery that has changed."""
+        """End, after a last snapshot of each gallery that has changed.
+
+        What waits for a database that does not answer is given up, and what takes long otherwise is left behind: there
+        is no last snapshot then, and the next start has more to replay.
+        """
         self._ended.set()
+        self._limit.cut(_LAST_ANSWER)
         if self._thread.is_alive():
-            self._thread.join()
-        for replica in self._replicas():
-            self._quietly(self._last_snapshot, replica)
-            if replica.snapshots is not None:
-                replica.snapshots.resign()
-        self._quietly(lambda: self._history.leave([self.name]))
+            self._thread.join(_LAST_PIECE)
+        if self._thread.is_alive():
+            _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
+        else:
+            for replica in self._replicas():
+                self._quietly(self._last_snapshot, replica)
+                if replica.snapshots is not None:
+                    replica.snapshots.resign()
+        self._reports.stop()
 
     def tick(self) -> None:
         """Look at every gallery once, and do the other chores."""
@@ -112,16 +128,14 @@ class Upkeep:
         for chore in self._chores:
             self._quietly(chore)
         INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
-        if time.monotonic() - self._reported >= _REPORTS:
-            self._reported = time.monotonic()
-            for replica in self._replicas():
-                self._quietly(self._report, replica)
+        self._reports.look()
 
     def _run(self) -> None:
         # Of this thread alone, on Linux: a search that wants the processor has it.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
-        while not self._ended.wait(self._pause):
-            self.tick()
+        with waiting_at_most(self._limit):
+            while not self._ended.wait(self._pause):
+                self.tick()
 
     def _tend_all(self) -> None:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
@@ -133,10 +147,13 @@ class Upkeep:
         self._kept = {one: kept for one, kept in self._kept.items() if one in galleries}
 
     def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
-        if gallery is None or gallery.extractor != replica.extractor:
-            self._let_go(replica, gone=gallery is None)
+        here = gallery is not None and replica.is_of(gallery)
+        if gallery is None or not here or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=not here)
             return
-        replica.follow(gallery.revision, self._ended.is_set)
+        if replica.applied_revision < 0:
+            self._reports.report(replica)
+        replica.follow(*gallery.point, given_up=self._ended.is_set)
         if replica.applied_revision < 0:
             return
         if replica.rebuild_wanted:  # every process, whether it leads or not
@@ -196,7 +213,7 @@ class Upkeep:
             return
         due = replica.applied_revision != kept.revision
         if not due and time.monotonic() - kept.asked >= interval:
-            due, kept.asked = snapshots.outdated, time.monotonic()
+            due, kept.asked = snapshots.outdated or self._found(replica) != kept.revision, time.monotonic()
         if due:
             self._write(replica)
 
@@ -233,13 +250,6 @@ class Upkeep:
     @staticmethod
     def _found(replica: GalleryReplica) -> int:
         return replica.snapshots.lasting if replica.snapshots is not None else -1
-
-    def _report(self, replica: GalleryReplica) -> None:
-        self._history.report(replica.gallery_id, self.name, replica.applied_revision)
-        if replica.snapshots is not None and (revision := self._found(replica)) >= 0:
-            place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
-            self._history.report(replica.gallery_id, place, revision)
-        self._history.prune(replica.gallery_id)
 
     def _quietly(self, work: Callable[..., object], *arguments: object) -> None:
         """Do it, and live on if it fails: the next look tries again."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from app.gallery.index import TemplateIndex
 from app.gallery.owners import TemplateOwners
+from app.gallery.points import Point
 from app.gallery.records import Change
 
 _HALF_PRECISION = 1e-3  # distance between an embedding and its half-precision copy
@@ -16,11 +17,20 @@ _Added = list[tuple[Change, NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a search needs, switched as one: it is true up to `revision`, and may be ahead of it."""
+    """What a search needs, switched as one: it is true up to `point`, and may be ahead of it."""
 
     index: TemplateIndex
     owners: TemplateOwners
-    revision: int
+    point: Point
+
+    @property
+    def revision(self) -> int:
+        """Revision up to which it is true."""
+        return self.point.revision
+
+    def is_at(self, revision: int, mark: int | None) -> bool:
+        """Whether it is true up to a revision and no further, of that mark where it is known."""
+        return self.point == (revision, self.point.mark if mark is None else mark)
 
 
 def same_embeddings(stored: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:

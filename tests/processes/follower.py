@@ -25,7 +25,7 @@ def main(url: str, folder: str, name: str, kind: IndexKind) -> None:
     source = IndexSource(kind=kind, folder=Path(folder), snapshot_interval=0.5)
     gallery = store.gallery(name)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
-    replica.follow(gallery.revision)
+    replica.follow(*gallery.point)
     upkeep = Upkeep(lambda: [replica], history, source)
     upkeep.start()
     print("ready", flush=True)
@@ -35,7 +35,7 @@ def main(url: str, folder: str, name: str, kind: IndexKind) -> None:
             index = replica.view.index
             print(json.dumps(isinstance(index, SegmentedIndex) and index.compressed), flush=True)
             continue
-        replica.catch_up(store.gallery(name).revision)
+        replica.catch_up(*store.gallery(name).point)
         probe = np.array([asked], np.float32)
         (found,) = replica.search(probe, top_k=1, rule="best")
         print(json.dumps([found[0].subject_id, found[0].distance] if found else None), flush=True)

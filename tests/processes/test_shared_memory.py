@@ -13,6 +13,7 @@ from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.migrations import migrate
 from app.gallery.owners import TemplateOwners
+from app.gallery.points import Point
 from app.gallery.store import GalleryStore
 from tests.processes.following import following
 
@@ -25,7 +26,7 @@ def write_snapshot(url: str, folder: str) -> None:
     migrate(engine)
     GalleryStore(engine).create_gallery("people", extractor="net@0123456789ab", dimension=DIMENSION, policy=None)
     gallery = GalleryStore(engine).gallery("people")
-    assert GalleryHistory(engine).revision(gallery.id) == 0
+    assert GalleryHistory(engine).point(gallery.id) == Point(0, gallery.mark)
     source = IndexSource(folder=Path(folder))
     index, snapshots = source.make(gallery), source.snapshots_of(gallery)
     assert isinstance(index, SegmentedIndex)
@@ -36,7 +37,7 @@ def write_snapshot(url: str, folder: str) -> None:
     index.add(ids, embeddings)
     while index.maintain():
         pass
-    snapshots.write(index, TemplateOwners(ids, ids), 0)
+    snapshots.write(index, TemplateOwners(ids, ids), gallery.point)
     np.save(Path(folder, "probe.npy"), embeddings[1000])
     engine.dispose()
 

@@ -37,7 +37,7 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
     store, history, source = parts.store, parts.history, parts.source
     gallery = store.gallery(GALLERY)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
-    replica.follow(gallery.revision)
+    replica.follow(*gallery.point)
     upkeep = Upkeep(lambda: [replica], history, source, pause=0.02)
     upkeep.start()
     file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -47,7 +47,7 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
 
     def nearest(name: str) -> Candidate:
         """Who is nearest to a template, whether it is there or not."""
-        replica.catch_up(store.gallery(GALLERY).revision)
+        replica.catch_up(*store.gallery(GALLERY).point)
         ((found,),) = replica.search(embedding_of(name)[None], top_k=1, rule="best")
         return found
 

@@ -17,6 +17,7 @@ _M, _EF_CONSTRUCTION = 16, 128
 _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
 _RETRY_SECONDS = 60.0
 _CANCEL_SECONDS = 0.2
+_SECONDS_TO_CANCEL, _LAST_SECONDS = 5.0, 1.0  # that the server may take over it
 _log = structlog.get_logger()
 
 
@@ -76,7 +77,7 @@ class GraphBuilder:
             connection = self._connections.get(table)
             if connection is not None:
                 with postgresql_errors():
-                    connection.cancel_safe(timeout=5)
+                    connection.cancel_safe(timeout=_LAST_SECONDS if self._closed else _SECONDS_TO_CANCEL)
             if not self.wait(table, pause):
                 check_deadline()
             pause *= 2

@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from app.gallery.engines.milvus_client import MilvusClient
 from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
 from app.gallery.index import RankedTemplates
-from app.gallery.index.protocol import checked
+from app.gallery.index.protocol import agrees, checked
+from app.gallery.points import BEFORE, Point
 
 POSITIONS = "facegallery_positions"
 STRONG = "Strong"
@@ -22,6 +23,7 @@ _BATCH = 5_000  # rows of one call: 2.6 MB at 128 dimensions
 _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
+_GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
 _LEAST_EF = 100  # candidates that a search of a graph keeps
 
 
@@ -135,33 +137,40 @@ class MilvusIndex:
 
     def position(self) -> int:
         """As `SharedIndex.position`."""
-        with self._errors():
-            position, self._generation = self._stored()
-        return position
+        return self.point().revision
 
-    def set_position(self, revision: int) -> None:
+    def point(self) -> Point:
+        """As `SharedIndex.point`."""
+        with self._errors():
+            point, self._generation = self._stored()
+        return point
+
+    def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
         """As `SharedIndex.set_position`.
 
         After a `clear` only who has seen the new beginning can have filled the collection since, so the position that
         another reports is passed over until then.
         """
         with self._position_lock, self._errors():
-            position, generation = self._stored()
-            if revision > position and (position >= 0 or generation == self._generation):
-                self._store(revision, generation)
+            present, generation = self._stored()
+            known = present.revision >= 0 or generation == self._generation
+            if revision <= present.revision or not known or not agrees(present, trail):
+                return present
+            self._store(Point(revision, mark), generation)
+        return Point(revision, mark)
 
-    def lower_position(self, revision: int) -> None:
-        """As `SharedIndex.lower_position`."""
+    def put_position(self, revision: int, mark: int = 0) -> None:
+        """As `SharedIndex.put_position`; passed over after another's `clear`, as `set_position`."""
         with self._position_lock, self._errors():
-            position, generation = self._stored()
-            if position > revision:
-                self._store(revision, generation)
+            present, generation = self._stored()
+            if present.revision >= 0 or generation == self._generation:
+                self._store(Point(revision, mark), generation)
 
     def clear(self) -> None:
         """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
         with self._position_lock, self._errors():
-            self._generation = uuid.uuid4().hex
-            self._store(-1, self._generation)
+            self._generation = uuid.uuid4().hex[:_GENERATION]
+            self._store(BEFORE, self._generation)
             self.client.delete(self.name, filter=_ALL, timeout=self._timeout)  # others may be writing to it
 
     # -- inside
@@ -170,7 +179,7 @@ class MilvusIndex:
         rows = self.client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
         return list(rows)
 
-    def _stored(self) -> tuple[int, str]:
+    def _stored(self) -> tuple[Point, str]:
         rows = self.client.query(
             POSITIONS,
             ids=[self.name],
@@ -178,10 +187,14 @@ class MilvusIndex:
             consistency_level=STRONG,
             timeout=self._timeout,
         )
-        return (int(rows[0]["position"]), str(rows[0]["generation"])) if rows else (-1, "")
+        if not rows:
+            return BEFORE, ""
+        generation, _, mark = str(rows[0]["generation"]).partition(":")
+        return Point(int(rows[0]["position"]), int(mark or "0", 16)), generation[:_GENERATION]
 
-    def _store(self, position: int, generation: str) -> None:
-        row = {"name": self.name, "position": position, "generation": generation, "unused": [0.0, 0.0]}
+    def _store(self, point: Point, generation: str) -> None:
+        both = f"{generation}:{point.mark:x}"
+        row = {"name": self.name, "position": point.revision, "generation": both, "unused": [0.0, 0.0]}
         self.client.upsert(POSITIONS, [row], timeout=self._timeout)
 
     def _search_all(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:

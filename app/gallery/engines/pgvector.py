@@ -128,8 +128,19 @@ def _prepared(connection: Connection) -> VectorType:
             connection.execute(
                 sql.SQL(
                     "CREATE TABLE {} (name text PRIMARY KEY, generation bigint NOT NULL DEFAULT 0, "
-                    "position bigint NOT NULL DEFAULT -1, templates bigint NOT NULL DEFAULT 0)"
+                    "position bigint NOT NULL DEFAULT -1, mark bigint NOT NULL DEFAULT 0, "
+                    "templates bigint NOT NULL DEFAULT 0)"
                 ).format(sql.Identifier(SCHEMA, "storage"))
+            )
+    (has_marks,) = _row(
+        connection,
+        "SELECT count(*) FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'mark'",
+        (f"{SCHEMA}.storage",),
+    )
+    if not has_marks:  # made by a version that kept none
+        with _right_to("change tables"):
+            connection.execute(
+                sql.SQL("ALTER TABLE {} ADD mark bigint NOT NULL DEFAULT 0").format(sql.Identifier(SCHEMA, "storage"))
             )
     return VectorType(schema=schema, vector=vector, array=array)
 

@@ -1,6 +1,6 @@
 """One gallery's vectors in a pgvector table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, r
 from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
-from app.gallery.index.protocol import checked
+from app.gallery.index.protocol import agrees, checked
+from app.gallery.points import Point
 
 _BATCH = 5_000  # rows of one statement: 2.6 MB at 128 dimensions
 _MOST_BY_GRAPH = 500  # rows that are asked of a graph; for more, every distance is computed
@@ -115,33 +116,43 @@ class PgvectorIndex:
 
     def position(self) -> int:
         """As `SharedIndex.position`."""
+        return self.point().revision
+
+    def point(self) -> Point:
+        """As `SharedIndex.point`."""
         with self._connections.one() as connection:
-            position, generation, templates = self._stored(connection, "position, generation, templates")
+            position, mark, generation, templates = self._stored(connection, "position, mark, generation, templates")
         self._generation, self._size_seen = int(generation), int(templates)
         self.builder.consider(self.name, templates=int(templates), dimension=self._dimension)
-        return int(position)
+        return Point(int(position), int(mark))
 
-    def set_position(self, revision: int) -> None:
+    def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
         """As `SharedIndex.set_position`.
 
         After a `clear` only who has seen the new beginning can have filled the table since, so the position that
         another reports is passed over until then.
         """
         with self._writing() as connection:
+            present = Point(*self._stored(connection, "position, mark"))
+            if not agrees(present, trail):
+                return present
             stored = connection.execute(
-                "UPDATE storage SET position = %s WHERE name = %s AND position < %s "
+                "UPDATE storage SET position = %s, mark = %s WHERE name = %s AND position < %s "
                 "AND (position >= 0 OR generation = %s) RETURNING templates",
-                (revision, self.name, revision, self._generation),
+                (revision, mark, self.name, revision, self._generation),
             ).fetchone()
-        if stored is not None:
-            self._size_seen = int(stored[0])
-            self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
+        if stored is None:
+            return present
+        self._size_seen = int(stored[0])
+        self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
+        return Point(revision, mark)
 
-    def lower_position(self, revision: int) -> None:
-        """As `SharedIndex.lower_position`."""
+    def put_position(self, revision: int, mark: int = 0) -> None:
+        """As `SharedIndex.put_position`; passed over after another's `clear`, as `set_position`."""
         with self._writing() as connection:
             connection.execute(
-                "UPDATE storage SET position = %s WHERE name = %s AND position > %s", (revision, self.name, revision)
+                "UPDATE storage SET position = %s, mark = %s WHERE name = %s AND (position >= 0 OR generation = %s)",
+                (revision, mark, self.name, self._generation),
             )
 
     def clear(self) -> None:

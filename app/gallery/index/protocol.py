@@ -1,10 +1,13 @@
 """What an index of templates does."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from app.gallery.points import Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +55,24 @@ class SharedIndex(TemplateIndex, Protocol):
     def position(self) -> int:
         """Revision up to which it is true; -1 before it was first filled."""
 
-    def set_position(self, revision: int) -> None:
-        """Remember the revision; a lower one than the present is passed over."""
+    def point(self) -> Point:
+        """As `position`, with the revision's mark."""
 
-    def lower_position(self, revision: int) -> None:
-        """Remember a lower revision, now that it was filled from a database that was set back; else nothing happens.
+    def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
+        """Remember the revision and its mark; a lower one than the present is passed over.
+
+        Args:
+            revision: up to which it is true.
+            mark: of that revision.
+            trail: marks by revision that were followed to get there. Where the present one is among those revisions
+                and has another mark, somebody wrote here what the database has undone since.
+
+        Returns:
+            What is remembered now. One that does not agree with the trail stays, and all is to be filled anew.
+        """
+
+    def put_position(self, revision: int, mark: int = 0) -> None:
+        """Remember the revision, now that it was filled anew, whatever the present one is, as after a fall back.
 
         A position that is too low does no harm: changes are replayed that it has already.
         """
@@ -85,3 +101,8 @@ def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | Non
     if not np.all(np.abs(lengths - 1) < 1e-3):  # false for NaN as well
         raise ValueError("embeddings must be L2-normalised")
     return vectors
+
+
+def agrees(present: Point, trail: Mapping[int, int] | None) -> bool:
+    """Whether a remembered position is one of those that were followed, or lies outside of what is known of them."""
+    return trail is None or trail.get(present.revision, present.mark) == present.mark

@@ -73,7 +73,7 @@ def test_the_same_decisions_come_back(
     def decisions(store: GalleryStore) -> list[list[tuple[str, float]]]:
         gallery = store.gallery("people")
         replica = GalleryReplica(gallery, GalleryHistory(store.engine), partial(ExactIndex, 128))
-        replica.catch_up(gallery.revision)
+        replica.catch_up(*gallery.point)
         found = replica.search(probes, top_k=5, rule="both")
         keys = store.subjects_by_id([one.subject_id for candidates in found for one in candidates])
         return [[(keys[one.subject_id].key, one.distance) for one in candidates] for candidates in found]

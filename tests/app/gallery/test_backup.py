@@ -54,7 +54,7 @@ def replica_of(store: GalleryStore, gallery: str = "people") -> GalleryReplica:
 
 def nearest(store: GalleryStore, replica: GalleryReplica, template: NewTemplate) -> str | None:
     """The key of the subject whose template the probe is."""
-    replica.catch_up(store.gallery("people").revision)
+    replica.catch_up(*store.gallery("people").point)
     ((found, *_),) = replica.search(template.embedding[None], top_k=1, rule="best")
     return store.subjects_by_id([found.subject_id])[found.subject_id].key if found.distance < 1e-6 else None
 

@@ -65,7 +65,7 @@ def test_the_same_photo_makes_a_damaged_template_whole(
     change(engine, "UPDATE template SET embedding = :value WHERE id = :id", value=b"\1damaged", id=first)
     gallery = sealed_store.gallery("people")
     replica = GalleryReplica(gallery, sealed_history, partial(ExactIndex, 8))
-    replica.catch_up(gallery.revision)
+    replica.catch_up(*gallery.point)
     assert len(replica.view.index) == 1
     again = enroll(sealed_store, "anna", [replace(one, crop=None) for one in templates])
     assert ([one.id for one in again.added], [one.id for one in again.known]) == ([first], [second])
@@ -75,7 +75,7 @@ def test_the_same_photo_makes_a_damaged_template_whole(
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM crop").scalar_one() == 2
     gallery = sealed_store.gallery("people")
-    replica.catch_up(gallery.revision)
+    replica.catch_up(*gallery.point)
     assert replica.view.index.vectors(np.array([first])).tolist() == [templates[0].embedding.tolist()]
     assert enroll(sealed_store, "anna", templates).added == ()
     assert sealed_store.gallery("people") == gallery

@@ -38,7 +38,7 @@ def gallery(store: GalleryStore, source: IndexSource, new_templates: Templates) 
     replica = GalleryReplica(
         found, GalleryHistory(store.engine), partial(source.make, found), source.snapshots_of(found)
     )
-    replica.catch_up(found.revision)
+    replica.catch_up(*found.point)
     replica.write_snapshot()
     return store
 

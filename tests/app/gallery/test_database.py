@@ -1,6 +1,7 @@
 """How the databases are set up, and what their failures are called; all failures are the databases' own."""
 
 import os
+import socket
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, event, make_url
 
 from app.gallery.database import database_errors, open_engine
-from app.gallery.deadline import within
+from app.gallery.deadline import WaitLimit, waiting_at_most, within
 from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
 from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
@@ -107,6 +108,46 @@ def test_a_postgresql_that_is_busy_for_longer_than_a_request_may_take(postgresql
                 assert not locking.done()
             holder.exec_driver_sql("SELECT pg_advisory_unlock(4711)")
             locking.result(60)
+
+
+def test_what_a_service_does_of_itself_waits_for_no_answer_for_ever(postgresql_url: str) -> None:
+    with opened(postgresql_url, timeout=60) as engine, opened(postgresql_url) as other, other.connect() as holder:
+        holder.exec_driver_sql("SELECT pg_advisory_lock(4712)")
+
+        def lock(limit: WaitLimit) -> None:
+            with waiting_at_most(limit), database_errors(), engine.connect() as late:
+                late.exec_driver_sql("SELECT pg_advisory_lock(4712)")
+
+        for limit in (WaitLimit(0.2), WaitLimit(total=0.2)):
+            with pytest.raises(Busy, match=r"^the database took too long; try again$"):
+                lock(limit)
+        with ThreadPoolExecutor(1) as pool:
+            limit = WaitLimit()
+            locking = pool.submit(lock, limit)
+            query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory' AND objid = 4712"
+            with other.connect() as asking:
+                while not asking.exec_driver_sql(query).scalar():
+                    assert not locking.done()
+                limit.cut(0)  # as when the process ends
+                with pytest.raises(Busy):
+                    locking.result(60)
+                assert asking.exec_driver_sql(query).scalar() == 0
+
+
+def test_a_service_that_ends_waits_for_no_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections, and says nothing
+        address = f"postgresql://127.0.0.1:{mute.getsockname()[1]}/gallery"
+        limit = WaitLimit(total=1)
+        with opened(address, timeout=600) as engine:
+            for _ in range(100):  # the first waits, the others do not
+                with (
+                    waiting_at_most(limit),
+                    pytest.raises(DatabaseUnavailable),
+                    database_errors(),
+                    engine.connect(),
+                ):
+                    pass
+        assert limit.left == 0
 
 
 def test_a_locked_sqlite_database_is_busy(sqlite_url: str) -> None:

@@ -156,7 +156,7 @@ def test_a_damaged_row_is_reported_and_never_named_and_the_others_go_on(
     assert [(line["event"], line["template"]) for line in logs] == [("template.tampered", one) for one in bad]
     assert damaged("tampered") == before + len(bad)
     replica = GalleryReplica(sealed_store.gallery("people"), sealed_history, partial(INDEX_KINDS["flat"], 8))
-    replica.catch_up(sealed_store.gallery("people").revision)
+    replica.catch_up(*sealed_store.gallery("people").point)
     found = replica.search(np.stack([anna.embedding, carl.embedding]), top_k=3, rule=DEFAULT_RULE)
     named = {candidate.subject_id for candidates in found for candidate in candidates}
     assert named == {

@@ -28,7 +28,7 @@ def replica_of(store: GalleryStore) -> GalleryReplica:
 
 
 def everything(store: GalleryStore, replica: GalleryReplica, templates: list[NewTemplate]) -> Answers:
-    replica.catch_up(store.gallery("people").revision)
+    replica.catch_up(*store.gallery("people").point)
     found = replica.search(np.stack([one.embedding for one in templates]), top_k=50, rule="both")
     return [[(one.subject_id, one.distance) for one in candidates] for candidates in found]
 

@@ -46,7 +46,7 @@ def search(
     top_k: int = 5,
     rule: MatchingRule = "best",
 ) -> list[list[Candidate]]:
-    replica.catch_up(store.gallery("people").revision)
+    replica.catch_up(*store.gallery("people").point)
     return replica.search(probes, top_k=top_k, rule=rule)
 
 

@@ -51,7 +51,7 @@ class Machine:
         made = GalleryReplica(
             gallery, self.history, partial(self.source.make, gallery), self.source.snapshots_of(gallery)
         )
-        made.catch_up(gallery.revision)
+        made.catch_up(*gallery.point)
         return made
 
     def reboot(self) -> None:
@@ -125,7 +125,7 @@ def test_what_a_process_that_was_killed_opened_halfway_is_removed(machine: Machi
     half = again.folder / "opening-0badcafe"
     half.mkdir()
     (half / "vectors").write_bytes(b"of somebody")
-    assert again.damages(lambda: 1) == []
+    assert again.damages(lambda _point: None) == []
     assert not half.exists()
 
 
@@ -579,7 +579,7 @@ def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(
     real, seen = SealedSnapshots.write, []
 
     def write(*arguments: Any, **named: Any) -> None:
-        opened = other.open_newest(lambda: 2)  # as it was listed before
+        opened = other.open_newest(lambda _point: None)  # as it was listed before
         seen.append(opened is not None)
         real(*arguments, **named)
 
@@ -668,7 +668,7 @@ def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
     made = GalleryReplica(
         later, machine.history, partial(machine.source.make, later), machine.source.snapshots_of(later)
     )
-    made.catch_up(later.revision)
+    made.catch_up(*later.point)
     made.write_snapshot()
     (file,) = (machine.disk / f"gallery-{later.id}").rglob("key")
     key = file.read_text()

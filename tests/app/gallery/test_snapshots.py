@@ -49,7 +49,7 @@ def replica_of(store: GalleryStore, source: IndexSource) -> GalleryReplica:
     gallery = store.gallery("people")
     history = GalleryHistory(store.engine)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery))
-    replica.catch_up(gallery.revision)
+    replica.catch_up(*gallery.point)
     return replica
 
 
@@ -282,7 +282,7 @@ def test_a_view_that_is_loaded_anew_while_its_snapshot_is_prepared_is_the_one_th
             people.append(enroll(store, "3", templates[3:]))
             with Session(store.engine) as session, session.begin():
                 session.execute(delete(ChangeRow))
-            replica.catch_up(store.gallery("people").revision)
+            replica.catch_up(*store.gallery("people").point)
         real(index)
 
     monkeypatch.setattr(SegmentedIndex, "rewrite_erased", rewrite_erased)
@@ -423,7 +423,7 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
 
         return Snapshots(source.folder or Path(), gallery, open_index)
 
-    assert read(1).damages(partial(history.revision, gallery.id)) == []
+    assert read(1).damages(partial(history.contradiction, gallery.id)) == []
     leader.write_snapshot()
     make_index = partial(source.make, gallery)
     follower = GalleryReplica(gallery, history, make_index, read(1))

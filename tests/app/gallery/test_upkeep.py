@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app.gallery.database import open_engine
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.errors import Busy
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex
@@ -60,7 +61,7 @@ class Process:
         self.upkeep = Upkeep(lambda: list(self.served), self.history, source, drop=self.served.remove, pause=0.01)
 
     def find(self, templates: list[NewTemplate]) -> list[int | None]:
-        self.replica.catch_up(self.store.gallery("people").revision)
+        self.replica.catch_up(*self.store.gallery("people").point)
         return self.found(templates)
 
     def found(self, templates: list[NewTemplate]) -> list[int | None]:
@@ -272,6 +273,53 @@ def test_a_stop_does_not_wait_for_a_first_load(
     assert history.begun.wait(60)
     process.upkeep.stop()
     assert process.replica.applied_revision == -1
+
+
+def test_a_stop_does_not_wait_for_a_database_that_does_not_answer(
+    postgresql_url: str, source: IndexSource, new_templates: Templates
+) -> None:
+    engine = open_engine(postgresql_url, timeout=30)
+    migrate(engine)
+    store = GalleryStore(engine)
+    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    enroll(store, "anna", new_templates(2))
+    process = Process(store, source)
+    process.find(new_templates(1))
+    process.upkeep.start()
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'gallery'::regclass")
+    try:
+        with engine.connect() as holder, engine.connect() as asking:
+            holder.execute(text("LOCK TABLE gallery IN ACCESS EXCLUSIVE MODE"))
+            while not asking.scalar(waiting):
+                pass
+            with waiting_at_most(WaitLimit(total=1)):
+                process.upkeep.stop()
+            assert asking.scalar(waiting) == 0
+    finally:
+        engine.dispose()
+
+
+def test_a_stop_leaves_behind_what_takes_long(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.upkeep._LAST_PIECE", 0.1)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def chore() -> None:
+        begun.set()
+        goes_on.wait(60)
+
+    process = Process(store, source)
+    upkeep = Upkeep(lambda: [process.replica], process.history, source, chores=[chore], pause=0.01)
+    upkeep.start()
+    assert begun.wait(60)
+    assert process.replica.snapshots is not None
+    before = process.replica.snapshots.revisions
+    enroll(store, "anna", new_templates(1))
+    process.find(new_templates(1))
+    upkeep.stop()
+    assert process.replica.snapshots.revisions == before
+    goes_on.set()
 
 
 def test_a_rebuild_that_cannot_be_switched_to_stays_wanted(

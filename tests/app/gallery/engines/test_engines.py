@@ -50,13 +50,29 @@ def test_an_index_remembers_how_far_it_is_true(open_shared: OpenEngine) -> None:
 def test_a_position_is_lowered_on_purpose_alone(open_shared: OpenEngine) -> None:
     gallery = new_gallery()
     index, other = open_shared().index(gallery), open_shared().index(gallery)
-    for lowered, remembered in ((0, -1), (9, 7), (7, 7), (3, 3)):
-        index.lower_position(lowered)
-        if remembered == 7:
-            index.set_position(7)
-        assert other.position() == remembered
+    for put in (7, 9, 3):
+        index.put_position(put, 10 + put)
+        assert other.point() == (put, 10 + put)
     other.set_position(4)
     assert index.position() == 4
+
+
+def test_a_position_of_another_history_is_told_and_stays(open_shared: OpenEngine) -> None:
+    gallery, large = new_gallery(), 2**63 - 1
+    index, other = open_shared().index(gallery), open_shared().index(gallery)
+    assert index.set_position(7, large, trail={}) == (7, large)
+    for trail, there in (({5: 1, 6: 2, 7: 3, 8: 4}, (7, large)), ({6: 2, 7: large, 8: 4}, (8, 4)), ({8: 1}, (8, 4))):
+        assert other.set_position(8, 4, trail=trail) == there
+        assert index.point() == there
+
+
+def test_a_position_is_not_put_by_who_has_not_seen_that_all_was_cleared(open_shared: OpenEngine) -> None:
+    gallery = new_gallery()
+    index, other = open_shared().index(gallery), open_shared().index(gallery)
+    index.put_position(7)
+    index.clear()
+    other.put_position(8)
+    assert index.position() == -1
 
 
 def test_a_cleared_index_is_as_a_new_one(open_shared: OpenEngine) -> None:

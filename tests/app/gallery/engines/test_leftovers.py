@@ -210,7 +210,7 @@ def test_what_sql_does_not_have_is_removed_when_an_index_is_mended(
     found = check_gallery(gallery, process.history, process.indexes)
     assert (found.surplus, found.whole) == (2, False)
     repair_gallery(gallery, process.history, process.indexes)
-    replica.catch_up(store.gallery("people").revision)
+    replica.catch_up(*store.gallery("people").point)
     assert held(store, shared) == {EXTRACTOR: [1]}
     assert check_gallery(store.gallery("people"), process.history, process.indexes).whole
     assert identities(replica, store, templates[:1]) == [anna]
@@ -257,7 +257,7 @@ def test_an_id_that_is_given_away_anew_while_surplus_is_removed_stays(
     index.__class__ = Meanwhile
     monkeypatch.setattr(shared, "index", lambda _gallery: index)
     process.history.request_rebuild("people")
-    replica.catch_up(store.gallery("people").revision)
+    replica.catch_up(*store.gallery("people").point)
     assert index.ids().tolist() == [1, 2]
     ((nearest,),) = search(replica, store, templates[1].embedding[None], top_k=1)
     assert nearest.distance < 1e-3

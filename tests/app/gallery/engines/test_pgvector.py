@@ -4,6 +4,7 @@ import multiprocessing
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -205,6 +206,17 @@ def test_a_server_that_is_not_there_is_said_at_once() -> None:
     address = EngineAddress("postgresql://127.0.0.1:1/none", timeout=1)
     with pytest.raises(DatabaseUnavailable, match="the database does not answer"):
         open_index_engine("pgvector", address)
+
+
+def test_positions_from_before_marks_are_kept(bare_database: tuple[str, str]) -> None:
+    address, _ = bare_database
+    gallery = new_gallery()
+    with closing(PgvectorEngine(address, timeout=5)) as before:
+        before.index(gallery).set_position(5, 77)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER TABLE {} DROP mark").format(sql.Identifier(SCHEMA, "storage")))
+    with closing(PgvectorEngine(address, timeout=5)) as after:
+        assert after.index(gallery).point() == (5, 0)
 
 
 def test_a_table_that_is_gone_is_said_and_made_again(engine: PgvectorEngine, postgresql_server: str) -> None:

@@ -15,6 +15,7 @@ from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll, identities, search
+from tests.standby import Standby
 
 OpenEngine = Callable[[], IndexEngine]
 Templates = Callable[[int], list[NewTemplate]]
@@ -139,3 +140,43 @@ def test_an_engine_that_is_ahead_of_what_a_process_knew_is_not_filled_again(
     replica.catch_up(known)
     assert identities(replica, store, templates) == [anna, bob]
     assert (replica.applied_revision, history.fills) == (2, 0)
+
+
+def test_an_engine_that_was_told_what_the_database_has_undone_is_filled_anew(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    carl, alice, dora, bob = templates = new_templates(4)
+    found = [enroll(store, "carl", [carl]), None, enroll(store, "dora", [dora])]
+    ahead, behind = replica_of(store, open_shared()), replica_of(store, open_shared())
+    assert identities(behind, store, templates[:3]) == found
+    standby = Standby(store.engine)
+    store.delete_subject("people", "dora")  # undone as well: the engine has lost who is there again
+    undone = enroll(store, "alice", [alice])
+    assert identities(ahead, store, templates[:3]) == [found[0], undone, None]
+    standby.promote()
+    store.update_subject("people", "dora", metadata={"room": 1})
+    assert enroll(store, "bob", [bob]) == undone
+    for process in (behind, ahead, started(store, open_shared())[0]):
+        assert identities(process, store, templates) == [*found, undone]
+    index = index_of(store, open_shared())
+    assert (index.point(), len(index)) == (store.gallery("people").point, 3)
+    late, history = started(store, open_shared())
+    assert identities(late, store, templates) == [*found, undone]
+    assert history.fills == 0
+
+
+def test_what_a_process_writes_too_late_into_an_engine_is_set_right(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    alice, bob = templates = new_templates(2)
+    slow, quick = replica_of(store, open_shared()), replica_of(store, open_shared())
+    assert identities(quick, store, templates) == [None, None]
+    standby = Standby(store.engine)
+    enroll(store, "alice", [alice])
+    (undone,) = store.templates("people", subject="alice", after=0, limit=1).items
+    assert identities(slow, store, templates) != [None, None]
+    standby.promote()
+    subject = enroll(store, "bob", [bob])
+    quick.catch_up(*store.gallery("people").point)
+    index_of(store, open_shared()).add(np.array([undone.id]), alice.embedding[None])  # by the slow one
+    assert identities(slow, store, templates) == identities(quick, store, templates) == [None, subject]
