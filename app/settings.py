@@ -274,7 +274,11 @@ class Settings(BaseSettings):
 def unknown_settings() -> list[str]:
     """Sentences about variables, of the environment and of `.env`, that look like settings and are none."""
     prefix = Settings.model_config["env_prefix"].lower()
-    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    given = {*EnvSettingsSource(Settings).env_vars}
+    try:
+        given |= {*DotEnvSettingsSource(Settings).env_vars}
+    except (OSError, UnicodeDecodeError):
+        return [".env cannot be read as text in UTF-8"]
     names = sorted(name.removeprefix(prefix) for name in given if name.startswith(prefix))
     return [
         f"{prefix.upper()}{name.upper()} is no setting; the nearest is {prefix.upper()}{nearest.upper()}"

@@ -1,6 +1,7 @@
 """BodyGuard: bodies that are too large, too slow, or too many at once are refused while they stream in."""
 
 import asyncio
+import codecs
 import time
 
 from fastapi.responses import JSONResponse
@@ -16,7 +17,8 @@ MAX_PLAIN_BYTES = 2**20
 the whole process waits meanwhile; no call needs a tenth of this."""
 
 
-_CHARSETS = frozenset({"ascii", "iso-8859-1", "latin-1", "latin1", "us-ascii", "utf-8", "utf8"})
+_CHARSETS = frozenset({"ascii", "cp1252", "iso8859-1", "iso8859-15", "utf-8", "utf-8-sig"})  # as Python names them
+_CHARSETS_SHOWN = "UTF-8, US-ASCII, ISO-8859-1, ISO-8859-15 or Windows-1252"
 
 
 class BodyRefused(Exception):
@@ -56,7 +58,7 @@ class BodyGuard:
         kind = headers.get("content-type", "")
         with_files = kind.partition(";")[0].strip().lower() == "multipart/form-data"
         if with_files and _charset(kind) not in _CHARSETS:
-            await problem("http", "the charset of a form is UTF-8, US-ASCII or ISO-8859-1")(scope, receive, send)
+            await problem("http", f"the charset of a form is {_CHARSETS_SHOWN}")(scope, receive, send)
             return
         max_bytes = self._max_bytes if with_files else min(self._max_bytes, MAX_PLAIN_BYTES)
         if int(declared[:20]) > max_bytes:
@@ -112,4 +114,8 @@ class BodyGuard:
 
 def _charset(content_type: str) -> str:
     """What the reader of forms will take for its charset: Python knows some that end in no text, or in none at all."""
-    return parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1").lower()
+    name = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        return codecs.lookup(name).name
+    except (LookupError, ValueError):
+        return name

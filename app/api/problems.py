@@ -95,6 +95,7 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
         (access.TooManyCalls, 429, "Too many calls", "Try again after the seconds in Retry-After."),
         (access.AuditBroken, 500, "Audit log damaged", "The operator must run `facegallery audit verify`."),
         (gallery.MasterKeyMissing, 503, "Master key missing", "The operator must give the vault's master key."),
+        (gallery.ClockDoubtful, 503, "Clock doubtful", "The operator must look at the clocks; nothing was erased."),
         (gallery.KeyUnavailable, 503, "Key unavailable", "The operator must restore the vault from its backup."),
         (gallery.TemplateTampered, 500, "Template tampered with", "Erase the template and enroll the photo again."),
         (gallery.FileTampered, 500, "Sealed file damaged", "The operator must remove it; it is made again."),

@@ -80,7 +80,7 @@ def prune_audit(
         if archive is not None:
             _write_lines(archive, audit.entries(before=moment))
         removed = audit.prune(moment)
-        if archive is not None and not removed:
+        if archive is not None and _first(archive) == next(audit.entries(), None):
             archive.unlink()  # nothing left the log, and the next run may have the name
         print(f"{removed} entries removed")
 
@@ -94,6 +94,11 @@ def _write_lines(file: Path, lines: Iterator[str]) -> None:
             os.fsync(writer.fileno())
     except OSError as error:
         raise StorageUnwritable(f"{file} cannot be written: {error.strerror}; nothing was removed") from error
+
+
+def _first(file: Path) -> str | None:
+    with file.open(encoding="utf-8") as lines:
+        return next((line.removesuffix("\n") for line in lines), None)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def check_address(host: str, port: int) -> None:
         AddressUnusable: it is none of this machine's, is taken, or not for this user.
     """
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise AddressUnusable(f"FACEGALLERY_HOST: {host} is no address of this machine ({_reason(error)})") from error
     for family, kind, protocol, _, address in found:
@@ -30,7 +30,7 @@ def check_address(host: str, port: int) -> None:
                 probe.bind(address)
             except OSError as error:
                 raise AddressUnusable(
-                    f"port {port} of {host or address[0]} cannot be listened on: {_reason(error)}; choose another with "
+                    f"port {port} of {host} cannot be listened on: {_reason(error)}; choose another with "
                     "FACEGALLERY_PORT and FACEGALLERY_HOST"
                 ) from error
 

@@ -31,7 +31,7 @@ class Exit(IntEnum):
     DONE = 0
     REFUSED = 1  # something could not be done; the message says what
     USAGE = 2  # the command's words are off
-    PARTLY = 3  # done, but some photos were refused
+    PARTLY = 3  # done but for something that was told
     STOPPED = 130  # by Ctrl-C
 
 

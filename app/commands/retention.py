@@ -13,6 +13,10 @@ retention = typer.Typer(name="retention", help="Erase people whose time is over.
 @retention.command("sweep")
 def sweep_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many are due, and erase nobody.")] = False,
+    clock_is_right: Annotated[
+        bool,
+        typer.Option("--clock-is-right", help="I have looked at the clocks: do not doubt them after a long pause."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Erase now what a running service erases every FACEGALLERY_SWEEP_INTERVAL seconds."""
@@ -20,8 +24,10 @@ def sweep_command(
         if dry_run:
             expired, came_back = service.retention.due(), 0
         else:
-            sweep = service.retention.sweep()
-            service.replicas.settle_engine()
+            try:
+                sweep = service.retention.sweep(clock_is_right=clock_is_right)
+            finally:
+                service.replicas.settle_engine()
             expired, came_back = sweep.expired, sweep.came_back
     if as_json:
         print(json.dumps({"expired": expired, "came_back": came_back}, ensure_ascii=False))

@@ -112,6 +112,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
 
 def _take_copy(file: Path, draft: Path) -> None:
     """Copy a file, which may lie where nothing can be written, and leave nothing beside it."""
+    file = file.resolve()  # a log lies beside the file, not beside a link to it
     draft.touch(0o600)
     logged = [suffix for suffix in ("-wal", "-journal") if _with_suffix(file, suffix).exists()]
     # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.

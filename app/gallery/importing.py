@@ -14,6 +14,7 @@ from typing import Any
 from app.gallery.consent import Terms
 from app.gallery.crops import encode_crop
 from app.gallery.errors import (
+    ClockDoubtful,
     ConsentRequired,
     GalleryNotFound,
     InvalidInput,
@@ -149,7 +150,7 @@ class PeopleImport:
             photos = list(group)
             try:
                 self._admit(self._gallery, subject, self._terms(subject, source, create=True, same=True))
-            except (ConsentRequired, InvalidInput) as error:
+            except (ConsentRequired, InvalidInput, ClockDoubtful) as error:
                 for photo in photos:
                     refusal = Future[_Read]()
                     reason = RefusedPhoto(photo.name, error.slug, str(error))
@@ -223,7 +224,11 @@ class PeopleImport:
                     terms=terms,
                     due=nobody_is_due if self._retention is None else self._retention.is_due_still,
                 )
-            except (ConsentRequired, KeyUnavailable) as error:  # rules may have changed since they were looked at
+            except (
+                ConsentRequired,
+                KeyUnavailable,
+                ClockDoubtful,
+            ) as error:  # rules may have changed since they were looked at
                 late = [one.photo.name for one in reads if one.face is not None]
                 refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
                 continue

@@ -17,7 +17,7 @@ from app.gallery.errors import ClockDoubtful, GalleryNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
 from app.gallery.rows import Due, Sessions, gallery_of
-from app.gallery.sweep_clock import database_clock, earlier_of, refuse_sweep
+from app.gallery.sweep_clock import believe, database_clock, doubts, earlier_of, refuse_sweep
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
@@ -80,10 +80,21 @@ class Retention:
         return end is not None and end <= self.clock()
 
     def is_due_still(self, gallery: Gallery, row: SubjectRow) -> bool:
-        """As `is_due`, by the subject's row, for who holds the gallery's lock and is about to erase or to keep it."""
-        if not _is_past(self.clock(), gallery, row):  # as a rule, and the database is not asked
+        """As `is_due`, by the subject's row, for who holds the gallery's lock and is about to erase or to keep it.
+
+        Raises:
+            ClockDoubtful: it is, by clocks that are not to be believed.
+        """
+        own = self.clock()
+        if not _is_past(own, gallery, row):  # as a rule, and the database is not asked
             return False
-        return _is_past(earlier_of(self.clock(), self._database_clock(_session_of(row))), gallery, row)
+        session = _session_of(row)
+        shared = self._database_clock(session)
+        if not _is_past(earlier_of(own, shared), gallery, row):
+            return False
+        if (doubt := doubts(session, own, shared)) is not None:
+            raise ClockDoubtful(f"the time of this subject may be over, and is not known: {doubt}")
+        return True
 
     # -- who was seen
 
@@ -118,8 +129,11 @@ class Retention:
 
     # -- the sweep
 
-    def sweep(self) -> Sweep:
+    def sweep(self, *, clock_is_right: bool = False) -> Sweep:
         """Erase every subject whose time is over, and what a restored backup brought back.
+
+        Args:
+            clock_is_right: somebody has looked at the clocks; they are not doubted.
 
         Raises:
             ClockDoubtful: the clocks are not to be believed, and nobody was erased whose time is over.
@@ -131,12 +145,12 @@ class Retention:
                 self.write_seen,
                 self._forgetting.try_again,
                 lambda: came_back.append(self._forgetting.erase_what_came_back()),
-                lambda: self._erase_expired(expired),
+                lambda: self._erase_expired(expired, clock_is_right),
             ]
         )
         return Sweep(expired, sum(came_back))
 
-    def _erase_expired(self, expired: dict[str, int]) -> None:
+    def _erase_expired(self, expired: dict[str, int], clock_is_right: bool) -> None:
         """Erase who is due, and count them by gallery.
 
         Raises:
@@ -144,7 +158,9 @@ class Retention:
         """
         with self._sessions.writing() as session:
             own, shared = self.clock(), self._database_clock(session)
-            refused = refuse_sweep(session, own, shared)
+            if clock_is_right:
+                believe(session, own, shared)
+            refused = None if clock_is_right else refuse_sweep(session, own, shared)
         if refused is not None:
             _log.error("retention.refused", reason=refused)
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
@@ -185,13 +201,12 @@ class Retention:
         self._forgetting.finish(gallery)
 
     def due(self) -> dict[str, int]:
-        """How many subjects a sweep would erase, by gallery."""
+        """How many subjects are past their time by the earlier of the clocks, by gallery."""
         self.write_seen()
         with self._sessions.reading() as session:
+            due = partial(_is_past, earlier_of(self.clock(), self._database_clock(session)))
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        counts = {
-            gallery.name: sum(len(ids) for ids in self._due_ids(gallery, self.is_due_still)) for gallery in galleries
-        }
+        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, due)) for gallery in galleries}
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:

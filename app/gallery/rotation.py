@@ -62,7 +62,7 @@ def rotate_master_key(
         while wrapped := vault.rewrap(batch):
             wrapped_in_all += wrapped
             advance(wrapped)
-        if masters.file is not None and not keep_old:
+        if masters.file is not None and not keep_old and os.access(masters.file.parent, os.W_OK):
             _drop(masters, masters.file, {key.id for key in old} - {vault.master, *vault.wrapped_by()})
         return Rotation(new.id, wrapped_in_all, tuple(key.id for key in old))
 

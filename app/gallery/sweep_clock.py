@@ -25,33 +25,55 @@ def earlier_of(own: datetime, shared: datetime | None) -> datetime:
     return own if shared is None else min(own, shared)
 
 
-def refuse_sweep(session: Session, own: datetime, shared: datetime | None) -> str | None:
-    """Why nobody may be erased by these clocks; None where it may be done, and is noted as done.
+def doubts(session: Session, own: datetime, shared: datetime | None) -> str | None:
+    """Why nobody may be erased by these clocks now; None where they are to be believed.
 
-    A sweep is refused where the machine's clock and the database's are more than an hour apart; and where more than 35
-    days have passed since the last sweep, or, before the first, since anybody was enrolled or changed. Such a leap is
-    believed when the clock still has it a day later.
+    They are not where the machine's clock and the database's are more than an hour apart; nor where more than 35 days
+    have passed since the last sweep, or, before the first, since anybody was enrolled or changed. Such a leap is
+    believed when the clock still has it a day later (see `refuse_sweep`).
+
+    Args:
+        session: of any transaction.
+        own: the present moment by this machine's clock.
+        shared: the same by the database's; None: it has none.
+    """
+    if shared is not None and abs(own - shared) > _APART:
+        return "the clocks of this machine and of the database are more than an hour apart; set the one that is wrong"
+    row, moment = session.get(SweepRow, 1), earlier_of(own, shared)
+    last = row.done_at if row is not None and row.done_at else session.scalar(select(func.max(SubjectRow.updated_at)))
+    if last is None or moment - last <= _LEAP:
+        return None
+    since = None if row is None else row.doubted_at
+    if since is None or not timedelta() <= moment - since <= _LEAP:
+        since = moment  # the doubt begins, or begins anew, as the clock has leapt again
+    if moment - since >= _DOUBTED:
+        return None
+    return (
+        f"by the clock it is {moment:%Y-%m-%d %H:%M} UTC, more than {_LEAP.days} days after the last sweep or change "
+        f"({last:%Y-%m-%d %H:%M}); set it if it is wrong, else sweeps go on from {since + _DOUBTED:%Y-%m-%d %H:%M}, or "
+        "at once with `facegallery retention sweep --clock-is-right`"
+    )
+
+
+def refuse_sweep(session: Session, own: datetime, shared: datetime | None) -> str | None:
+    """As `doubts`, and note that a sweep was done, or since when the clock is doubted.
 
     Args:
         session: of a transaction that writes, to be committed in either case.
         own: the present moment by this machine's clock.
         shared: the same by the database's; None: it has none.
     """
-    if shared is not None and abs(own - shared) > _APART:
-        return "the clocks of this machine and of the database are more than an hour apart; set the one that is wrong"
-    moment = earlier_of(own, shared)
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.execute(insert(SweepRow).values(id=1).on_conflict_do_nothing(index_elements=["id"]))
     row = session.scalars(select(SweepRow).filter_by(id=1).with_for_update()).one()
-    last = row.done_at or session.scalar(select(func.max(SubjectRow.updated_at)))
-    if last is not None and moment - last > _LEAP:
-        if row.doubted_at is None or moment < row.doubted_at:
-            row.doubted_at = moment
-        if moment - row.doubted_at < _DOUBTED:
-            return (
-                f"by the clock it is {moment:%Y-%m-%d %H:%M} UTC, more than {_LEAP.days} days after the last sweep or "
-                f"enrolment ({last:%Y-%m-%d %H:%M}); set it if it is wrong, else sweeps go on from "
-                f"{row.doubted_at + _DOUBTED:%Y-%m-%d %H:%M}"
-            )
-    row.done_at, row.doubted_at = moment, None
-    return None
+    refused, moment = doubts(session, own, shared), earlier_of(own, shared)
+    if refused is None:
+        row.done_at, row.doubted_at = moment, None
+    elif row.doubted_at is None or not timedelta() <= moment - row.doubted_at <= _LEAP:
+        row.doubted_at = moment
+    return refused
+
+
+def believe(session: Session, own: datetime, shared: datetime | None) -> None:
+    """Note that somebody has looked at the clocks: a sweep is done by the earlier of the two."""
+    session.merge(SweepRow(id=1, done_at=earlier_of(own, shared), doubted_at=None))

@@ -40,10 +40,11 @@ def test_a_setting_that_is_none_is_named(tmp_path: Path, variable: str, value: s
 
 
 def test_an_option_of_serve_that_is_none_is_named(facegallery: Facegallery) -> None:
-    for words, variable in ((("--port", "70000"), "PORT"), (("--host", " "), "HOST"), (("--host", ""), "HOST")):
-        done = facegallery("serve", *words)
+    for host in (" ", ""):
+        done = facegallery("serve", "--host", host)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-        assert done.stderr.startswith(f"error: FACEGALLERY_{variable}: ")
+        assert done.stderr.startswith("error: FACEGALLERY_HOST: ")
+    assert facegallery("serve", "--port", "70000").returncode == 2
 
 
 def test_several_settings_are_named_in_one_line(tmp_path: Path) -> None:

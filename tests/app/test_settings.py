@@ -240,3 +240,5 @@ def test_what_looks_like_a_setting_and_is_none_is_told(monkeypatch: pytest.Monke
         "FACEGALLERY_HOSTS is no setting; the nearest is FACEGALLERY_HOST",
         "FACEGALLERY_PROCESS is no setting; the nearest is FACEGALLERY_PROCESSES",
     ]
+    Path(".env").write_bytes(b"FACEGALLERY_HOST=caf\xe9\n")
+    assert unknown_settings() == [".env cannot be read as text in UTF-8"]

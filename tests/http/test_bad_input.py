@@ -176,14 +176,21 @@ def test_embeddings_that_are_none(body: str, client: TestClient, enroll: Call, p
 
 @pytest.mark.parametrize(
     "fields",
-    [{"threshold": True}, {"threshold": "1"}, {"top_k": True}, {"all_candidates": 1}, {"embedding": [True] * 128}],
+    [
+        {"threshold": True},
+        {"threshold": "1"},
+        {"top_k": True},
+        {"top_k": 1.5},
+        {"all_candidates": 1},
+        {"embedding": [True] * 128},
+    ],
     ids=str,
 )
 def test_what_is_no_number_in_json_is_not_taken_for_one(
     fields: dict[str, Any], client: TestClient, enroll: Call, portrait: bytes, gallery: str
 ) -> None:
     enroll("eileen", portrait)
-    probe = {"embedding": [0.1] * 128, "gallery": gallery, "threshold": 1, "top_k": 1}
+    probe = {"embedding": [0.1] * 128, "gallery": gallery, "threshold": 1, "top_k": 1.0}
     assert client.post("/identify", json=probe).status_code == 200
     answer = client.post("/identify", json=probe | fields)
     assert is_problem(answer, 422, "invalid-input")
@@ -293,7 +300,13 @@ def test_a_form_in_another_charset_is_refused(client: TestClient, portrait: byte
 
 @pytest.mark.parametrize(
     ("charset", "written"),
-    [("", "Zo\u00eb".encode()), ("; charset=UTF-8", "Zo\u00eb".encode()), ("; charset=Latin-1", b"Zo\xeb")],
+    [
+        ("", "Zo\u00eb".encode()),
+        ("; charset=UTF-8", "Zo\u00eb".encode()),
+        ("; charset=Latin-1", b"Zo\xeb"),
+        ("; charset=ISO_8859-1", b"Zo\xeb"),
+        ("; charset=windows-1252", b"Zo\xeb"),
+    ],
 )
 def test_names_in_a_form_of_either_charset(client: TestClient, portrait: bytes, charset: str, written: bytes) -> None:
     body = form_with_file(written + b"\x1b.jpg", portrait, field=b"images", subject=written)

@@ -384,13 +384,13 @@ def open_path(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("log", ["without a log", "with a log"])
+@pytest.mark.parametrize("log", ["without a log", "with a log", "with a log, through a link"])
 def test_a_copy_in_wal_mode_is_restored_from_a_place_where_nothing_can_be_written(
     store: GalleryStore, sqlite_url: str, new_templates: Templates, open_path: Path, log: str
 ) -> None:
     enroll(store, "anna", new_templates(2))
     closed, database = open_path / "closed", str(make_url(sqlite_url).database)
-    if log == "with a log":  # as `cp` takes it while the service is stopped halfway
+    if log != "without a log":  # as `cp` takes it while the service is stopped halfway
         shutil.copy(database, closed / "copy.db")
         shutil.copy(f"{database}-wal", closed / "copy.db-wal")
         assert (closed / "copy.db-wal").stat().st_size > 0
@@ -399,9 +399,13 @@ def test_a_copy_in_wal_mode_is_restored_from_a_place_where_nothing_can_be_writte
             source.backup(copy)
         assert (closed / "copy.db").read_bytes()[18:20] == b"\2\2"
     before = sorted(path.name for path in closed.iterdir())
+    named = closed / "copy.db"
+    if log.endswith("link"):
+        named = open_path / "latest.db"
+        named.symlink_to(closed / "copy.db")
     elsewhere = f"sqlite:///{(open_path / 'new' / 'gallery.db').as_posix()}"
     with as_somebody(closed):
-        assert restore(closed / "copy.db", elsewhere, timeout=30) == 1
+        assert restore(named, elsewhere, timeout=30) == 1
     copy_of = opened(elsewhere)
     assert copy_of.subject("people", "anna").templates == 2
     copy_of.close()

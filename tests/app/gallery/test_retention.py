@@ -205,7 +205,7 @@ def test_a_sweep_that_fails_is_not_the_last(engine: Engine, forgetting: Forgetti
     sweeps = list[str]()
 
     class Fails(Retention):
-        def sweep(self) -> Sweep:
+        def sweep(self, *, clock_is_right: bool = False) -> Sweep:
             sweeps.append("one")
             raise RuntimeError("once")
 
@@ -322,7 +322,7 @@ def test_a_leap_of_the_clock_is_believed_when_it_lasts(
     clock.turn(days=4000)  # before any sweep
     for hours in (0, 12, 11):
         clock.turn(hours=hours)
-        with pytest.raises(ClockDoubtful, match="more than 35 days after the last sweep"):
+        with pytest.raises(ClockDoubtful, match="more than 35 days after the last sweep or change"):
             retention.sweep()
     assert keys(sealed_store) == ["anna", "bob", "carl"]
     clock.turn(days=-3980)  # it was set right
@@ -331,8 +331,37 @@ def test_a_leap_of_the_clock_is_believed_when_it_lasts(
     with pytest.raises(ClockDoubtful):
         retention.sweep()
     assert keys(sealed_store) == ["anna", "bob"]
+    clock.turn(days=2)
+    clock.turn(days=40)  # and leaps once more, which is no day that has passed
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
     clock.turn(hours=24)
     assert retention.sweep().expired == {"people": 2}
+
+
+def test_a_leap_that_somebody_has_looked_at_is_believed_at_once(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    clock.turn(days=90)
+    with pytest.raises(ClockDoubtful, match="clock-is-right"):
+        retention.sweep()
+    assert retention.sweep(clock_is_right=True).expired == {"people": 1}
+    clock.turn(days=30)
+    assert retention.sweep() == Sweep({}, 0)
+
+
+def test_an_enrolment_by_a_clock_that_leapt_erases_nobody(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    made = enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    clock.turn(days=4000)
+    with pytest.raises(ClockDoubtful):
+        enroll(sealed_store, "anna", new_templates(1), due=retention.is_due_still)
+    with pytest.raises(ClockDoubtful):
+        retention.erase_if_due(sealed_store.gallery("people"), made.subject.id)
+    assert sealed_store.subject("people", "anna").templates == 1
+    assert retention.due() == {"people": 1}
 
 
 def test_a_leap_keeps_nobody_whom_a_backup_brought_back(
