@@ -205,7 +205,7 @@ def test_a_sweep_that_fails_is_not_the_last(engine: Engine, forgetting: Forgetti
     sweeps = list[str]()
 
     class Fails(Retention):
-        def sweep(self, *, clock_is_right: bool = False) -> Sweep:
+        def sweep(self, *, clock_is_right: bool = False) -> Sweep:  # noqa: ARG002
             sweeps.append("one")
             raise RuntimeError("once")
 
