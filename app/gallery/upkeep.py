@@ -230,8 +230,9 @@ class Upkeep:
 
     def _last_snapshot(self, replica: GalleryReplica) -> None:
         gallery = self._history.gallery(replica.gallery_id)
-        if gallery is None or gallery.extractor != replica.extractor:
-            self._let_go(replica, gone=gallery is None)
+        here = gallery is not None and replica.is_of(gallery)
+        if gallery is None or not here or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=not here)
             return
         if replica.snapshots is None or not self._source.snapshot_interval or replica.rebuild_wanted:
             return

@@ -6,8 +6,9 @@ import time
 import structlog
 from psycopg import Connection, Error, connect, sql
 
-from app.gallery.deadline import check_deadline
+from app.gallery.deadline import WaitLimit, check_deadline, wait_limit, waiting_at_most
 from app.gallery.engines.postgresql import options_for, postgresql_errors
+from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
@@ -18,6 +19,7 @@ _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
 _RETRY_SECONDS = 60.0
 _CANCEL_SECONDS = 0.2
 _SECONDS_TO_CANCEL, _LAST_SECONDS = 5.0, 1.0  # that the server may take over it
+_SECONDS_TO_CLOSE = 2.0  # for all that is being built
 _log = structlog.get_logger()
 
 
@@ -70,26 +72,42 @@ class GraphBuilder:
         Raises:
             DatabaseUnavailable: PostgreSQL does not answer.
             TimedOut: the build goes on, and the request has no more time.
+            Busy: the build goes on, and what is done outside of requests may wait no longer.
         """
-        pause = _CANCEL_SECONDS
-        while not self.wait(table, 0):
-            # Again and again: what is not connected yet, or between two statements, cannot be cancelled.
-            connection = self._connections.get(table)
-            if connection is not None:
-                with postgresql_errors():
-                    connection.cancel_safe(timeout=_LAST_SECONDS if self._closed else _SECONDS_TO_CANCEL)
-            if not self.wait(table, pause):
-                check_deadline()
-            pause *= 2
+        limit, begin, pause = wait_limit(), time.monotonic(), _CANCEL_SECONDS
+        try:
+            while not self.wait(table, 0):
+                # Again and again: what is not connected yet, or between two statements, cannot be cancelled.
+                connection = self._connections.get(table)
+                if connection is not None:
+                    with postgresql_errors():
+                        connection.cancel_safe(timeout=_LAST_SECONDS if self._closed else _SECONDS_TO_CANCEL)
+                if not self.wait(table, pause):
+                    check_deadline()
+                    if limit is not None and time.monotonic() - begin >= limit.left:
+                        raise Busy("a graph of the index is still being built; try again")
+                pause = min(2 * pause, _SECONDS_TO_CANCEL)
+        finally:
+            if limit is not None:
+                limit.spend(time.monotonic() - begin)
         with self._lock:
             self._built.discard(table)
             self._not_before.pop(table, None)
 
     def close(self) -> None:
-        """Give up all that is being built; the next process that considers it begins again."""
+        """Give up all that is being built; the next process that considers it begins again.
+
+        What a server that does not answer holds up is left behind after a moment.
+        """
         self._closed = True
-        for table in list(self._threads):
-            self.forget(table)
+        with waiting_at_most(WaitLimit(total=_SECONDS_TO_CLOSE)):
+            for table in list(self._threads):
+                try:
+                    self.forget(table)
+                except (Busy, DatabaseUnavailable, TimedOut) as error:
+                    _log.warning("index.graph_left_behind", table=table, reason=str(error))
+                    if isinstance(error, DatabaseUnavailable):  # nor would it cancel another
+                        break
 
     def _run(self, table: str) -> None:
         started = time.monotonic()

@@ -5,9 +5,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
-from psycopg import Connection, connect, sql
+from psycopg import Connection, sql
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
+from app.gallery.bounded_connection import BoundedConnection
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.engines.postgresql import (
@@ -41,11 +42,13 @@ class PgvectorEngine:
     Raises:
         IndexEngineUnusable: the extension is missing or too old, or the role may not make what is needed.
         DatabaseUnavailable: the database does not answer.
+        Busy: it did not in time, as another process was making the same things.
     """
 
     def __init__(self, database: str, *, timeout: float, hnsw_above: int = HNSW_ABOVE) -> None:
         address = libpq_address(database)
-        with postgresql_errors(), connect(address, **options_for(address, timeout)) as connection:
+        options = options_for(address, timeout)
+        with postgresql_errors(), BoundedConnection.connect(address, patience=timeout, **options) as connection:
             kind = _prepared(connection)
         self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
         self.builder = GraphBuilder(address, kind.schema, above=hnsw_above, timeout=timeout)
@@ -79,8 +82,10 @@ class PgvectorEngine:
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
-        self.builder.close()
-        self._connections.close()
+        try:
+            self.builder.close()
+        finally:
+            self._connections.close()
 
     def _drop(self, name: str) -> None:
         self.builder.forget(name)

@@ -14,6 +14,7 @@ from app.gallery.records import Gallery, NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
+from app.gallery.upkeep import Upkeep
 from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll
 from tests.app.gallery.test_snapshots import found, replica_of, snapshots
 from tests.standby import Standby
@@ -196,6 +197,27 @@ def test_a_gallery_that_has_the_id_of_one_that_was_undone_gets_an_index_of_its_o
     assert replicas.up_to_date("another") is not replica
     replicas.follow_again()
     assert [one.name for one in replicas.all()] == ["another"]
+
+
+def test_a_gallery_that_was_undone_gets_no_last_snapshot_in_the_folder_of_another(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    history = GalleryHistory(store.engine)
+    replicas = Replicas(store, history, source, extractor=EXTRACTOR)
+    upkeep = Upkeep(replicas.all, history, source)
+    standby = Standby(store.engine)
+    before = store.create_gallery("undone", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    alice, bob = new_templates(2)
+    store.enroll("undone", "alice", [alice], metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+    replicas.up_to_date("undone")
+    standby.promote()
+    store.enroll("another", "bob", [bob], metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+    after = store.gallery("another")
+    assert before.id == after.id
+    upkeep.stop()
+    kept = source.snapshots_of(after)
+    assert kept is not None
+    assert kept.revisions == []
 
 
 def test_indexes_of_a_database_from_before_marks_stay_in_use(

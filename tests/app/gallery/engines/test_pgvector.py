@@ -1,6 +1,8 @@
 """What only pgvector does: graphs, transactions, a server that goes away, a role without rights."""
 
 import multiprocessing
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -14,6 +16,7 @@ from psycopg import sql
 from sqlalchemy import inspect, make_url
 
 from app.gallery.database import open_engine
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.engines import EngineAddress, open_index_engine, storage_prefix
 from app.gallery.engines.hnsw import SCHEMA, graph_name
 from app.gallery.engines.pgvector import _SETUP_LOCK, PgvectorEngine
@@ -136,6 +139,49 @@ def test_a_build_that_has_hardly_begun_is_given_up(engine: PgvectorEngine, postg
     engine.builder.consider(index.name, templates=20_000, dimension=DIMENSION)
     engine.builder.forget(index.name)
     assert not graph_is_valid(postgresql_server, index)
+
+
+def test_a_build_that_a_stuck_server_process_holds_up_is_left_behind(
+    engine: PgvectorEngine, postgresql_server: str
+) -> None:
+    def give_up() -> None:
+        with waiting_at_most(WaitLimit(total=0.1)), pytest.raises(Busy, match="still being built"):
+            engine.builder.forget(index.name)
+        engine.close()
+
+    index = engine.index(new_gallery())
+    index.position()
+    with (
+        ThreadPoolExecutor(1) as pool,
+        psycopg.connect(postgresql_server) as writing,
+        psycopg.connect(postgresql_server, autocommit=True) as asking,
+    ):
+        # The build waits for whoever writes.
+        writing.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(SCHEMA, index.name)))
+        engine.builder.consider(index.name, templates=2000, dimension=DIMENSION)
+        waiting = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
+        while (found := asking.execute(waiting, (f"CREATE INDEX CONCURRENTLY%{index.name}%",)).fetchone()) is None:
+            assert not engine.builder.wait(index.name, 0)
+        os.kill(found[0], signal.SIGSTOP)
+        try:
+            pool.submit(give_up).result(60)
+            assert not engine.builder.wait(index.name, 0)
+            assert not engine._connections._idle
+        finally:
+            os.kill(found[0], signal.SIGCONT)
+            writing.rollback()
+    engine.builder.wait(index.name)
+
+
+def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postgresql_server: str) -> None:
+    def start() -> None:
+        with waiting_at_most(WaitLimit(each=0.5)), pytest.raises(Busy, match="took too long"):
+            PgvectorEngine(postgresql_server, timeout=5)
+
+    PgvectorEngine(postgresql_server, timeout=5).close()
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(postgresql_server) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
+        pool.submit(start).result(60)
 
 
 def write_and_remove(address: str, gallery: Gallery, seed: int) -> None:
