@@ -63,7 +63,6 @@ class GalleryReplica:
         self._tended = tended
         self._view = self._source.empty()
         self._rebuild_wanted = False
-        self._undone = False  # what this process wrote into an engine may be of an undone history
         self._lock = threading.Lock()  # of what follows and switches the view
         self._tending = threading.Lock()  # of what works on it at length
 
@@ -118,7 +117,7 @@ class GalleryReplica:
             if not self._followed(revision, mark):
                 if self._tended and self._source.large:
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
-                self._view, self._undone = self._loaded(revision, never), False
+                self._view = self._loaded(revision, never)
         if self._rebuild_wanted and not self._tended:
             self.rebuild()
 
@@ -309,14 +308,14 @@ class GalleryReplica:
             if present is None or present == self._view.point:
                 return True
             if present.revision <= self._view.revision:
-                self._note_undoing(present.revision)
+                self._warn_of_undoing(present.revision)
                 return False
             revision = present.revision
         while self._view.revision < revision and slices != 0:
             try:
                 self._view = self._replayed(self._view, revision)
             except Undone:
-                self._note_undoing(revision)
+                self._warn_of_undoing(revision)
                 return False
             except Gap:
                 _log.warning("index.gap", gallery=self.name, applied=self._view.revision, revision=revision)
@@ -324,8 +323,7 @@ class GalleryReplica:
             slices = None if slices is None else slices - 1
         return True
 
-    def _note_undoing(self, revision: int) -> None:
-        self._undone = True
+    def _warn_of_undoing(self, revision: int) -> None:
         _log.warning("gallery.went_back", gallery=self.name, revision=revision, applied=self._view.revision)
 
     def _loaded(self, revision: int, given_up: Callable[[], bool]) -> View:
@@ -338,8 +336,8 @@ class GalleryReplica:
                 return view
             except Gap:
                 _log.warning("snapshot.too_old", gallery=self.name, revision=opened[2].revision)
-        # Whatever the engine says: its position may be that of another process, which has set it right before.
-        view = self._source.built(fill=self._undone, given_up=given_up)
+        # An engine that may hold what this process wrote there of an undone history is filled whatever it says.
+        view = self._source.built(fill=self._view.revision >= 0, given_up=given_up)
         return self._source.without_surplus(view) if self._tended else view
 
     def _replayed(self, view: View, revision: int) -> View:
@@ -358,10 +356,7 @@ class GalleryReplica:
         try:
             view = self._brought_on(view)  # most of it while searches go on with the present one
             with self._lock:
-                self._view, self._undone = self._brought_on(view), False
-        except Undone:
-            self._undone = True
-            return False
+                self._view = self._brought_on(view)
         except Gap:
             return False
         return True

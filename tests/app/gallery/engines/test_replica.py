@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import text
 
 from app.gallery.engines import IndexEngine
 from app.gallery.engines.protocol import EngineIndex
@@ -164,22 +163,6 @@ def test_an_engine_that_was_told_what_the_database_has_undone_is_filled_anew(
     late, history = started(store, open_shared())
     assert identities(late, store, templates) == [*found, undone]
     assert history.fills == 0
-
-
-def test_a_process_that_has_missed_changes_does_not_fill_an_engine_that_has_them(
-    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
-) -> None:
-    other, templates = replica_of(store, open_shared()), new_templates(3)
-    silent, history = started(store, open_shared())
-    found = [enroll(store, "anna", templates[:1])]
-    assert identities(silent, store, templates[:1]) == identities(other, store, templates[:1]) == found
-    before = history.fills
-    found += [enroll(store, key, [template]) for key, template in zip(("bob", "carl"), templates[1:], strict=True)]
-    assert identities(other, store, templates) == found
-    with store.engine.begin() as connection:
-        connection.execute(text("DELETE FROM change"))  # as after an hour without a word of the silent one
-    assert identities(silent, store, templates) == found
-    assert history.fills == before
 
 
 def test_what_a_process_writes_too_late_into_an_engine_is_set_right(
