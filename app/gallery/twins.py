@@ -1,6 +1,7 @@
 """Templates of one crop that two subjects have: one of the two goes when the subjects are merged."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -38,8 +39,9 @@ def complete_twins(
     Raises:
         KeyUnavailable: the target's key is not in the vault.
     """
-    pairs = [(gone.id, kept.id) for gone, kept in twins]
     digests = {kept.id: kept.crop_sha256 for _, kept in twins}
+    pairs = [(gone.id, kept.id) for gone, kept in twins]
+    between = _Between(session, seals, source, target, pairs, digests)
     closed = {
         one.id for one in closed_templates(seals, [(kept, target.key_id) for _, kept in twins], dimension=dimension)
     }
@@ -48,84 +50,84 @@ def complete_twins(
         one.id for one in closed_templates(seals, [(gone, source.key_id) for gone, _ in mended], dimension=dimension)
     }
     mended = [(gone, kept) for gone, kept in mended if gone.id not in useless]
-    values = [(kept.crop_sha256, gone.embedding) for gone, kept in mended]
-    for (_, kept), sealed in zip(mended, _sealed_anew(seals, "template", values, source, target), strict=True):
+    values = [(kept.id, gone.embedding) for gone, kept in mended]
+    for (_, kept), sealed in zip(mended, between.sealed_anew("template", values), strict=True):
         if sealed is not None:
             kept.embedding = sealed
-    _complete_crops(session, seals, pairs, digests, source, target)
-    _complete_spares(session, seals, pairs, digests, source, target)
+    between.complete_crops()
+    between.complete_spares()
     return [kept for _, kept in mended]
 
 
-def _complete_crops(
-    session: Session,
-    seals: RowSeals,
-    pairs: Sequence[tuple[int, int]],
-    digests: dict[int, str],
-    source: SubjectRow,
-    target: SubjectRow,
-) -> None:
-    ids = [one for pair in pairs for one in pair]
-    rows = {row.template_id: row for row in session.scalars(select(CropRow).where(CropRow.template_id.in_(ids)))}
-    there = [kept for _, kept in pairs if kept in rows]
-    opened = _opened(seals, "crop", [(digests[kept], rows[kept].image) for kept in there], target)
-    whole = {kept for kept, image in zip(there, opened, strict=True) if image is not None}
-    wanted = [(gone, kept) for gone, kept in pairs if gone in rows and kept not in whole]
-    values = [(digests[kept], rows[gone].image) for gone, kept in wanted]
-    for (_, kept), sealed in zip(wanted, _sealed_anew(seals, "crop", values, source, target), strict=True):
-        if sealed is not None:
-            session.merge(CropRow(template_id=kept, image=sealed))
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """What goes from one subject to the other, for pairs of template ids (gone, kept) and the kept ones' digests."""
 
+    session: Session
+    seals: RowSeals
+    source: SubjectRow
+    target: SubjectRow
+    pairs: Sequence[tuple[int, int]]
+    digests: dict[int, str]
 
-def _complete_spares(
-    session: Session,
-    seals: RowSeals,
-    pairs: Sequence[tuple[int, int]],
-    digests: dict[int, str],
-    source: SubjectRow,
-    target: SubjectRow,
-) -> None:
-    ids = [one for pair in pairs for one in pair]
-    query = select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(ids))
-    rows = {(row.template_id, row.extractor): row for row in session.scalars(query)}
-    kept_of = dict(pairs)
-    wanted = [(row, kept_of[row.template_id]) for row in rows.values() if row.template_id in kept_of]
-    theirs = [(kept, row.extractor) for row, kept in wanted if (kept, row.extractor) in rows]
-    opened = _opened(seals, "template", [(digests[one[0]], rows[one].embedding) for one in theirs], target)
-    whole = {one for one, value in zip(theirs, opened, strict=True) if value is not None}
-    wanted = [(row, kept) for row, kept in wanted if (kept, row.extractor) not in whole]
-    values = [(digests[kept], row.embedding) for row, kept in wanted]
-    for (row, kept), sealed in zip(wanted, _sealed_anew(seals, "template", values, source, target), strict=True):
-        if sealed is not None:
-            session.merge(
-                SpareEmbeddingRow(
-                    template_id=kept,
-                    extractor=row.extractor,
-                    gallery_id=row.gallery_id,
-                    previous=row.previous,
-                    embedding=sealed,
+    def complete_crops(self) -> None:
+        """Give kept templates the crops that they lack."""
+        query = select(CropRow).where(CropRow.template_id.in_(self._ids))
+        rows = {row.template_id: row for row in self.session.scalars(query)}
+        whole = self._whole("crop", {kept: rows[kept].image for _, kept in self.pairs if kept in rows})
+        wanted = [(gone, kept) for gone, kept in self.pairs if gone in rows and kept not in whole]
+        values = [(kept, rows[gone].image) for gone, kept in wanted]
+        for (_, kept), sealed in zip(wanted, self.sealed_anew("crop", values), strict=True):
+            if sealed is not None:
+                self.session.merge(CropRow(template_id=kept, image=sealed))
+
+    def complete_spares(self) -> None:
+        """Give kept templates the embeddings of other extractors that they lack."""
+        query = select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(self._ids))
+        kept_of, theirs, own = dict(self.pairs), list[SpareEmbeddingRow](), dict[str, dict[int, bytes]]()
+        for row in self.session.scalars(query):
+            if row.template_id in kept_of:
+                theirs.append(row)
+            else:
+                own.setdefault(row.extractor, {})[row.template_id] = row.embedding
+        whole = {extractor: self._whole("template", values) for extractor, values in own.items()}
+        wanted = [row for row in theirs if kept_of[row.template_id] not in whole.get(row.extractor, set())]
+        values = [(kept_of[row.template_id], row.embedding) for row in wanted]
+        for row, sealed in zip(wanted, self.sealed_anew("template", values), strict=True):
+            if sealed is not None:
+                self.session.merge(
+                    SpareEmbeddingRow(
+                        template_id=kept_of[row.template_id],
+                        extractor=row.extractor,
+                        gallery_id=row.gallery_id,
+                        previous=row.previous,
+                        embedding=sealed,
+                    )
                 )
-            )
 
+    def sealed_anew(self, kind: str, values: Sequence[tuple[int, bytes]]) -> list[bytes | None]:
+        """Values (kept template, sealed for the source), sealed for the target; None for one that does not open."""
+        opened = self._opened(kind, values, self.source)
+        good = [
+            (RowIdentity(kind, self.target.gallery_id, self.target.id, self.digests[kept]), value)
+            for (kept, _), value in zip(values, opened, strict=True)
+            if value is not None
+        ]
+        sealed = iter(self.seals.seal(self.target.key_id, good) if good else ())
+        return [None if value is None else next(sealed) for value in opened]
 
-def _opened(seals: RowSeals, kind: str, values: Sequence[tuple[str, bytes]], subject: SubjectRow) -> list[bytes | None]:
-    """Values (digest of the crop, sealed) of a subject; None for one that does not open."""
-    rows = [
-        SealedRow(subject.key_id, RowIdentity(kind, subject.gallery_id, subject.id, digest), value)
-        for digest, value in values
-    ]
-    return [None if isinstance(value, Flaw) else value for value in seals.open(rows)]
+    @property
+    def _ids(self) -> list[int]:
+        return [one for pair in self.pairs for one in pair]
 
+    def _whole(self, kind: str, values: dict[int, bytes]) -> set[int]:
+        """The kept templates whose own value opens."""
+        opened = self._opened(kind, list(values.items()), self.target)
+        return {kept for kept, value in zip(values, opened, strict=True) if value is not None}
 
-def _sealed_anew(
-    seals: RowSeals, kind: str, values: Sequence[tuple[str, bytes]], source: SubjectRow, target: SubjectRow
-) -> list[bytes | None]:
-    """Values (digest of the crop, sealed) of one subject, sealed for another; None for one that does not open."""
-    opened = _opened(seals, kind, values, source)
-    good = [
-        (RowIdentity(kind, target.gallery_id, target.id, digest), value)
-        for (digest, _), value in zip(values, opened, strict=True)
-        if value is not None
-    ]
-    sealed = iter(seals.seal(target.key_id, good) if good else ())
-    return [None if value is None else next(sealed) for value in opened]
+    def _opened(self, kind: str, values: Sequence[tuple[int, bytes]], subject: SubjectRow) -> list[bytes | None]:
+        rows = [
+            SealedRow(subject.key_id, RowIdentity(kind, subject.gallery_id, subject.id, self.digests[kept]), value)
+            for kept, value in values
+        ]
+        return [None if isinstance(value, Flaw) else value for value in self.seals.open(rows)]
