@@ -24,6 +24,7 @@ from app.api.schemas.problems import RefusedPhoto
 from app.api.schemas.subjects import SubjectBody
 from app.gallery.consent import Terms
 from app.gallery.errors import (
+    ClockDoubtful,
     ConsentRequired,
     ExtractorMismatch,
     GalleryNotFound,
@@ -49,6 +50,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
             PhotosRefused,
             GalleryNotFound,
             ExtractorMismatch,
+            ClockDoubtful,
             ConsentRequired,
             KeyUnavailable,
             StorageUnwritable,

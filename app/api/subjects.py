@@ -9,6 +9,7 @@ from app.api.problems import error_responses
 from app.api.schemas.subjects import SubjectBody, SubjectChange, SubjectPage
 from app.gallery.consent import Terms
 from app.gallery.errors import (
+    ClockDoubtful,
     ConsentRequired,
     GalleryNotFound,
     InvalidInput,
@@ -47,7 +48,9 @@ def show_subject(service: Service, gallery: GalleryPath, subject: SubjectPath) -
     "/{subject:path}",
     summary="Change a subject",
     dependencies=[needs(Scope.ENROLL)],
-    responses=error_responses(GalleryNotFound, SubjectNotFound, SubjectExists, ConsentRequired, StorageUnwritable),
+    responses=error_responses(
+        GalleryNotFound, SubjectNotFound, SubjectExists, ClockDoubtful, ConsentRequired, StorageUnwritable
+    ),
 )
 def change_subject(
     caller: CallerHere, service: Service, gallery: GalleryPath, subject: SubjectPath, body: SubjectChange

@@ -80,7 +80,7 @@ def prune_audit(
         if archive is not None:
             _write_lines(archive, audit.entries(before=moment))
         removed = audit.prune(moment)
-        if archive is not None and _first(archive) == next(audit.entries(), None):
+        if archive is not None and _first(archive) in {None, next(audit.entries(), None)}:
             archive.unlink()  # nothing left the log, and the next run may have the name
         print(f"{removed} entries removed")
 
