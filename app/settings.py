@@ -2,9 +2,10 @@
 
 import ipaddress
 import re
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     sweep_interval: float = Field(
         3600.0,
         ge=0,
-        le=_YEAR,
+        le=30 * _DAY,  # else the next one would be taken for a leap of the clock
         description="seconds between two sweeps that erase subjects past their retention; 0: never",
     )
 
@@ -180,6 +181,12 @@ class Settings(BaseSettings):
     shutdown_timeout: int = Field(30, ge=0, le=_DAY, description="seconds that running requests get at shutdown")
     log_format: Literal["console", "json"] = Field("console", description="form of the log on standard error")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except UnicodeDecodeError as error:
+            raise InvalidInput(".env cannot be read as text in UTF-8", part=".env") from error
 
     @field_validator("*", mode="before")
     @classmethod
@@ -275,10 +282,8 @@ def unknown_settings() -> list[str]:
     """Sentences about variables, of the environment and of `.env`, that look like settings and are none."""
     prefix = Settings.model_config["env_prefix"].lower()
     given = {*EnvSettingsSource(Settings).env_vars}
-    try:
+    with suppress(UnicodeDecodeError):  # which whoever reads the settings is told
         given |= {*DotEnvSettingsSource(Settings).env_vars}
-    except (OSError, UnicodeDecodeError):
-        return [".env cannot be read as text in UTF-8"]
     names = sorted(name.removeprefix(prefix) for name in given if name.startswith(prefix))
     return [
         f"{prefix.upper()}{name.upper()} is no setting; the nearest is {prefix.upper()}{nearest.upper()}"

@@ -9,7 +9,7 @@ import numpy as np
 from app.gallery.archive import ArchiveReader, Progress
 from app.gallery.consent import NO_RULES
 from app.gallery.crops import decode_crop
-from app.gallery.errors import ArchiveDamaged, ExtractorMismatch, GalleryExists, GalleryNotFound
+from app.gallery.errors import ArchiveDamaged, ClockDoubtful, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.portable import PortableSubject, RefusedSubject, Stored
 from app.gallery.restoring import people_there, restore_people
@@ -109,13 +109,17 @@ def _erased_for_good(
     """Erase those of some subjects that are there and whose time is over.
 
     Returns:
-        Those of them whom an archive of an earlier day must not bring back: their terms were changed since.
+        Those of them whom an archive of an earlier day must not bring back: their terms were changed since. All of
+        them where the clock is doubted: they stay as they are.
     """
     found, known_until = store.gallery(gallery), {one.key: one.updated_at for one in subjects}
     there = people_there(store.engine, gallery, list(known_until))
     due = [subject for subject in there if retention.is_due(found, subject)]
-    if due:
-        retention.erase_those_due(found, [subject.id for subject in due])
+    try:
+        if due:
+            retention.erase_those_due(found, [subject.id for subject in due])
+    except ClockDoubtful as error:
+        return [RefusedSubject(subject.key, error.slug, str(error)) for subject in due]
     detail = "the subject's time was over, and the archive is older than what was last said of the subject"
     later = [subject.key for subject in due if subject.updated_at > known_until[subject.key]]
     return [RefusedSubject(key, "expired", detail) for key in later]

@@ -17,7 +17,7 @@ from app.gallery.errors import ClockDoubtful, GalleryNotFound
 from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
 from app.gallery.rows import Due, Sessions, gallery_of
-from app.gallery.sweep_clock import believe, database_clock, doubts, earlier_of, refuse_sweep
+from app.gallery.sweep_clock import database_clock, doubts, earlier_of, note_doubt, refuse_sweep
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
@@ -64,6 +64,7 @@ class Retention:
         self._next_sweep = time.monotonic() if interval else float("inf")
         self._forgetting = forgetting
         self._sessions = Sessions(engine)
+        self._doubted = False
         self._seen: dict[int, datetime] = {}
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # a sweep waits for what is being written
@@ -93,6 +94,7 @@ class Retention:
         if not _is_past(earlier_of(own, shared), gallery, row):
             return False
         if (doubt := doubts(session, own, shared)) is not None:
+            self._doubted = True  # noted by the next look, as this transaction is undone
             raise ClockDoubtful(f"the time of this subject may be over, and is not known: {doubt}")
         return True
 
@@ -133,7 +135,7 @@ class Retention:
         """Erase every subject whose time is over, and what a restored backup brought back.
 
         Args:
-            clock_is_right: somebody has looked at the clocks; they are not doubted.
+            clock_is_right: somebody has looked at the clocks; a long pause is none to doubt.
 
         Raises:
             ClockDoubtful: the clocks are not to be believed, and nobody was erased whose time is over.
@@ -158,9 +160,7 @@ class Retention:
         """
         with self._sessions.writing() as session:
             own, shared = self.clock(), self._database_clock(session)
-            if clock_is_right:
-                believe(session, own, shared)
-            refused = None if clock_is_right else refuse_sweep(session, own, shared)
+            refused = refuse_sweep(session, own, shared, leap_is_right=clock_is_right)
         if refused is not None:
             _log.error("retention.refused", reason=refused)
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
@@ -216,6 +216,10 @@ class Retention:
             FacegalleryError: as `sweep`, which is tried again within a minute.
         """
         self.write_seen()
+        if self._doubted:
+            with self._sessions.writing() as session:
+                note_doubt(session, self.clock(), self._database_clock(session))
+            self._doubted = False
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)
             self.sweep()

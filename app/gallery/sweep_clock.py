@@ -37,8 +37,8 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
         own: the present moment by this machine's clock.
         shared: the same by the database's; None: it has none.
     """
-    if shared is not None and abs(own - shared) > _APART:
-        return "the clocks of this machine and of the database are more than an hour apart; set the one that is wrong"
+    if (apart := _apart(own, shared)) is not None:
+        return apart
     row, moment = session.get(SweepRow, 1), earlier_of(own, shared)
     last = row.done_at if row is not None and row.done_at else session.scalar(select(func.max(SubjectRow.updated_at)))
     if last is None or moment - last <= _LEAP:
@@ -55,25 +55,42 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
     )
 
 
-def refuse_sweep(session: Session, own: datetime, shared: datetime | None) -> str | None:
+def refuse_sweep(
+    session: Session, own: datetime, shared: datetime | None, *, leap_is_right: bool = False
+) -> str | None:
     """As `doubts`, and note that a sweep was done, or since when the clock is doubted.
 
     Args:
         session: of a transaction that writes, to be committed in either case.
         own: the present moment by this machine's clock.
         shared: the same by the database's; None: it has none.
+        leap_is_right: somebody has looked at the clocks after a long pause.
     """
-    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
-    session.execute(insert(SweepRow).values(id=1).on_conflict_do_nothing(index_elements=["id"]))
-    row = session.scalars(select(SweepRow).filter_by(id=1).with_for_update()).one()
-    refused, moment = doubts(session, own, shared), earlier_of(own, shared)
+    refused = _apart(own, shared) if leap_is_right else doubts(session, own, shared)
     if refused is None:
-        row.done_at, row.doubted_at = moment, None
-    elif row.doubted_at is None or not timedelta() <= moment - row.doubted_at <= _LEAP:
-        row.doubted_at = moment
+        row = _row(session)
+        row.done_at, row.doubted_at = earlier_of(own, shared), None
+    else:
+        note_doubt(session, own, shared)
     return refused
 
 
-def believe(session: Session, own: datetime, shared: datetime | None) -> None:
-    """Note that somebody has looked at the clocks: a sweep is done by the earlier of the two."""
-    session.merge(SweepRow(id=1, done_at=earlier_of(own, shared), doubted_at=None))
+def note_doubt(session: Session, own: datetime, shared: datetime | None) -> None:
+    """Note since when the clock is doubted, if it is and was not before; arguments as of `refuse_sweep`."""
+    row, moment = _row(session), earlier_of(own, shared)
+    if doubts(session, own, shared) is None:
+        return
+    if row.doubted_at is None or not timedelta() <= moment - row.doubted_at <= _LEAP:
+        row.doubted_at = moment
+
+
+def _apart(own: datetime, shared: datetime | None) -> str | None:
+    if shared is None or abs(own - shared) <= _APART:
+        return None
+    return "the clocks of this machine and of the database are more than an hour apart; set the one that is wrong"
+
+
+def _row(session: Session) -> SweepRow:
+    insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
+    session.execute(insert(SweepRow).values(id=1).on_conflict_do_nothing(index_elements=["id"]))
+    return session.scalars(select(SweepRow).filter_by(id=1).with_for_update()).one()

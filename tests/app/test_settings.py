@@ -219,7 +219,7 @@ def test_the_limits_of_quality_are_the_networks_own_unless_set() -> None:
 @pytest.mark.parametrize("address", ["garbage", "postgresql://me:hidden@db:port/faces", "me:hidden@db"])
 def test_an_address_that_is_none_is_refused_without_its_password(name: str, address: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        Settings(**{name: address}, _env_file=None)  # type: ignore[arg-type]
+        Settings(**{name: address}, _env_file=None)
     (flaw,) = refused.value.errors(include_input=False)
     assert (flaw["loc"], "is no SQLAlchemy address" in flaw["msg"], "hidden" in flaw["msg"]) == ((name,), True, False)
 
@@ -241,4 +241,6 @@ def test_what_looks_like_a_setting_and_is_none_is_told(monkeypatch: pytest.Monke
         "FACEGALLERY_PROCESS is no setting; the nearest is FACEGALLERY_PROCESSES",
     ]
     Path(".env").write_bytes(b"FACEGALLERY_HOST=caf\xe9\n")
-    assert unknown_settings() == [".env cannot be read as text in UTF-8"]
+    assert unknown_settings() == ["FACEGALLERY_PROCESS is no setting; the nearest is FACEGALLERY_PROCESSES"]
+    with pytest.raises(InvalidInput, match=r"\.env cannot be read as text"):
+        Settings()

@@ -2,16 +2,12 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.schemas.faces import FoundFace
+from app.api.schemas.numbers import Whole
 from app.api.schemas.thresholds import Distance
 from app.gallery.identifying import NamedCandidate
-
-
-def _whole(value: Any) -> Any:
-    """JSON has one kind of number: 5.0 is 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class CandidateBody(BaseModel):
@@ -71,5 +67,5 @@ class EmbeddingProbe(BaseModel):
     embedding: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]
     gallery: str = "default"
     threshold: Distance | None = None
-    top_k: Annotated[int, BeforeValidator(_whole)] = Field(5, ge=1, le=100)
+    top_k: Whole = Field(5, ge=1, le=100)
     all_candidates: bool = False

@@ -6,11 +6,12 @@ from typing import Annotated, cast
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from app.api.schemas.moments import Moment
+from app.api.schemas.numbers import Whole
 from app.gallery.consent import MAX_DAYS, Consent, RuleChanges
 from app.gallery.names import normalise_name
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Days = Annotated[int, Field(ge=1, le=MAX_DAYS)]
+Days = Annotated[Whole, Field(ge=1, le=MAX_DAYS)]
 
 
 class ConsentBody(BaseModel):

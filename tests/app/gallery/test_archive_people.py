@@ -85,6 +85,20 @@ def test_whose_time_is_over_is_erased_first_and_imported_anew(
     assert sealed_store.subject("people", "anna").templates == 2
 
 
+def test_by_a_clock_that_leapt_nobody_is_erased_and_the_others_are_imported(
+    source: GalleryStore, sealed_store: GalleryStore, retention: Retention, back: ReadBack, add: Add, tmp_path: Path
+) -> None:
+    add(source, "anna", 2)
+    add(source, "bob", 1)
+    export(source, tmp_path / "a.zip")
+    old = add(sealed_store, "anna", 1, expires_at=datetime.now(UTC) + timedelta(days=20))
+    retention.clock = lambda: datetime.now(UTC) + timedelta(days=4000)
+    retention._database_clock = lambda _session: None
+    stored = back(tmp_path / "a.zip")
+    assert (stored.added, reasons(stored)) == (1, [("anna", "clock-doubtful")])
+    assert sealed_store.subject("people", "anna").id == old.subject.id
+
+
 def test_an_older_archive_does_not_bring_back_whose_time_was_shortened(
     source: GalleryStore, sealed_store: GalleryStore, back: ReadBack, add: Add, tmp_path: Path
 ) -> None:

@@ -362,6 +362,21 @@ def test_an_enrolment_by_a_clock_that_leapt_erases_nobody(
         retention.erase_if_due(sealed_store.gallery("people"), made.subject.id)
     assert sealed_store.subject("people", "anna").templates == 1
     assert retention.due() == {"people": 1}
+    retention.look()  # no sweep is due: it never is; but the doubt is noted, so that it ends
+    clock.turn(hours=24)
+    assert enroll(sealed_store, "anna", new_templates(1), due=retention.is_due_still).erased_in is not None
+
+
+def test_clocks_that_are_apart_are_believed_by_nobody(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    right = datetime.now(UTC)
+    moments = [right + timedelta(days=4000), right + timedelta(days=3900)]
+    retention = Retention(engine, forgetting, clock=lambda: moments[0], database_clock=lambda _session: moments[1])
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": right + timedelta(days=30)})
+    with pytest.raises(ClockDoubtful, match="apart"):
+        retention.sweep(clock_is_right=True)
+    assert keys(sealed_store) == ["anna"]
 
 
 def test_a_leap_keeps_nobody_whom_a_backup_brought_back(
