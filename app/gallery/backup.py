@@ -118,7 +118,7 @@ def _take_copy(file: Path, draft: Path) -> None:
     # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.
     mode = "mode=ro" if logged else "mode=ro&immutable=1"
     try:
-        _copy(f"{file.absolute().as_uri()}?{mode}", draft)
+        _copy(f"{file.as_uri()}?{mode}", draft)
     except sqlite3.OperationalError as error:
         if not logged or error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
             raise

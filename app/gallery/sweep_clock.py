@@ -37,22 +37,7 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
         own: the present moment by this machine's clock.
         shared: the same by the database's; None: it has none.
     """
-    if (apart := _apart(own, shared)) is not None:
-        return apart
-    row, moment = session.get(SweepRow, 1), earlier_of(own, shared)
-    last = row.done_at if row is not None and row.done_at else session.scalar(select(func.max(SubjectRow.updated_at)))
-    if last is None or moment - last <= _LEAP:
-        return None
-    since = None if row is None else row.doubted_at
-    if since is None or not timedelta() <= moment - since <= _LEAP:
-        since = moment  # the doubt begins, or begins anew, as the clock has leapt again
-    if moment - since >= _DOUBTED:
-        return None
-    return (
-        f"by the clock it is {moment:%Y-%m-%d %H:%M} UTC, more than {_LEAP.days} days after the last sweep or change "
-        f"({last:%Y-%m-%d %H:%M}); set it if it is wrong, else sweeps go on from {since + _DOUBTED:%Y-%m-%d %H:%M}, or "
-        "at once with `facegallery retention sweep --clock-is-right`"
-    )
+    return _apart(own, shared) or _leap(session, session.get(SweepRow, 1), earlier_of(own, shared))
 
 
 def refuse_sweep(
@@ -66,28 +51,48 @@ def refuse_sweep(
         shared: the same by the database's; None: it has none.
         leap_is_right: somebody has looked at the clocks after a long pause.
     """
-    refused = _apart(own, shared) if leap_is_right else doubts(session, own, shared)
-    if refused is None:
-        row = _row(session)
-        row.done_at, row.doubted_at = earlier_of(own, shared), None
+    if (apart := _apart(own, shared)) is not None:
+        return apart
+    row, moment = _row(session), earlier_of(own, shared)
+    leap = None if leap_is_right else _leap(session, row, moment)
+    if leap is None:
+        row.done_at, row.doubted_at = moment, None
     else:
-        note_doubt(session, own, shared)
-    return refused
+        row.doubted_at = _doubted_since(row, moment)
+    return leap
 
 
 def note_doubt(session: Session, own: datetime, shared: datetime | None) -> None:
-    """Note since when the clock is doubted, if it is and was not before; arguments as of `refuse_sweep`."""
+    """Note since when a leap is doubted, if there is one; arguments as of `refuse_sweep`."""
     row, moment = _row(session), earlier_of(own, shared)
-    if doubts(session, own, shared) is None:
-        return
-    if row.doubted_at is None or not timedelta() <= moment - row.doubted_at <= _LEAP:
-        row.doubted_at = moment
+    if _leap(session, row, moment) is not None:
+        row.doubted_at = _doubted_since(row, moment)
 
 
 def _apart(own: datetime, shared: datetime | None) -> str | None:
     if shared is None or abs(own - shared) <= _APART:
         return None
     return "the clocks of this machine and of the database are more than an hour apart; set the one that is wrong"
+
+
+def _leap(session: Session, row: SweepRow | None, moment: datetime) -> str | None:
+    last = row.done_at if row is not None and row.done_at else session.scalar(select(func.max(SubjectRow.updated_at)))
+    if last is None or moment - last <= _LEAP:
+        return None
+    believed = _doubted_since(row, moment) + _DOUBTED
+    if moment >= believed:
+        return None
+    return (
+        f"by the clock it is {moment:%Y-%m-%d %H:%M} UTC, more than {_LEAP.days} days after the last sweep or change "
+        f"({last:%Y-%m-%d %H:%M}); set it if it is wrong, else sweeps go on from {believed:%Y-%m-%d %H:%M}, or at once "
+        "with `facegallery retention sweep --clock-is-right`"
+    )
+
+
+def _doubted_since(row: SweepRow | None, moment: datetime) -> datetime:
+    """When the doubt began that stands; the moment itself where there is none, or the clock has leapt again since."""
+    since = None if row is None else row.doubted_at
+    return since if since is not None and timedelta() <= moment - since <= _LEAP else moment
 
 
 def _row(session: Session) -> SweepRow:
