@@ -1,5 +1,6 @@
 """Rows of embeddings that are searched as one, with a mark on those that were removed."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ Codes = Any
 
 _DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # twice as deep changes no decision, see docs/index.md
 _DEEPER = 4
+_MOST_DEAD = 0.5  # share of removed rows that the first look allows for; upkeep lets no more gather
 _CHUNK = 16_384
 
 
@@ -81,6 +83,8 @@ class Rows:
         size = self.size
         depth = count if self.codes is None else max(_DEPTH_FACTOR * count, _LEAST_DEPTH)
         enough = max(count, depth * 3 // 4)
+        if self.dead:  # to look again, deeper, takes longer than to look deep enough
+            depth = math.ceil(4 / 3 * enough / (1 - min(self.dead / size, _MOST_DEAD)))
         while True:
             depth = min(depth, size)
             rows = self._ranked(probes, depth, size)
