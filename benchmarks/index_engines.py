@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 import faiss
 import numpy as np
-from index_servers import Milvus, Postgresql
+from index_servers import Milvus, MilvusServer, Postgresql
 from numpy.typing import NDArray
 
 from app.gallery.index import COMPRESS_FROM, SegmentedIndex
@@ -199,4 +200,6 @@ ENGINES: dict[str, Entry] = {
     "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), largest=1_000_000),
     "Milvus lite": Entry(Milvus, largest=1_000_000),
 }
+if find_spec("milvus"):
+    ENGINES["Milvus server"] = Entry(MilvusServer, largest=1_000_000)
 """By the name in the tables; the first two are what `auto` grows into."""

@@ -1,6 +1,11 @@
-"""Engines outside the process: pgvector in a PostgreSQL out of a wheel, and Milvus in its file-backed form."""
+"""Engines outside the process: pgvector in a PostgreSQL out of a wheel, and Milvus in a file or as a server.
+
+The server is that of the package `milvus`, which no other part of the project needs.
+"""
 
 import tempfile
+import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -89,18 +94,23 @@ class Milvus:
     """A collection with a flat index, in a file."""
 
     removes = True
+    _index: Mapping[str, Any] = {"index_type": "FLAT", "params": {}}
+    _search: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         from pymilvus import DataType, MilvusClient
 
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        self._client: Any = MilvusClient(str(Path(self._folder.name) / "milvus.db"))
+        self._client: Any = MilvusClient(self._address(), timeout=600)
         schema = self._client.create_schema(auto_id=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=DIMENSION)
         options = self._client.prepare_index_params()
-        options.add_index("embedding", index_type="FLAT", metric_type="L2")
+        options.add_index("embedding", metric_type="L2", **self._index)
         self._client.create_collection("template", schema=schema, index_params=options, consistency_level="Strong")
+
+    def _address(self) -> str:
+        return f"{self._folder.name}/milvus.db"
 
     def build(self, ids: Ids, vectors: Vectors) -> None:
         """Insert all rows."""
@@ -110,7 +120,10 @@ class Milvus:
     def search(self, probes: Vectors, count: int) -> Ids:
         """One call."""
         found = np.full((len(probes), count), -1, np.int64)
-        for number, hits in enumerate(self._client.search("template", probes.tolist(), limit=count)):
+        answers = self._client.search(
+            "template", probes.tolist(), limit=count, search_params={"metric_type": "L2", "params": self._search}
+        )
+        for number, hits in enumerate(answers):
             found[number, : len(hits)] = [hit["id"] for hit in hits]
         return found
 
@@ -131,4 +144,37 @@ class Milvus:
     def close(self) -> None:
         """Close the file."""
         self._client.close()
+        self._folder.cleanup()
+
+
+class MilvusServer(Milvus):
+    """A collection with a graph, in a server on the same core."""
+
+    _index: Mapping[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
+    _search: Mapping[str, Any] = {"ef": 144}
+
+    def _address(self) -> str:
+        from milvus import MilvusServer as Server
+
+        self._server: Any = Server()
+        self._server.set_base_dir(self._folder.name)
+        self._server.start()
+        return f"http://127.0.0.1:{self._server.listen_port}"
+
+    def build(self, ids: Ids, vectors: Vectors) -> None:
+        """Insert all rows, and wait until there are graphs of all."""
+        super().build(ids, vectors)
+        while self._client.describe_index("template", "embedding")["indexed_rows"] < len(ids):
+            time.sleep(0.5)
+        self._client.refresh_load("template")
+
+    def bytes_held(self) -> int | None:
+        """The server's memory."""
+        lines = Path(f"/proc/{self._server.server_proc.pid}/status").read_text(encoding="ascii").splitlines()
+        return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+    def close(self) -> None:
+        """Stop the server."""
+        self._client.close()
+        self._server.stop()
         self._folder.cleanup()

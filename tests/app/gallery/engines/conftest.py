@@ -1,5 +1,9 @@
-"""Real engines: pgvector in the test run's PostgreSQL, and Milvus Lite behind its server's address."""
+"""Real engines: pgvector in the test run's PostgreSQL, and Milvus Lite behind its server's address.
 
+FACEGALLERY_TEST_MILVUS_URI names another Milvus that is tested instead, but for what needs one to go away.
+"""
+
+import os
 import socket
 import subprocess
 import sys
@@ -19,7 +23,7 @@ from app.gallery.records import Gallery
 from tests.app.gallery.index.test_contract import MakeIndex
 
 EXTRACTOR = "net@0123456789ab"
-_numbers = count(1)
+_numbers = count(1)  # a gallery's moment is part of its name in an engine, so that another run has others
 
 
 def new_gallery(dimension: int = 8) -> Gallery:
@@ -75,6 +79,9 @@ def milvus_server(folder: Path) -> Iterator[MilvusServer]:
 @pytest.fixture(scope="session")
 def milvus_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a server that lives as long as the test run."""
+    if other := os.environ.get("FACEGALLERY_TEST_MILVUS_URI"):
+        yield other
+        return
     with milvus_server(tmp_path_factory.mktemp("milvus")) as server:
         yield server.uri
 
