@@ -3,25 +3,22 @@
     taskset -c 1 python benchmarks/reading.py [--mib 160] [--seconds 120] [--letting-go 1024]
 
 Reads memory over and over, as a search does that scans the codes of ten million templates, for some seconds alone and
-for some more while another process takes memory and lets it go every ten seconds, in pieces of four megabytes with a
-pause after each, as the index does. A reading that takes 20 ms more than the median is the machine's doing: a virtual
-one's host may take its pages away and bring them back one by one when they are read, which `pauses.py` cannot see as
-each of them is a pause too short for it. The processor time says which it is: the machine counts what it did there as
-the reader's own.
+for some more while another process takes memory and ends, every ten seconds. A reading that takes 20 ms more than the
+median is the machine's doing. A virtual machine may tell its host of memory that it does not use; where the host's
+taking it back has all other pages found anew when they are read, each is a pause too short for `pauses.py`, and the
+machine counts them as processor time of the reader.
 """
 
 import argparse
 import mmap
 import multiprocessing
 import time
-from multiprocessing.synchronize import Event
 
 import numpy as np
 from rich.progress import track
 
 _STOP = 0.02  # as `index_measure.STOP`
-_PIECE, _PAUSE = 4 << 20, 0.001  # as `app/gallery/index/memory.py`
-_EVERY = 10.0
+_EVERY = 10  # seconds
 
 
 def main() -> None:
@@ -29,23 +26,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=160, help="that are read, 16 bytes of each template")
     parser.add_argument("--seconds", type=int, default=120, help="alone, and again beside the other process")
-    parser.add_argument("--letting-go", type=int, default=1024, metavar="MIB", help="that the other process lets go")
+    parser.add_argument("--letting-go", type=int, default=2048, metavar="MIB", help="that each other process had")
     arguments = parser.parse_args()
-    memory = np.ones(arguments.mib << 17, np.float64)
+    memory = _pages(arguments.mib << 20)
     _read(memory, 1)
     _print("alone", _read(memory, arguments.seconds))
-    done = multiprocessing.Event()
-    other = multiprocessing.Process(target=_let_go, args=(arguments.letting_go << 20, done), daemon=True)
-    other.start()
-    _print("beside one that lets memory go", _read(memory, arguments.seconds))
-    done.set()
-    other.join()
+    _print("beside others that end", _read(memory, arguments.seconds, arguments.letting_go << 20))
 
 
-def _read(memory: np.ndarray, seconds: int) -> np.ndarray:
+def _pages(size: int) -> np.ndarray:
+    """Memory in pages of the ordinary size, all of them taken."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    pages = np.frombuffer(memory, np.float64)
+    pages[:] = 1
+    return pages
+
+
+def _read(memory: np.ndarray, seconds: int, letting_go: int = 0) -> np.ndarray:
     """Wall and processor seconds of each reading, (N, 2)."""
     times = []
-    for _ in track(range(seconds), "reading", transient=True):
+    for second in track(range(seconds), "reading", transient=True):
+        if letting_go and second % _EVERY == 0:
+            multiprocessing.Process(target=_pages, args=(letting_go,), daemon=True).start()
         end = time.perf_counter() + 1
         while time.perf_counter() < end:
             start, used = time.perf_counter(), time.thread_time()
@@ -63,16 +67,6 @@ def _print(name: str, times: np.ndarray) -> None:
         f"{name}: {len(wall):,} readings, median {np.median(wall):.1f} ms, {len(long)} took 20 ms more; "
         f"the longest, in ms of wall (processor) time: {listed or f'{wall.max():.0f}'}"
     )
-
-
-def _let_go(size: int, done: Event) -> None:
-    while not done.wait(_EVERY):
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-        np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 1
-        for start in range(0, size, _PIECE):
-            memory.madvise(mmap.MADV_DONTNEED, start, min(_PIECE, size - start))
-            time.sleep(_PAUSE)
 
 
 if __name__ == "__main__":
