@@ -20,10 +20,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.access.audit import NO_HASH, AuditReport, ChainCheck, Head, chained, draft, is_sealed, numbered, seal
-from app.access.caller import present_caller
+from app.access.caller import Caller, present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
 from app.access.tables import AuditHeadRow, AuditRow
+from app.access.timeline import timeline_of
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
@@ -69,7 +70,8 @@ class AuditLog:
         self._keep_days, self._clock = keep_days, clock
         self._next_pruning = time.monotonic()
         self._limit = WaitLimit()
-        self._seen = 0
+        self._seen = Head(0, NO_HASH)  # the last that this process has added
+        self._seen_on: str | None = None  # the server's timeline then
         self._noted: queue.Queue[dict[str, Any] | None] = queue.Queue(_QUEUED)
         self._stopping = threading.Event()  # what is noted is added at once
         self._stopped = threading.Event()  # nothing is added any more
@@ -239,21 +241,47 @@ class AuditLog:
             if row.count == 0 and session.scalar(select(AuditRow.number).limit(1)) is not None:
                 raise AuditBroken("the audit log has entries, but its head is missing; see `facegallery audit verify`")
         head = self._checked(row, session)
-        if head.count < self._seen:
-            raise AuditBroken(
-                f"the audit log has {head.count} entries and had {self._seen}; if an earlier database was put back on "
-                "purpose, start the service again"
-            )
-        for entry in entries:
+        timeline = timeline_of(session, anew=head.count < self._seen.count)
+        for entry in [*self._undone(session, head, timeline), *entries]:
             text = numbered(entry, head.count + 1)
             head = Head(head.count + 1, chained(head.hash, text))
             session.add(AuditRow(number=head.count, action=entry["action"], entry=text, hash=head.hash))
         row.count, row.hash, row.seal = head.count, head.hash, seal(self._secret, head)
         session.flush()
-        sqlalchemy_event.listen(session, "after_commit", lambda _session: self._has_seen(head.count), once=True)
+        sqlalchemy_event.listen(session, "after_commit", lambda _session: self._has_seen(head, timeline), once=True)
 
-    def _has_seen(self, count: int) -> None:
-        self._seen = max(self._seen, count)
+    def _has_seen(self, head: Head, timeline: str | None) -> None:
+        if head.count > self._seen.count or timeline != self._seen_on:
+            self._seen, self._seen_on = head, timeline
+
+    def _undone(self, session: Session, head: Head, timeline: str | None) -> list[dict[str, Any]]:
+        """What is to be written down where entries are gone that this process has added: that they are.
+
+        A standby that took over without them has begun a timeline of its own, which nobody does who can only write to
+        the database. Then the log goes on, and says of itself where it broke off.
+
+        Raises:
+            AuditBroken: they are gone for another reason.
+        """
+        seen, before = self._seen, self._seen_on
+        if head.count < seen.count:
+            if timeline is None or before is None or timeline == before:
+                raise AuditBroken(
+                    f"the audit log has {head.count} entries and had {seen.count}; if an earlier database was put back "
+                    "on purpose, start the service again"
+                )
+        elif timeline == before or self._has(session, seen, head):
+            return []
+        _log.error("audit.undone", entries=head.count, had=seen.count, reason="another database server took over")
+        details = {"had": str(seen), "has": str(head), "timelines": [before, timeline]}
+        return [draft(Event("entries-undone", details=details), Caller("service"))]
+
+    def _has(self, session: Session, seen: Head, head: Head) -> bool:
+        """Whether the log still goes through what this process has added, or nobody knows, as it was pruned."""
+        if not seen.count or seen.count == head.count:
+            return seen.count == 0 or seen.hash == head.hash
+        stored = session.scalar(select(AuditRow.hash).filter_by(number=seen.count))
+        return stored == seen.hash if stored is not None else seen.count <= self._start(session).count
 
     def _checked(self, row: AuditHeadRow | None, session: Session) -> Head:
         if row is None:

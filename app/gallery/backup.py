@@ -19,6 +19,7 @@ from app.gallery.epochs import begin_epoch
 from app.gallery.errors import BackupUnusable, Busy, InvalidInput
 from app.gallery.held_file import held
 from app.gallery.migrations import migrate
+from app.gallery.undone_galleries import have_dropped, storage_beside
 from model.replaced_file import replaced_file
 
 GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
@@ -88,6 +89,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
         try:
             migrate(engine)
             galleries = begin_epoch(engine)
+            have_dropped(engine, storage_beside(database))
         finally:
             engine.dispose()
         with closing(sqlite3.connect(draft)) as copy:

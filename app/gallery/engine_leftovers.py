@@ -1,4 +1,4 @@
-"""What an engine outside the process still has of extractors that galleries have left, and of erased galleries."""
+"""What an engine outside the process still has of extractors that galleries have left, and of those that are gone."""
 
 import time
 from contextlib import suppress
@@ -33,6 +33,7 @@ class EngineLeftovers:
         self._sessions = Sessions(database)
         self._engine = engine
         self._next_sweep = time.monotonic()
+        self._nobodys = set[str]()  # as the last sweep found them
 
     def drop_left(self, name: str) -> None:
         """Drop what is kept of a gallery by other extractors than its present one.
@@ -60,12 +61,14 @@ class EngineLeftovers:
         with self._sessions.reading() as session:
             prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow))]
-        gone = [prefix for prefix in prefixes if any(name.startswith(prefix) for name in names)]
+        needed = {storage_prefix(gallery) for gallery in galleries}  # a backup may have brought an erased one back
+        gone = [one for one in prefixes if one not in needed and any(name.startswith(one) for name in names)]
         left = [gallery.name for gallery in galleries if self._left(gallery, names)]
         try_each(
             [
                 *(partial(self._engine.drop, prefix) for prefix in gone),
                 *(partial(self._drop_left_if_there, name) for name in left),
+                self._drop_nobodys,
                 lambda: self._settle([prefix for prefix in prefixes if prefix not in gone]),
             ]
         )
@@ -79,6 +82,20 @@ class EngineLeftovers:
     def _drop_left_if_there(self, name: str) -> None:
         with suppress(GalleryNotFound):
             self.drop_left(name)
+
+    def _drop_nobodys(self) -> None:
+        """Drop what is kept of galleries that no database has, as a restore leaves them, at the second look.
+
+        In between, a restore that is under way comes to its end. Where the galleries are in another database than the
+        engine, nobody can tell.
+        """
+        if self._sessions.engine.dialect.name != "postgresql":
+            return
+        found = set(self._engine.nobodys())
+        again, self._nobodys = found & self._nobodys, found
+        try_each(partial(self._engine.drop, name) for name in sorted(again))
+        for name in sorted(again):
+            _log.info("index.dropped", table=name, reason="no database has its gallery")
 
     def _settle(self, prefixes: list[str]) -> None:
         """Forget erased galleries of which the engine has nothing, once no process makes it anew any more."""

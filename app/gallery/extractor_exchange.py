@@ -29,7 +29,8 @@ def exchange_embeddings(
     """Make the embeddings of another extractor the gallery's own; `owner` is locked.
 
     The old ones stay beside the new. Templates that cannot follow are set aside with their crops, and those that were
-    set aside when the gallery left this extractor come back. Every process builds its index anew.
+    set aside when the gallery left this extractor come back. Every process loads its index anew, as a revision is left
+    out: no change tells what became of those that were set aside, merged meanwhile or erased.
 
     Args:
         session: of a transaction that writes.
@@ -67,6 +68,7 @@ def exchange_embeddings(
     )
     _bring_back(session, owner, extractor, columns)
     owner.extractor, owner.dimension = extractor, dimension
+    owner.revision += 1
     record_changes(session, owner, "rebuild", [(0, 0)])
 
 

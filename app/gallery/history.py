@@ -253,11 +253,13 @@ class GalleryHistory:
         """Drop the changes that every follower has behind it; answers how many rows that were.
 
         A follower that was silent for so long, by the database's clock, is dropped; should it live on, it finds a gap
-        and loads anew.
+        and loads anew. So is one that reported from so far in the future: the clock was wrong then, and as long as it
+        takes to get there the changes would stay.
         """
         with self._sessions.writing() as session:
             followers = FollowerRow.gallery_id == gallery_id
             silent = FollowerRow.seen_at < _clock(session, ago=silent_for)
+            silent |= FollowerRow.seen_at > _clock(session, ago=-silent_for)
             session.execute(delete(FollowerRow).where(followers, silent), execution_options=_UNSYNCHRONISED)
             floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
             if floor is None:

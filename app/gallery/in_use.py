@@ -61,6 +61,7 @@ def _is_open(database: Path) -> bool:
 def _is_followed(engine: Engine) -> bool:
     """Whether a process has reported lately, by the database's clock; snapshots, which are reported too, are none."""
     recent = FollowerRow.seen_at > func.now() - literal(_SILENT, Interval())
+    recent &= FollowerRow.seen_at < func.now() + literal(_SILENT, Interval())  # else by a clock that was wrong
     process = FollowerRow.name.not_like("snapshot %")
     with database_errors(), engine.connect() as connection:
         if not inspect(connection).has_table(FollowerRow.__tablename__):

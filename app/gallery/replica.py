@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import structlog
@@ -18,11 +19,12 @@ from app.gallery.owners import TemplateOwners
 from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.sealed_snapshots import KeyDestroyed
+from app.gallery.snapshot_files import ViewReplaced
 from app.gallery.snapshots import Snapshots
 from app.gallery.view import View
 from app.gallery.view_source import GivenUp, ViewSource, never
 
-_TRIES = 3  # at a snapshot during which other machines erase something
+_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew
 _log = structlog.get_logger()
 
 
@@ -62,6 +64,7 @@ class GalleryReplica:
         self._source = ViewSource(gallery, history, make_index)
         self._tended = tended
         self._view = self._source.empty()
+        self._halfway: Point | None = None  # of changes that an engine failed in the middle of
         self._rebuild_wanted = False
         self._lock = threading.Lock()  # of what follows and switches the view
         self._tending = threading.Lock()  # of what works on it at length
@@ -111,13 +114,13 @@ class GalleryReplica:
             Busy: it has to be built, and that takes longer than a request may wait: `follow` does it.
             TimedOut: the request is out of time; another thread was at it, and waits for the database.
         """
-        if self._view.is_at(revision, mark):
+        if self._is_at(revision, mark):
             return
         with holding(self._lock):
             if not self._followed(revision, mark):
                 if self._tended and self._source.large:
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
-                self._view = self._loaded(revision, never)
+                self._put(self._loaded(revision, never))
         if self._rebuild_wanted and not self._tended:
             self.rebuild()
 
@@ -130,7 +133,7 @@ class GalleryReplica:
             given_up: whether the process is ending; the view stays as it is then.
         """
         with self._tending:
-            while not self._view.is_at(revision, mark) and not given_up():
+            while not self._is_at(revision, mark) and not given_up():
                 with self._lock:
                     lost = not self._followed(revision, mark, slices=1)
                 if lost:
@@ -202,7 +205,8 @@ class GalleryReplica:
                     try:
                         revision = self._written(self.snapshots, erase=erase)
                         break
-                    except KeyDestroyed:  # another machine has erased something that the view may have had
+                    except (KeyDestroyed, ViewReplaced):
+                        # Another machine has erased something that the view may have had, or the view was undone.
                         _log.info("snapshot.begun_anew", gallery=self.name)
             except Exception:
                 if erase:
@@ -217,6 +221,7 @@ class GalleryReplica:
 
         Raises:
             KeyDestroyed: something was erased meanwhile.
+            ViewReplaced: it was loaded anew meanwhile.
         """
         key = snapshots.take_key(anew=erase)  # before the gallery is read, so that it has what destroyed the last one
         gallery = self._source.gallery()
@@ -229,7 +234,7 @@ class GalleryReplica:
             return None
         try:
             # What the index takes in between is newer than the revision; replaying it again does no harm.
-            snapshots.write(*written, key=key, erase=erase)
+            snapshots.write(*written, reach=partial(self._reach, written[0]), key=key, erase=erase)
         finally:
             # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
             here = self._source.present() is not None
@@ -278,6 +283,25 @@ class GalleryReplica:
 
     # -- inside
 
+    def _is_at(self, revision: int, mark: int | None) -> bool:
+        """Whether the view is true up to a revision, and holds nothing beyond."""
+        return self._halfway is None and self._view.is_at(revision, mark)
+
+    def _put(self, view: View) -> None:
+        """Search another view; the lock is held."""
+        self._view, self._halfway = view, None
+
+    def _reach(self, index: SegmentedIndex) -> Point:
+        """The last point of which a view's index may hold something by now.
+
+        Raises:
+            ViewReplaced: it is searched no more.
+        """
+        with self._lock:  # what is being replayed is done
+            if self._view.index is not index:
+                raise ViewReplaced
+            return self._halfway or self._view.point
+
     def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, Point] | None:
         """The index, the owners and the point of one view, or None where it is of a kind that is not kept.
 
@@ -302,6 +326,9 @@ class GalleryReplica:
         """Replay what has come, or so many slices of it; False where nothing but loading helps."""
         if self._view.revision < 0:
             return False
+        if self._halfway is not None and self._source.contradiction(self._halfway) is not None:
+            self._warn_of_undoing(revision)  # of which the view holds a part
+            return False
         if self._view.revision >= revision and not self._view.is_at(revision, mark):
             # Another call was faster, or SQL is behind this view: an older copy of the database has taken its place.
             present = self._source.present()
@@ -313,7 +340,7 @@ class GalleryReplica:
             revision = present.revision
         while self._view.revision < revision and slices != 0:
             try:
-                self._view = self._replayed(self._view, revision)
+                self._take_some(revision)
             except Undone:
                 self._warn_of_undoing(revision)
                 return False
@@ -322,6 +349,23 @@ class GalleryReplica:
                 return False
             slices = None if slices is None else slices - 1
         return True
+
+    def _take_some(self, revision: int) -> None:
+        """Replay some of the changes up to a revision on the view itself; the lock is held.
+
+        Raises:
+            Gap: as `_replayed`.
+        """
+        steps = self._source.steps(self._view, revision)
+        try:
+            followed, rebuild = self._source.taken(self._view, steps)
+        except BaseException:
+            # The view is at its point still, and holds more. That does no harm to who goes on from there, unless the
+            # database falls back behind what it holds, as where the engine failed because the server died.
+            self._halfway = steps.end
+            raise
+        self._rebuild_wanted |= rebuild
+        self._put(followed)
 
     def _warn_of_undoing(self, revision: int) -> None:
         _log.warning("gallery.went_back", gallery=self.name, revision=revision, applied=self._view.revision)
@@ -356,7 +400,7 @@ class GalleryReplica:
         try:
             view = self._brought_on(view)  # most of it while searches go on with the present one
             with self._lock:
-                self._view = self._brought_on(view)
+                self._put(self._brought_on(view))
         except Gap:
             return False
         return True

@@ -26,6 +26,10 @@ Opened = tuple[SegmentedIndex, TemplateOwners, Point]
 """Index, owners, and the point of the gallery's history that both have reached, or are ahead of."""
 
 
+class ViewReplaced(Exception):
+    """The view that is being written is searched no more: what it holds may have been undone."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotsOfGallery:
     """Which gallery a snapshot is of; the moment tells it from one of the same id in another database."""
@@ -48,12 +52,21 @@ class SnapshotsOfGallery:
 
 
 def write_files(
-    folder: Path, of: SnapshotsOfGallery, index: SegmentedIndex, owners: TemplateOwners, point: Point
+    folder: Path,
+    of: SnapshotsOfGallery,
+    index: SegmentedIndex,
+    owners: TemplateOwners,
+    point: Point,
+    reach: Callable[[], Point],
 ) -> int:
     """Write a snapshot into an empty folder, down to the disk; answers its templates.
 
+    `reach` tells the last point of which the index may hold something, and is asked when that is written: a snapshot
+    that is ahead of its own point is of no use where the database falls back in between.
+
     Raises:
         OSError: the disk is full or not writable.
+        ViewReplaced: the index is searched no more.
     """
     part = folder / INDEX
     part.mkdir()
@@ -61,6 +74,7 @@ def write_files(
     ids, subjects = (column.astype("<i8", copy=False) for column in owners.pairs())
     digest = _write(folder / _OWNERS, ids.view(np.uint8).data, subjects.view(np.uint8).data)
     about = of.at(point.revision) | {"mark": point.mark, "templates": len(ids), "owners_sha256": digest}
+    about["reach"] = list(reach())
     _write(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
     flush_folder(folder)
     return len(ids)
@@ -68,8 +82,8 @@ def write_files(
 
 def read_files(
     folder: Path, of: SnapshotsOfGallery, revision: int, open_index: Callable[[Path], SegmentedIndex]
-) -> Opened:
-    """The snapshot in a folder.
+) -> tuple[Opened, Point]:
+    """The snapshot in a folder, and the last point of the gallery's history of which it may hold something.
 
     Raises:
         SnapshotDamaged: it is not whole, or another gallery's, or another revision's.
@@ -81,6 +95,7 @@ def read_files(
             if about.get(name) != value:
                 raise SnapshotDamaged(f"its {name} is {about.get(name)!r}, not {value!r}")
         point = Point(revision, int(about.get("mark", 0)))  # none: from before marks were kept
+        reach = Point(*map(int, about.get("reach", point)))
         content = (folder / _OWNERS).read_bytes()
         if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
             raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
@@ -97,7 +112,7 @@ def read_files(
         missing = np.setdiff1d(ids, index.ids(), assume_unique=True)
         keep = ~np.isin(ids, missing)
         ids, subjects = ids[keep], subjects[keep]
-    return index, TemplateOwners(ids, subjects), point
+    return (index, TemplateOwners(ids, subjects), point), reach
 
 
 def _write(path: Path, *contents: memoryview) -> str:

@@ -106,6 +106,7 @@ class Snapshots:
         owners: TemplateOwners,
         point: Point,
         *,
+        reach: Callable[[], Point] | None = None,
         key: SealingKey | None = None,
         erase: bool = False,
     ) -> Path:
@@ -115,17 +116,19 @@ class Snapshots:
             index: what is written, with its owners and the point of the gallery's history that both have reached.
             owners: as the index.
             point: as the index.
+            reach: tells the last point of which the index may hold something, once it is written; None: that point.
             key: of `take_key`, where they are sealed.
             erase: nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
                 copies of them do not open any more, wherever they are.
 
         Raises:
             KeyDestroyed: something was erased since the key was taken; nothing was sealed.
+            ViewReplaced: of `reach`; nothing was written.
             OSError, FacegalleryError: the disk is full or not writable, or the vault does not answer; without `erase`
                 the earlier snapshot is still there.
         """
         try:
-            place = self._write(index, owners, point)
+            place = self._write(index, owners, point, reach or (lambda: point))
             if self._sealed is not None:
                 self._sealed.write(place, point.revision, key or self._sealed.take_key(anew=True), alone=erase)
             if erase:
@@ -154,13 +157,13 @@ class Snapshots:
         if self._sealed is not None:
             self._sealed.drop()
 
-    def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point) -> Path:
+    def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point, reach: Callable[[], Point]) -> Path:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         try:
-            templates = write_files(draft, self._of, index, owners, point)
+            templates = write_files(draft, self._of, index, owners, point, reach)
             place = self.folder / f"{point.revision:020d}"
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
@@ -194,10 +197,7 @@ class Snapshots:
             def look(found: int = found, place: Path = place) -> Opened | None:
                 if not self._is_open(place, found):
                     return None
-                opened = self._open(place, found)
-                if reason := contradiction(opened[2]):
-                    raise SnapshotDamaged(reason)
-                return opened
+                return self._open(place, found, contradiction)
 
             try:
                 opened = look_steadily(self._places(found), look)
@@ -226,9 +226,7 @@ class Snapshots:
                 if self._sealed is not None:
                     self._try_sealed(revision)
                 if self._is_open(self.folder / f"{revision:020d}", revision):
-                    point = self._open(self.folder / f"{revision:020d}", revision)[2]
-                    if reason := contradiction(point):
-                        raise SnapshotDamaged(reason)
+                    self._open(self.folder / f"{revision:020d}", revision, contradiction)
 
             try:
                 look_steadily(self._places(revision), look)
@@ -307,9 +305,12 @@ class Snapshots:
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
 
-    def _open(self, place: Path, revision: int) -> Opened:
+    def _open(self, place: Path, revision: int, contradiction: Callable[[Point], str | None]) -> Opened:
         start = time.perf_counter()
-        opened = read_files(place, self._of, revision, self._open_index)
+        opened, reach = read_files(place, self._of, revision, self._open_index)
+        for point in dict.fromkeys((opened[2], reach)):
+            if reason := contradiction(point):
+                raise SnapshotDamaged(reason)
         seconds, templates = round(time.perf_counter() - start, 2), len(opened[1])
         _log.info("snapshot.opened", gallery=self._name, revision=revision, templates=templates, seconds=seconds)
         return opened

@@ -1,12 +1,15 @@
 """Where a view of a gallery comes from: it is built from SQL, beside an engine or not, and brought up to date."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from app.gallery.course import Course, Gap, Undone
 from app.gallery.engines import EngineIndex
+from app.gallery.extractor_check import check_extractor
 from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
 from app.gallery.index.protocol import agrees
@@ -29,6 +32,19 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Changes of a gallery, and the points that they lead through, beginning with the one they follow upon."""
+
+    changes: Sequence[Change]
+    trail: Sequence[Point]
+
+    @property
+    def end(self) -> Point:
+        """The point that they lead to."""
+        return self.trail[-1]
+
+
 class ViewSource:
     """Builds views of one gallery.
 
@@ -41,6 +57,8 @@ class ViewSource:
     def __init__(self, gallery: Gallery, history: GalleryHistory, make_index: Callable[[], TemplateIndex]) -> None:
         self._id = gallery.id
         self._name = gallery.name
+        self._extractor = gallery.extractor
+        self._dimension = gallery.dimension
         self._history = history
         self._make_index = make_index
 
@@ -96,6 +114,7 @@ class ViewSource:
         for block in self._history.template_blocks(self._id):
             _go_on_unless(given_up)
             course.meet(block.point)
+            self._check_moved(block.embeddings[:1])
             index.add(block.ids, block.embeddings)
             ids.append(block.ids)
             subjects.append(block.subject_ids)
@@ -136,21 +155,55 @@ class ViewSource:
         Raises:
             Undone: the view, or what an engine holds, is of a history that the database has undone.
             Gap: changes in between were pruned, or an engine has dropped what the view searches.
+            ExtractorMismatch: the gallery has moved to another extractor meanwhile.
         """
         if view.revision >= revision:
             return view, False
+        return self.taken(view, self.steps(view, revision))
+
+    def steps(self, view: View, revision: int) -> Steps:
+        """Some of the changes up to a revision, which is beyond the view's own; some ten thousand rows.
+
+        Raises:
+            Undone, Gap, ExtractorMismatch: as `replayed`.
+        """
         changes, trail = self._changes(view.point, revision)
-        end = trail[-1]
-        rebuild, index = asks_for_rebuild(changes), view.index
+        self._check_moved([change.embedding for change in changes if change.embedding is not None])
+        return Steps(changes, trail)
+
+    def taken(self, view: View, steps: Steps) -> tuple[View, bool]:
+        """The view with changes that were read for it, and whether a rebuild is asked for among them.
+
+        Where an engine fails, the view may hold a part of them, though it is at its own point still.
+
+        Raises:
+            Undone, Gap: as `replayed`.
+        """
+        rebuild, index = asks_for_rebuild(steps.changes), view.index
         if rebuild and isinstance(index, SharedIndex):
             index = self._reopened()
-        followed = View(index, view.owners, end)
-        replay(followed, changes)
+        followed = View(index, view.owners, steps.end)
+        replay(followed, steps.changes)
         if isinstance(index, SharedIndex):
-            self._remember(index, trail)
+            self._remember(index, steps.trail)
         return followed, rebuild
 
-    def _remember(self, index: SharedIndex, trail: list[Point]) -> None:
+    def _check_moved(self, embeddings: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> None:
+        """Take no embeddings of another length, which are those of an extractor that the gallery has moved to.
+
+        Raises:
+            ExtractorMismatch: it has.
+            Undone: it has, and is back already, or gone: what is read in several goes is of both.
+        """
+        if all(len(embedding) == self._dimension for embedding in embeddings):
+            return
+        present = self.gallery()
+        if present is None or present.dimension == self._dimension:
+            raise Undone
+        check_extractor(present, self._extractor)
+        raise ValueError(f"gallery {self._name!r} has embeddings of {present.dimension} numbers by this extractor")
+
+    def _remember(self, index: SharedIndex, trail: Sequence[Point]) -> None:
         """Have an index outside the process remember where a trail ends, unless it is further.
 
         Raises:
@@ -185,6 +238,7 @@ class ViewSource:
             for block in self._history.template_blocks(self._id):
                 _go_on_unless(given_up)
                 course.meet(block.point)
+                self._check_moved(block.embeddings[:1])
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self._name, templates=len(index))
             self._remove_surplus(index)

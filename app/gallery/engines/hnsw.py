@@ -17,6 +17,7 @@ SCHEMA = "facegallery_index"
 _M, _EF_CONSTRUCTION = 16, 128
 _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
 _RETRY_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 600.0  # at a graph that was there: another process may have dropped it with its table
 _CANCEL_SECONDS = 0.2
 _SECONDS_TO_CANCEL, _LAST_SECONDS = 5.0, 1.0  # that the server may take over it
 _SECONDS_TO_CLOSE = 2.0  # for all that is being built
@@ -42,7 +43,6 @@ class GraphBuilder:
         self._search_path = f'{SCHEMA}, "{extension_schema}"'
         self._lock = threading.Lock()
         self._closed = False
-        self._built: set[str] = set()
         self._not_before: dict[str, float] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._connections: dict[str, Connection] = {}
@@ -53,7 +53,7 @@ class GraphBuilder:
             return
         with self._lock:
             waits = time.monotonic() < self._not_before.get(table, 0)
-            if self._closed or waits or table in self._built or table in self._threads:
+            if self._closed or waits or table in self._threads:
                 return
             self._threads[table] = threading.Thread(target=self._run, args=(table,), name=f"hnsw {table}", daemon=True)
             self._threads[table].start()
@@ -91,7 +91,11 @@ class GraphBuilder:
             if limit is not None:
                 limit.spend(time.monotonic() - begin)
         with self._lock:
-            self._built.discard(table)
+            self._not_before.pop(table, None)
+
+    def look_again(self, table: str) -> None:
+        """Look for a table's graph when it is next considered: the table is a new one."""
+        with self._lock:
             self._not_before.pop(table, None)
 
     def close(self) -> None:
@@ -115,11 +119,9 @@ class GraphBuilder:
             with connect(self._address, autocommit=True, **self._options) as connection:
                 self._connections[table] = connection
                 built = self._build(connection, table)
+            self._not_before[table] = time.monotonic() + (_RETRY_SECONDS if built is None else _LOOK_AGAIN_SECONDS)
             if built:
-                self._built.add(table)
                 _log.info("index.graph_ready", table=table, seconds=round(time.monotonic() - started, 1))
-            else:
-                self._not_before[table] = time.monotonic() + _RETRY_SECONDS
         except Error as error:
             self._not_before[table] = time.monotonic() + _RETRY_SECONDS
             if not self._closed:
@@ -129,19 +131,19 @@ class GraphBuilder:
             with self._lock:
                 self._threads.pop(table, None)
 
-    def _build(self, connection: Connection, table: str) -> bool:
-        """Whether the graph is there now; not if another process is building it."""
+    def _build(self, connection: Connection, table: str) -> bool | None:
+        """Whether the graph was not there and is now; None where another process is building it."""
         graph = graph_name(table)
         connection.execute("SELECT set_config('search_path', %s, false)", (self._search_path,))
         # Never waited for: a statement that waits would be waited for by the build.
         lock = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (graph,)).fetchone()
         if lock is None or not lock[0]:
-            return False
+            return None
         state = connection.execute(
             "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", (f"{SCHEMA}.{graph}",)
         ).fetchone()
         if state is not None and state[0]:
-            return True
+            return False
         if state is not None:  # a build that did not come to its end
             connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(SCHEMA, graph)))
         connection.execute(

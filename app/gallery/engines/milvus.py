@@ -91,6 +91,10 @@ class MilvusEngine:
         """As `IndexEngine.drop`."""
         try_each(partial(self._drop, name) for name in self.names(prefix) if name != but)
 
+    def nobodys(self) -> list[str]:
+        """As `IndexEngine.nobodys`: a Milvus may be that of several databases, so nobody can tell."""
+        return []
+
     def close(self) -> None:
         """As `IndexEngine.close`."""
         self._client.close()

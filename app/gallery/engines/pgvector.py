@@ -18,7 +18,7 @@ from app.gallery.engines.postgresql import (
     options_for,
     postgresql_errors,
 )
-from app.gallery.engines.protocol import storage_name
+from app.gallery.engines.protocol import STORAGE, prefix_of, storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
 from app.gallery.try_each import try_each
@@ -62,6 +62,8 @@ class PgvectorEngine:
             if not there:
                 with _right_to("make tables"):
                     _make_table(connection, name, gallery.dimension)
+        if not there:
+            self.builder.look_again(name)
         index = PgvectorIndex(self._connections, self.builder, name, gallery.dimension)
         index.position()
         return index
@@ -79,6 +81,16 @@ class PgvectorEngine:
     def drop(self, prefix: str, *, but: str = "") -> None:
         """As `IndexEngine.drop`; a table whose graph another process is building stays until that is done."""
         try_each(partial(self._drop, name) for name in self.names(prefix) if name != but)
+
+    def nobodys(self) -> list[str]:
+        """As `IndexEngine.nobodys`: all galleries whose vectors are here are in this database, in some schema.
+
+        Nothing is told where there are none, or where the role may not read those of a schema.
+        """
+        names = self.names(STORAGE)  # first: a gallery is there before its table is made
+        with self._connections.one() as connection:
+            needed = _prefixes_of_galleries(connection)
+        return [] if needed is None else [name for name in names if not name.startswith(needed)]
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
@@ -148,6 +160,30 @@ def _prepared(connection: Connection) -> VectorType:
                 sql.SQL("ALTER TABLE {} ADD mark bigint NOT NULL DEFAULT 0").format(sql.Identifier(SCHEMA, "storage"))
             )
     return VectorType(schema=schema, vector=vector, array=array)
+
+
+def _prefixes_of_galleries(connection: Connection) -> tuple[str, ...] | None:
+    """What the names of the tables of all galleries begin with; None where not all can be read."""
+    schemas = connection.execute(_SCHEMAS_WITH_GALLERIES).fetchall()
+    if not schemas or not all(readable for _, readable in schemas):
+        return None
+    prefixes = list[str]()
+    for schema, _ in schemas:
+        galleries = connection.execute(
+            sql.SQL("SELECT id, created_at FROM {}").format(sql.Identifier(schema, "gallery"))
+        )
+        prefixes += [prefix_of(*gallery) for gallery in galleries]
+    return tuple(prefixes)
+
+
+_SCHEMAS_WITH_GALLERIES = """
+SELECT nspname::text, has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE relname = 'gallery' AND relkind IN ('r', 'p') AND 4 = (
+    SELECT count(*) FROM pg_attribute
+    WHERE attrelid = c.oid AND NOT attisdropped AND attname IN ('id', 'created_at', 'extractor', 'dimension')
+)
+"""
 
 
 def _make_table(connection: Connection, name: str, dimension: int) -> None:

@@ -1,7 +1,7 @@
 """What an engine does, and what its indexes share."""
 
 import hashlib
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -39,6 +39,12 @@ class IndexEngine(Protocol):
             Busy: another process works on one of them at length; it is still there, and the others are not.
         """
 
+    def nobodys(self) -> list[str]:
+        """Names of the tables or collections of galleries that there are in no database, as after a restore.
+
+        Empty where that cannot be told, as where services of other databases may use the engine, too.
+        """
+
     def close(self) -> None:
         """Give all connections back."""
 
@@ -65,8 +71,13 @@ def storage_prefix(gallery: Gallery) -> str:
     It is made of the gallery's id and 12 hexadecimal digits of a digest over the moment it was made. So two services
     that share an engine by mistake do not mix their templates, though both have a gallery 1.
     """
-    moment = gallery.created_at.astimezone(UTC).isoformat(timespec="microseconds")
-    return f"{STORAGE}{gallery.id}_{hashlib.sha256(moment.encode()).hexdigest()[:12]}_"
+    return prefix_of(gallery.id, gallery.created_at)
+
+
+def prefix_of(gallery_id: int, created_at: datetime) -> str:
+    """As `storage_prefix`, of the gallery with that id that was made at that moment."""
+    moment = created_at.astimezone(UTC).isoformat(timespec="microseconds")
+    return f"{STORAGE}{gallery_id}_{hashlib.sha256(moment.encode()).hexdigest()[:12]}_"
 
 
 def ranked(ids: NDArray[np.int64], stored: NDArray[np.float32], probe: NDArray[np.float32]) -> RankedTemplates:

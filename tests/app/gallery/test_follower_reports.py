@@ -1,11 +1,11 @@
 """Who follows a gallery says so before it needs what others would drop, and goes on saying it."""
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
@@ -13,7 +13,7 @@ from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
-from app.gallery.tables import FollowerRow
+from app.gallery.tables import FollowerRow, now
 from app.gallery.upkeep import Upkeep
 from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll
 from tests.app.gallery.test_upkeep import Endless
@@ -90,3 +90,17 @@ def test_reports_go_on_while_an_index_is_built(
     finally:
         upkeep.stop()
     assert reported(store) == {}
+
+
+def test_who_reported_by_a_clock_that_was_ahead_does_not_keep_changes_for_years(
+    store: GalleryStore, new_templates: Templates
+) -> None:
+    history, gallery = GalleryHistory(store.engine), store.gallery("people")
+    history.report(gallery.id, "killed in 2037", 0)
+    with store.engine.begin() as connection:
+        connection.execute(update(FollowerRow).values(seen_at=now() + timedelta(days=4000)))
+    for number in range(3):
+        enroll(store, f"subject {number}", new_templates(1))
+    history.report(gallery.id, "living", 3)
+    assert history.prune(gallery.id) == 3
+    assert list(reported(store)) == ["living"]

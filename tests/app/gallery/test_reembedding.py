@@ -93,7 +93,7 @@ def test_there_and_back(
     move = move_gallery(old.store, "people", other_networks.extractor, progress=told.append)
     assert (move.state, move.embedded, sum(told), move.incomplete) == ("moved", 5, 5, ())
     assert move.gallery.extractor == new.extractor
-    assert move.gallery.revision == 3
+    assert move.gallery.revision == 4
 
     # what a service of the new extractor answers is what it would answer had everybody been enrolled with it
     anew = service_of(other_networks)

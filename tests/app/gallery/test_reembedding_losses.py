@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ from sqlalchemy import Engine, text
 
 from app.gallery.encryption import SealedRows
 from app.gallery.exporting import open_snapshot
+from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
 from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
 from app.gallery.reembedding import Move, move_back
 from app.gallery.reembedding_store import ReembeddingStore, Switch
+from app.gallery.replica import GalleryReplica
 from app.gallery.resealing import seal_plain_rows
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault
@@ -154,3 +159,33 @@ def test_a_step_down_keeps_what_is_set_aside_but_its_crops(moved: GalleryStore, 
     migrate(moved.engine)
     move_back(moved, "people", None)
     assert (templates_of(moved), crops_of(moved)) == ({"anna": 1, "bob": 1}, set())
+
+
+def test_who_was_set_aside_and_merged_meanwhile_is_found_at_once_when_the_gallery_is_back(
+    store: GalleryStore, new_templates: Templates, tmp_path: Path
+) -> None:
+    source, history = IndexSource(kind="flat", folder=tmp_path / "index"), GalleryHistory(store.engine)
+    aside, kept = new_templates(2)
+    enroll(store, "aside", [aside])
+    enroll(store, "kept", [kept])
+
+    def process() -> GalleryReplica:
+        gallery = store.gallery("people")
+        replica = GalleryReplica(
+            gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True
+        )
+        replica.catch_up(*gallery.point)
+        return replica
+
+    living = process()
+    living.write_snapshot()
+    gallery, moves = store.gallery("people"), ReembeddingStore(store.engine)
+    (template,) = store.templates("people", subject="kept", after=0, limit=9).items
+    moves.add(gallery, NEW, [template.id], np.eye(1, 8, dtype=np.float32))
+    moves.switch(gallery, NEW, dimension=8, unusable=(), with_crops=True, without_missing=True)
+    merged = store.merge_subjects("people", "aside", "kept")
+    move_back(store, "people", None)
+    living.catch_up(*store.gallery("people").point)
+    for replica in (living, process()):  # before anything is done in the background
+        found = replica.search(np.stack([aside.embedding, kept.embedding]), top_k=1, rule="best")
+        assert [near[0].subject_id for near in found] == [merged.id] * 2

@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.deadline import within
-from app.gallery.errors import TimedOut
+from app.gallery.errors import ExtractorMismatch, TimedOut
 from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS, ExactIndex, IndexKind, SegmentedIndex
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
 from app.gallery.records import Change, NewTemplate
+from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
 
@@ -287,3 +288,28 @@ def test_a_request_waits_for_another_that_follows_no_longer_than_it_may(
         answered.set()
         following.result(60)
     assert identities(replica, store, templates) == [anna, bob]
+
+
+def test_a_gallery_that_moves_to_longer_embeddings_while_it_is_followed_is_said_to_have_moved(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica, templates = replica_of(store), new_templates(2)
+    enroll(store, "anna", templates[:1])
+    replica.catch_up(*store.gallery("people").point)
+    enroll(store, "bob", templates[1:])
+    point, changes = store.gallery("people").point, GalleryHistory.changes
+    gallery, moves = store.gallery("people"), ReembeddingStore(store.engine)
+
+    def move_first(*arguments: Any, **options: Any) -> list[Change]:
+        ids = [one.id for one in store.templates("people", subject=None, after=0, limit=9).items]
+        moves.add(gallery, "other@1", ids, np.eye(2, 2 * DIMENSION, dtype=np.float32))
+        switch = moves.switch(gallery, "other@1", dimension=2 * DIMENSION, unusable=(), with_crops=True)
+        assert switch.state == "done"
+        return changes(*arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GalleryHistory, "changes", move_first)
+        with pytest.raises(ExtractorMismatch):
+            replica.catch_up(*point)
+    with pytest.raises(ExtractorMismatch):
+        GalleryReplica(gallery, GalleryHistory(store.engine), lambda: ExactIndex(DIMENSION)).catch_up(*point)

@@ -431,3 +431,20 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
     assert found(follower, templates) == [anna] * 3
     assert list(source.folder.rglob("damaged-*")) == []
     assert snapshots(leader).revisions == ([] if rewritten == "removed" else [1])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_one_process_leads_also_after_the_folder_was_removed(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, whole: bool
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    first, second = snapshots(replica_of(store, source)), snapshots(replica_of(store, source))
+    assert (first.lead(), second.lead()) == (True, False)
+    if whole:
+        second.erase()  # as the service of another extractor does after an erasure
+    else:
+        (second.folder / "lead").unlink()
+    assert [second.lead(), first.lead(), second.lead(), first.lead()] == [True, False, True, False]
+    second.resign()
+    assert first.lead()
+    first.resign()

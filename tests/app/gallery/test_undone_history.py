@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.gallery.history import GalleryHistory
+from app.gallery.index import SegmentedIndex
 from app.gallery.index_source import IndexSource
 from app.gallery.migrations import migrate
 from app.gallery.records import Gallery, NewTemplate, TemplateBlock
@@ -239,3 +240,54 @@ def test_indexes_of_a_database_from_before_marks_stay_in_use(
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery))
     assert names(store, replica, templates) == ["anna", "bob", "dora"]
     assert history.builds == 0
+
+
+def test_a_snapshot_that_took_in_what_was_undone_is_not_loaded(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carl, alice, bob = templates = new_templates(3)
+    enroll(store, "carl", [carl])
+    enroll(store, "alice", [alice])
+    process, standby = replica_of(store, source), Standby(store.engine)
+    save = SegmentedIndex.save
+
+    def save_later(index: SegmentedIndex, folder: Path) -> None:
+        """While a snapshot is written somebody is erased and somebody enrolled."""
+        store.delete_subject("people", "alice")
+        enroll(store, "bob", [bob])
+        process.catch_up(*store.gallery("people").point)
+        save(index, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SegmentedIndex, "save", save_later)
+        assert process.write_snapshot() == 2  # which is in both histories
+    assert names(store, replica_of(store, source), templates) == ["carl", None, "bob"]
+    standby.promote()
+    for one in (process, replica_of(store, source)):
+        assert names(store, one, templates) == ["carl", "alice", None]
+
+
+def test_no_snapshot_is_written_of_a_view_that_was_undone_meanwhile(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carl, alice, bob = templates = new_templates(3)
+    enroll(store, "carl", [carl])
+    enroll(store, "alice", [alice])
+    process, standby = replica_of(store, source), Standby(store.engine)
+    save, saved = SegmentedIndex.save, list[Path]()
+
+    def save_later(index: SegmentedIndex, folder: Path) -> None:
+        saved.append(folder)
+        if len(saved) == 1:
+            store.delete_subject("people", "alice")
+            process.catch_up(*store.gallery("people").point)
+            standby.promote()
+            enroll(store, "bob", [bob])
+            process.catch_up(*store.gallery("people").point)
+        save(index, folder)
+
+    monkeypatch.setattr(SegmentedIndex, "save", save_later)
+    assert process.write_snapshot() == 3
+    assert len(saved) == 2
+    assert names(store, replica_of(store, source), templates) == ["carl", "alice", "bob"]
+    assert [path.name for path in snapshots(process).folder.iterdir() if path.is_dir()] == [f"{3:020d}"]

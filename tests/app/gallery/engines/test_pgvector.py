@@ -372,3 +372,30 @@ def test_alembic_does_not_see_the_engine(bare_database: tuple[str, str]) -> None
     database = open_engine(address, timeout=5)
     assert inspect(database).get_table_names() == []
     database.dispose()
+
+
+def test_a_table_that_another_process_has_dropped_gets_its_graph_again(
+    engine: PgvectorEngine, postgresql_server: str
+) -> None:
+    gallery = new_gallery()
+    index = filled(engine, gallery, 1500)
+    assert graph_is_valid(postgresql_server, index)
+    with closing(PgvectorEngine(postgresql_server, timeout=10, hnsw_above=1000)) as other:
+        other.drop(storage_prefix(gallery))
+    again = filled(engine, gallery, 1500)  # as where a gallery comes back to its extractor
+    assert graph_is_valid(postgresql_server, again)
+
+
+def test_a_graph_that_another_process_has_dropped_is_looked_for_again(
+    engine: PgvectorEngine, postgresql_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.hnsw._LOOK_AGAIN_SECONDS", 0.0)
+    gallery = new_gallery()
+    index = filled(engine, gallery, 1500)
+    with closing(PgvectorEngine(postgresql_server, timeout=10, hnsw_above=10**6)) as other:
+        other.index(gallery).clear()
+        filled(other, gallery, 1500)
+    assert graph_is_valid(postgresql_server, index) is None
+    index.position()
+    engine.builder.wait(index.name)
+    assert graph_is_valid(postgresql_server, index)

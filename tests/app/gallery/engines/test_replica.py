@@ -10,6 +10,7 @@ import pytest
 
 from app.gallery.engines import IndexEngine
 from app.gallery.engines.protocol import EngineIndex
+from app.gallery.errors import DatabaseUnavailable
 from app.gallery.history import GalleryHistory
 from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
@@ -180,3 +181,59 @@ def test_what_a_process_writes_too_late_into_an_engine_is_set_right(
     quick.catch_up(*store.gallery("people").point)
     index_of(store, open_shared()).add(np.array([undone.id]), alice.embedding[None])  # by the slow one
     assert identities(slow, store, templates) == identities(quick, store, templates) == [None, subject]
+
+
+def away(*_: object, **__: object) -> None:
+    raise DatabaseUnavailable("the engine does not answer")
+
+
+def test_who_was_added_halfway_when_the_database_fell_back_gives_nobody_a_wrong_name(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carl, alice, later = templates = new_templates(3)
+    anna = enroll(store, "carl", [carl])
+    replica, standby = replica_of(store, open_shared()), Standby(store.engine)
+    assert identities(replica, store, templates) == [anna, None, None]
+    enroll(store, "alice", [alice])
+    with monkeypatch.context() as patched:
+        patched.setattr(replica.view.index, "add", away)
+        with pytest.raises(DatabaseUnavailable):
+            identities(replica, store, templates)
+    standby.promote()
+    enroll(store, "carl", [later])  # gets the id that the template of Alice had
+    enroll(store, "dora", [])  # and Dora that of Alice
+    assert identities(replica, store, templates) == [anna, None, anna]
+
+
+def test_who_was_removed_halfway_when_the_database_fell_back_is_found(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    carl, alice = (enroll(store, key, [one]) for key, one in zip(("carl", "alice"), templates, strict=True))
+    replica, standby = replica_of(store, open_shared()), Standby(store.engine)
+    assert identities(replica, store, templates) == [carl, alice]
+    store.delete_subject("people", "alice")
+    with monkeypatch.context() as patched:
+        patched.setattr(replica.view.index, "set_position", away)
+        with pytest.raises(DatabaseUnavailable):
+            identities(replica, store, templates)
+    standby.promote()
+    assert identities(replica, store, templates) == [carl, alice]
+
+
+def test_what_an_engine_failed_in_the_middle_of_is_gone_on_with(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    carl = enroll(store, "carl", templates[:1])
+    replica, history = started(store, open_shared())
+    assert identities(replica, store, templates) == [carl, None]
+    alice = enroll(store, "alice", templates[1:])
+    with monkeypatch.context() as patched:
+        patched.setattr(replica.view.index, "set_position", away)
+        for _ in range(2):
+            with pytest.raises(DatabaseUnavailable):
+                identities(replica, store, templates)
+    fills = history.fills
+    assert identities(replica, store, templates) == [carl, alice]
+    assert history.fills == fills
