@@ -61,7 +61,7 @@ def test_the_first_enrolment_makes_gallery_and_subject(store: GalleryStore, new_
     assert enrolment.known == ()
     assert (enrolment.subject.key, enrolment.subject.metadata, enrolment.subject.templates) == ("anna", {}, 2)
     assert enrolment.subject == store.subject("people", "anna")
-    assert store.size(gallery.id) == GallerySize(subjects=1, templates=2)
+    assert store.size(gallery.id) == GallerySize(subjects=1, templates=2, enrolled=1)
 
 
 def test_a_template_is_stored_bit_for_bit(store: GalleryStore, new_templates: Templates) -> None:
@@ -134,7 +134,7 @@ def test_embeddings_of_another_extractor_are_refused(store: GalleryStore, new_te
     ):
         enroll(store, "bob", new_templates(1), extractor="other@1")
     assert store.gallery("people") == before
-    assert store.size(before.id) == GallerySize(subjects=1, templates=1)
+    assert store.size(before.id) == GallerySize(subjects=1, templates=1, enrolled=1)
 
 
 @pytest.mark.parametrize("key", ["王小明", "محمد", "👩🏽‍🚀", "Ö" * 200, "a'b\"c;--", "%_\\", " anna "])
