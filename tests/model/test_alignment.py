@@ -98,7 +98,8 @@ def test_the_edge_of_a_photo_goes_on_where_a_crop_reaches_beyond_it(at: tuple[fl
 
 def test_a_photo_cut_close_to_the_face_is_as_near_as_the_whole(lfw_sample: Path, networks: Networks) -> None:
     def embedded(pixels: NDArray[np.uint8], landmarks: NDArray[np.float64]) -> NDArray[np.float32]:
-        return networks.extractor.embed(align_face(pixels, landmarks)[None])[0]
+        (embedding,) = networks.extractor.embed(align_face(pixels, landmarks)[None])
+        return np.asarray(embedding)
 
     close, whole = [], []
     for folder in sorted(one for one in lfw_sample.iterdir() if len(list(one.glob("*.jpg"))) > 1):

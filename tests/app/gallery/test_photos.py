@@ -24,7 +24,8 @@ def reader(networks: Networks) -> PhotoReader:
 
 
 def waited() -> float:
-    return next(sample.value for sample in QUEUE_SECONDS.collect()[0].samples if sample.name.endswith("_sum"))
+    (metric,) = QUEUE_SECONDS.collect()
+    return next(float(sample.value) for sample in metric.samples if sample.name.endswith("_sum"))
 
 
 def test_a_wait_for_a_thread_is_a_wait_for_a_worker(reader: PhotoReader, monkeypatch: pytest.MonkeyPatch) -> None:
