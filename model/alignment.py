@@ -54,17 +54,14 @@ def align_face(
         landmarks: five points (x, y) in pixels, in the order of `TEMPLATE_LANDMARKS`.
 
     Returns:
-        Crop, shape (112, 112, 3), uint8, the photo's channel order. Where it reaches beyond the
-        photo, the photo's edge goes on.
+        Crop, shape (112, 112, 3), uint8, the photo's channel order; black where it reaches beyond the photo.
     """
     matrix = similarity_transform(landmarks)
     scale = float(np.linalg.norm(matrix[:, 0]))
     times = int(1 / scale) if scale > 1 / max(pixels.shape) else 1
     if times > 1:
         pixels, matrix = _scaled_down(pixels, matrix, times)
-    crop: NDArray[np.uint8] = cv2.warpAffine(
-        pixels, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
+    crop: NDArray[np.uint8] = cv2.warpAffine(pixels, matrix, (CROP_SIZE, CROP_SIZE), flags=cv2.INTER_LINEAR)
     return crop
 
 
