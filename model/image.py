@@ -19,9 +19,17 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _FORMAT_LIST = "JPEG, PNG, WebP, BMP or GIF"
 MAX_SCANS = 64
 """Scans of a JPEG file; programs that make them small use a dozen. Each runs over all pixels and may take 75 bytes."""
+MAX_PIECES = 100_000
+"""Pieces in which Pillow reads a file: markers, chunks, blocks, bytes that are none of them. Each is some lines of
+Python and may take two bytes of the file; photos of 20 MiB have some thousands."""
+MAX_SIDE = 65_535
+"""Pixels of a side, the most that JPEG and GIF can have. A row or a column of fifty million takes long by itself."""
+MAX_EXIF_PARTS = 64
+"""Parts of a JPEG file's EXIF data, of 64 KiB each. Pillow copies what it has so far for each further one."""
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)  # those that stand alone left out
 _SCAN, _END = 0xDA, 0xD9
+_EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +58,18 @@ class ImageLimits:
     max_pixels: int = 50_000_000
 
 
+class _Pieces(BytesIO):
+    """The bytes of a file, as long as they are read in no more than `MAX_PIECES`."""
+
+    _read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._read += 1
+        if self._read > MAX_PIECES:
+            raise UnsupportedImage(f"the file has more than {MAX_PIECES:,} pieces; save it anew")
+        return super().read(size)
+
+
 def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np.uint8]:
     """Decode a photo into upright RGB pixels.
 
@@ -76,6 +96,8 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np
             image.load()
             orientation = _orientation(image)
             pixels = _to_rgb(image)
+        except UnsupportedImage:
+            raise
         except Exception as error:  # Pillow's decoders raise whatever their parsing ran into
             raise UnsupportedImage(f"the {image.format} file is cut off or damaged; send the whole file") from error
         if orientation in _TRANSPOSITIONS:
@@ -84,12 +106,16 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np
 
 
 def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
+    if data.startswith(b"\xff\xd8") and data.count(_EXIF) > MAX_EXIF_PARTS:
+        raise UnsupportedImage(f"the JPEG file has more than {MAX_EXIF_PARTS} parts of EXIF data; save it without them")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(BytesIO(data), formats=FORMATS)
+            image = Image.open(_Pieces(data), formats=FORMATS)
         except Image.DecompressionBombError as error:
             raise ImageTooLarge(f"the photo has too many pixels; send one of at most {limits.max_pixels:,}") from error
+        except UnsupportedImage:
+            raise
         except UnidentifiedImageError as error:
             raise UnsupportedImage(f"the file is not a photo that can be read; send {_FORMAT_LIST}") from error
         except Exception as error:
@@ -99,10 +125,14 @@ def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
             raise ImageTooLarge(
                 f"the photo has {width}×{height} = {width * height:,} pixels; send one of at most {limits.max_pixels:,}"
             )
+        if max(width, height) > MAX_SIDE:
+            raise ImageTooLarge(f"the photo has {width}×{height} pixels; send one of at most {MAX_SIDE:,} a side")
         if any(tile[0] == "bmp_rle" for tile in image.tile):  # Pillow decodes it run by run in Python: 20 MiB take 14 s
             raise UnsupportedImage("the BMP file is run-length encoded; save it without, or as PNG")
         if image.format in {"JPEG", "MPO"} and _has_more_scans(data, MAX_SCANS):
-            raise UnsupportedImage(f"the JPEG file has more than {MAX_SCANS} scans; save it anew, without them")
+            raise UnsupportedImage(
+                f"the JPEG file has more than {MAX_SCANS} scans or {MAX_PIECES:,} pieces; save it anew"
+            )
         return image
 
 
@@ -119,14 +149,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _has_more_scans(data: bytes, most: int) -> bool:
-    """Whether a JPEG file has more than so many scans, before any is decoded."""
+    """Whether a JPEG file has more than so many scans, or `MAX_PIECES`, before any is decoded."""
     at, scans = 2, 0
-    while (found := _MARKER.search(data, at)) is not None and data[found.start() + 1] != _END:
+    for _ in range(MAX_PIECES):
+        found = _MARKER.search(data, at)
+        if found is None or data[found.start() + 1] == _END:
+            return False
         scans += data[found.start() + 1] == _SCAN
         if scans > most:
             return True
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
-    return False
+    return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -136,7 +136,7 @@ def complaints(quality: Quality, limits: QualityLimits) -> tuple[Complaint, ...]
     score, size, sharpness = quality.detection_score, quality.face_size, quality.sharpness
     found: list[Complaint] = []
     if score < limits.min_score:
-        wanted = f"score {score:.2f}; at least {limits.min_score:.2f} is needed"
+        wanted = f"score {floor(score * 100) / 100:.2f}; at least {limits.min_score:.2f} is needed"
         sentence = f"the face is hard to make out ({wanted}); send a photo of the whole face in good light"
         found.append(Complaint("detection_score", sentence))
     if size < limits.min_face_size:

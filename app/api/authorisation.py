@@ -1,5 +1,6 @@
 """What a route needs: a scope, and a gallery that the key is for."""
 
+import math
 from typing import Annotated, Any
 
 from fastapi import Depends, Security
@@ -50,8 +51,9 @@ def require_scores(caller: Caller, *, threshold: float | None, all_candidates: b
 
 
 def shown_distance(distance: float, caller: Caller) -> float:
-    """The distance as that caller may see it: exact with the scope `scores`, else with two decimals.
+    """The distance as that caller may see it: exact with the scope `scores`, else rounded down to two decimals.
 
-    Exact distances let a caller climb, photo by photo, towards a face that is taken for somebody else's.
+    Exact distances let a caller climb, photo by photo, towards a face that is taken for somebody else's. What is
+    accepted stays within its threshold, whatever the rounding.
     """
-    return distance if Scope.SCORES in caller.scopes else round(distance, 2)
+    return distance if Scope.SCORES in caller.scopes else math.floor(distance * 100) / 100

@@ -124,9 +124,10 @@ def enroll(
         extractor=service.extractor,
         subject=SubjectBody.of(enrolment.subject),
         enrolled=[
-            EnrolledPhoto(photo=report.photo_of[template.crop_sha256], template=template.id, new=new)
+            EnrolledPhoto(photo=photo, template=template.id, new=new and number == 0)
             for templates, new in ((enrolment.added, True), (enrolment.known, False))
             for template in templates
+            for number, photo in enumerate(report.photos_of[template.crop_sha256])
         ],
         refused=[RefusedPhoto(photo=one.photo, reason=one.slug, detail=one.detail) for one in report.refused],
     )

@@ -8,11 +8,12 @@ from app.api.dependencies import FORM_LIMITS, Image, MaxFaces, Service, ServiceS
 from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.faces import Detection, EmbeddedFace, Embedding
+from app.gallery.errors import StorageUnwritable
 from model.errors import ImageTooLarge, UnsupportedImage
 
 router = APIRouter(
     tags=["steps"],
-    responses=error_responses(UnsupportedImage, ImageTooLarge),
+    responses=error_responses(UnsupportedImage, ImageTooLarge, StorageUnwritable),
     dependencies=[needs(Scope.IDENTIFY)],
     form_limits=FORM_LIMITS,
 )

@@ -1,7 +1,7 @@
 """POST /identify: a photo as a form, or an embedding as JSON."""
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -16,10 +16,10 @@ from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs, require_scores, shown_distance
 from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
 from app.api.photo_threads import in_photo_thread
-from app.api.problems import error_responses
+from app.api.problems import body_not_kept, error_responses
 from app.api.schemas.identify import CandidateBody, Decision, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
 from app.api.schemas.thresholds import Distance
-from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUnusable
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
 from app.gallery.identifying import Identification, Match, NamedCandidate
 from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from app.settings import Settings
@@ -68,7 +68,12 @@ async def _probe(request: Request) -> AsyncIterator[EmbeddingProbe | tuple[Photo
         return
     if kind != "multipart/form-data":
         raise HTTPException(415, "send a photo as multipart/form-data, or an embedding as application/json")
-    async with request.form(max_files=1, max_fields=20, max_part_size=FORM_LIMITS["max_part_size"]) as form:
+    read = request.form(max_files=1, max_fields=20, max_part_size=FORM_LIMITS["max_part_size"])
+    async with AsyncExitStack() as opened:
+        try:
+            form = await opened.enter_async_context(read)
+        except OSError as error:
+            raise body_not_kept(error) from error
         image = form.get("image")
         if not isinstance(image, UploadFile):
             raise form_error("image", "Field required: a file")
@@ -95,7 +100,9 @@ def _validation() -> Iterator[None]:
     dependencies=[needs(Scope.IDENTIFY)],
     summary="Name the faces of a photo, or answer unknown",
     openapi_extra=_BODY,
-    responses=error_responses(GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, IndexEngineUnusable),
+    responses=error_responses(
+        GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, IndexEngineUnusable, StorageUnwritable
+    ),
 )
 async def identify(
     caller: CallerHere,

@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 
+from app.gallery.photos import waiting_for_worker
+
 Given = ParamSpec("Given")
 Answer = TypeVar("Answer")
 
@@ -20,7 +22,8 @@ async def in_photo_thread(call: Callable[Given, Answer], *args: Given.args, **kw
     if limiter is None:
         limiter = CapacityLimiter(_THREADS)
         _limiter.set(limiter)
-    return await to_thread.run_sync(partial(call, *args, **kwargs), limiter=limiter)
+    with waiting_for_worker():  # also for a thread
+        return await to_thread.run_sync(partial(call, *args, **kwargs), limiter=limiter)
 
 
 def reads_photos(route: Callable[Given, Answer]) -> Callable[Given, Awaitable[Answer]]:

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.access import errors as access
 from app.api.methods import allowed_methods
@@ -19,6 +21,7 @@ from model.errors import FacegalleryError
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
 _RETRY_SECONDS = 2
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,12 @@ def too_much_at_once() -> JSONResponse:
     )
 
 
+def body_not_kept(error: OSError) -> gallery.StorageUnwritable:
+    """The error where a photo of the body could not be put into the folder for temporary files."""
+    _log.error("body.not_kept", reason=str(error))
+    return gallery.StorageUnwritable("the folder for temporary files cannot be written; nothing was stored")
+
+
 def internal() -> JSONResponse:
     """The answer to a failure that is no caller's fault."""
     return problem(_INTERNAL.slug, "something went wrong here; the request id leads to the cause in the log")
@@ -252,6 +261,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, ClientDisconnect):  # nobody is there any more to be told what was wrong
+            raise error.__cause__
+        if isinstance(error.__cause__, OSError):  # FastAPI takes it for the body's fault
+            return known(body_not_kept(error.__cause__))
         # FastAPI answers 400 where a body breaks Python's JSON reader otherwise than by its syntax.
         if isinstance(error.__cause__, RecursionError | UnicodeDecodeError):
             message = "JSON is nested too deep" if isinstance(error.__cause__, RecursionError) else "JSON is not UTF-8"

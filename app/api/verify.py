@@ -18,7 +18,7 @@ from app.api.dependencies import (
 from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.verify import VerifyAnswer
-from app.gallery.errors import ExtractorMismatch, GalleryNotFound, SubjectNotFound
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound, StorageUnwritable, SubjectNotFound
 from app.gallery.photos import FaceChoice
 from app.gallery.service import DEFAULT_GALLERY
 from model.errors import ImageTooLarge, NoFace, SeveralFaces, UnsupportedImage
@@ -31,7 +31,14 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
     dependencies=[needs(Scope.IDENTIFY)],
     summary="Compare two photos, or a photo and a subject",
     responses=error_responses(
-        GalleryNotFound, SubjectNotFound, ExtractorMismatch, NoFace, SeveralFaces, UnsupportedImage, ImageTooLarge
+        GalleryNotFound,
+        SubjectNotFound,
+        ExtractorMismatch,
+        NoFace,
+        SeveralFaces,
+        UnsupportedImage,
+        ImageTooLarge,
+        StorageUnwritable,
     ),
 )
 @reads_photos

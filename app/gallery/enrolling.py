@@ -22,11 +22,14 @@ from model.errors import FacegalleryError
 
 @dataclass(frozen=True, slots=True)
 class EnrolmentReport:
-    """What an enrolment stored and which photos it refused."""
+    """What an enrolment stored, by which photos, and which it refused.
+
+    `photos_of` has the names of the photos by the digest of their crop: the same photo may have been sent twice.
+    """
 
     gallery: str
     enrolment: Enrolment
-    photo_of: dict[str, str]
+    photos_of: dict[str, list[str]]
     refused: tuple[RefusedPhoto, ...]
 
 
@@ -105,9 +108,9 @@ class Enroller:
             )
             for embedding, (_, found) in zip(embeddings, usable, strict=True)
         ]
-        photo_of: dict[str, str] = {}
+        photos_of: dict[str, list[str]] = {}
         for template, (photo, _) in zip(templates, usable, strict=True):
-            photo_of.setdefault(template.crop_sha256, photo.name)
+            photos_of.setdefault(template.crop_sha256, []).append(photo.name)
         with stage("store"):
             enrolment = self._store.enroll(
                 gallery,
@@ -123,7 +126,7 @@ class Enroller:
         if enrolment.erased_in is not None:
             self._retention.finish(enrolment.erased_in)
         TEMPLATES_ADDED_TOTAL.inc(len(enrolment.added))
-        return EnrolmentReport(gallery, enrolment, photo_of, tuple(refused))
+        return EnrolmentReport(gallery, enrolment, photos_of, tuple(refused))
 
     def admit(self, gallery: str, subject: str, terms: Terms) -> None:
         """Refuse whom the store would refuse, and erase a subject of that key whose time is over.

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,17 @@ from model.pipeline import Networks
 from model.quality import Quality, QualityLimits, complaints, measure_quality
 
 FaceChoice = Literal["single", "largest"]
+_asked_at: ContextVar[float | None] = ContextVar("asked for a worker at", default=None)
+
+
+@contextmanager
+def waiting_for_worker() -> Iterator[None]:
+    """Count what is waited inside, before a worker is even asked for, as a wait for one."""
+    token = _asked_at.set(time.perf_counter())
+    try:
+        yield
+    finally:
+        _asked_at.reset(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,14 @@ class PhotoReader:
             Busy: none became free in time.
             TimedOut: the request's own time is over.
         """
-        start = time.perf_counter()
-        if not self._slots.acquire(timeout=min(self._queue_timeout, seconds_left())):
+        asked = _asked_at.get()
+        start = time.perf_counter() if asked is None else asked
+        patience = max(0.0, start + self._queue_timeout - time.perf_counter())
+        free = self._slots.acquire(timeout=min(patience, seconds_left()))
+        QUEUE_SECONDS.observe(time.perf_counter() - start)
+        if not free:
             check_deadline()
             raise Busy("all workers are taken; try again in a moment")
-        QUEUE_SECONDS.observe(time.perf_counter() - start)
         try:
             yield
         finally:

@@ -48,10 +48,11 @@ class GalleryChanges(RuleChanges, total=False):
 
 @dataclass(frozen=True, slots=True)
 class GallerySize:
-    """How much a gallery holds."""
+    """How much a gallery holds; `enrolled` counts the subjects with a template, which are those that are searched."""
 
     subjects: int
     templates: int
+    enrolled: int
 
 
 @dataclass(frozen=True, slots=True)

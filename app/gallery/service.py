@@ -135,7 +135,7 @@ class GalleryService:
         """Size, policy in force, and the threshold that follows (None where the gallery has another extractor)."""
         size = self.store.size(gallery.id)
         served = gallery.extractor == self.extractor
-        threshold = self._thresholds.distance(gallery, None, size.subjects) if served else None
+        threshold = self._thresholds.distance(gallery, None, size.enrolled) if served else None
         return size, self._thresholds.policy_of(gallery), threshold
 
     def delete_gallery(self, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -46,7 +46,9 @@ def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
 
 
 def measure_gallery(session: Session, gallery_id: int) -> GallerySize:
-    """Subjects and templates of a gallery."""
-    subjects = session.scalar(select(func.count()).where(SubjectRow.gallery_id == gallery_id))
+    """Subjects and templates of a gallery, and subjects with a template."""
+    own = select(func.count()).select_from(SubjectRow).where(SubjectRow.gallery_id == gallery_id)
+    has_template = exists().where(TemplateRow.subject_id == SubjectRow.id)
+    subjects = session.scalar(own)
     templates = session.scalar(select(func.count()).where(TemplateRow.gallery_id == gallery_id))
-    return GallerySize(subjects or 0, templates or 0)
+    return GallerySize(subjects or 0, templates or 0, session.scalar(own.where(has_template)) or 0)

@@ -133,6 +133,31 @@ def test_a_full_disk(small_disk: Path, portrait: bytes, mirrored: bytes) -> None
         assert names(client) == stored | {"after"}
 
 
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        ("/enroll", ["images"]),
+        ("/identify", ["image"]),
+        ("/verify", ["image", "reference"]),
+        ("/detect", ["image"]),
+        ("/embed", ["image"]),
+    ],
+)
+def test_a_folder_for_temporary_files_that_takes_no_photo(
+    tmp_path: Path, portrait: bytes, monkeypatch: pytest.MonkeyPatch, call: str, names: list[str]
+) -> None:
+    large = portrait + bytes(2**20)
+    sent = {"files": [(name, large) for name in names], "data": {"subject": "eileen"} if call == "/enroll" else {}}
+    with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
+        client.post("/galleries", json={"name": "default"}).raise_for_status()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+        answer = client.post(call, **sent)
+        assert (answer.status_code, answer.json()["type"]) == (507, "/problems/storage-unwritable")
+        assert "nowhere" not in answer.text
+        monkeypatch.undo()
+        assert client.post(call, **sent).status_code in {200, 201}
+
+
 def test_a_read_only_database(tmp_path: Path, portrait: bytes) -> None:
     with running(Settings(data_dir=tmp_path, _env_file=None)) as client:
         assert send(client, "before", portrait).status_code == 201

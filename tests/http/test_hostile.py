@@ -99,14 +99,21 @@ def test_what_is_endless_between_chunks_is_cut_off_before_it_is_late(
     assert server.client.get("/healthz").status_code == 200
 
 
-def test_who_leaves_within_the_body_is_no_failure_of_the_service(server: Server) -> None:
+@pytest.mark.parametrize(
+    ("call", "start"),
+    [
+        (b"/identify", b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"),
+        (b"/galleries", b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"),
+        (b"/identify", FORM + b"Content-Length: 1000\r\n\r\n" + START),
+        (b"/enroll", FORM + b"Content-Length: 1000\r\n\r\n" + START),
+    ],
+    ids=["an embedding", "a gallery", "a probe", "an enrolment"],
+)
+def test_who_leaves_within_the_body_is_no_failure_of_the_service(server: Server, call: bytes, start: bytes) -> None:
     url = server.client.base_url
     before = len(server.log)
     with socket.create_connection((url.host, url.port or 80)) as connection:
-        connection.sendall(
-            b"POST /identify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: 1000\r\n\r\n{"
-        )
+        connection.sendall(b"POST " + call + b" HTTP/1.1\r\nHost: localhost\r\n" + start)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1000) == b""
     for _ in range(100):

@@ -1,6 +1,7 @@
 """Who may call: every route refuses what it must, and says so; without keys only this machine is answered."""
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
@@ -304,7 +305,7 @@ def test_without_the_scope_scores_distances_are_rounded_and_nothing_can_be_measu
     plain, scores = service.key(Scope.IDENTIFY), service.key(Scope.IDENTIFY, Scope.SCORES)
     (exact,) = answer(scores).json()["faces"][0]["candidates"]
     (rounded,) = answer(plain).json()["faces"][0]["candidates"]
-    assert rounded["distance"] == round(exact["distance"], 2) != exact["distance"]
+    assert rounded["distance"] == math.floor(exact["distance"] * 100) / 100 < exact["distance"]
     assert answer(plain, "/verify", subject="eileen").json()["distance"] == rounded["distance"]
     for fields in ({"threshold": "1"}, {"all_candidates": "true"}):
         assert is_problem(answer(plain, **fields), 403, "forbidden")
@@ -313,6 +314,25 @@ def test_without_the_scope_scores_distances_are_rounded_and_nothing_can_be_measu
     probe = {"gallery": "people", "embedding": [1.0] + [0.0] * 127, "all_candidates": True}
     headers = {"Authorization": f"Bearer {plain}"}
     assert is_problem(service.client.post("/identify", json=probe, headers=headers), 403, "forbidden")
+
+
+@pytest.mark.parametrize("degrees", [5, 10, 15])
+@pytest.mark.usefixtures("people")
+def test_a_rounded_distance_is_within_the_threshold_that_it_was_accepted_at(
+    service: Service, good: str, portrait: bytes, degrees: int
+) -> None:
+    file = BytesIO()
+    Image.open(BytesIO(portrait)).rotate(degrees).save(file, "PNG")
+    claim, photo = {"gallery": "people", "subject": "eileen"}, {"image": file.getvalue()}
+    full = {"Authorization": f"Bearer {good}"}
+    plain = {"Authorization": f"Bearer {service.key(Scope.IDENTIFY)}"}
+    exact = service.client.post("/verify", data=claim | {"threshold": "2"}, files=photo, headers=full).json()
+    service.client.patch("/galleries/people", json={"policy": exact["distance"]}, headers=full).raise_for_status()
+
+    answer = service.client.post("/verify", data=claim, files=photo, headers=plain).json()
+    service.client.patch("/galleries/people", json={"policy": None}, headers=full).raise_for_status()
+    assert (answer["match"], answer["threshold"]) == (True, exact["distance"])
+    assert answer["distance"] <= answer["threshold"]
 
 
 @pytest.mark.usefixtures("people")

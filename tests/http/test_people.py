@@ -153,6 +153,19 @@ def test_the_threshold_tightens_as_the_gallery_grows(
     assert thresholds == sorted(set(thresholds), reverse=True)
 
 
+def test_the_threshold_that_is_shown_is_the_one_that_decides(
+    client: TestClient, gallery: str, enroll: Call, identify: Call, portrait: bytes, mirrored: bytes
+) -> None:
+    client.post("/galleries", json={"name": gallery, "policy": {"fpir": 0.01}}).raise_for_status()
+    enroll("eileen", portrait)
+    (template,) = enroll("mirror", mirrored).json()["enrolled"]
+    client.delete(f"/galleries/{gallery}/templates/{template['template']}").raise_for_status()
+
+    shown, used = client.get(f"/galleries/{gallery}").json(), identify(portrait).json()
+    assert (shown["subjects"], used["subjects"]) == (2, 1)
+    assert shown["threshold"] == used["threshold"]
+
+
 def test_two_persons_do_not_match(client: TestClient, portrait: bytes, stranger: bytes) -> None:
     answer = client.post("/verify", files={"image": portrait, "reference": stranger}).json()
 

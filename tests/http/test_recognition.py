@@ -51,6 +51,15 @@ def test_the_same_photo_again_adds_nothing(enroll: Call, portrait: bytes) -> Non
     assert [photo["new"] for photo in second.json()["enrolled"]] == [False]
 
 
+def test_a_photo_that_is_sent_twice_is_listed_twice(enroll: Call, portrait: bytes, mirrored: bytes) -> None:
+    answer = enroll("eileen", portrait, mirrored, portrait)
+    assert answer.status_code == 201
+    assert answer.json()["subject"]["templates"] == 2
+    enrolled = {one["photo"]: one for one in answer.json()["enrolled"]}
+    assert {name: one["new"] for name, one in enrolled.items()} == {"0.jpg": True, "1.jpg": True, "2.jpg": False}
+    assert enrolled["0.jpg"]["template"] == enrolled["2.jpg"]["template"]
+
+
 def test_photos_that_cannot_be_used_are_listed_with_the_reason(
     enroll: Call, portrait: bytes, no_face: bytes, ten_faces: bytes
 ) -> None:

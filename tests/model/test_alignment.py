@@ -68,3 +68,33 @@ def test_a_turned_photo_gives_the_same_crop(turns: int, astronaut: NDArray[np.ui
     turned = np.ascontiguousarray(np.rot90(astronaut, turns))
     crop = align_face(turned, [(point.real, point.imag) for point in points])
     assert np.abs(crop.astype(int) - align_face(astronaut, face.landmarks)).mean() < 1.5
+
+
+@pytest.mark.parametrize("times", [3, 8])
+def test_a_large_photo_gives_the_crop_of_a_small_one_without_its_noise(
+    times: int, astronaut: NDArray[np.uint8], networks: Networks
+) -> None:
+    (face,) = networks.detector.detect(astronaut)
+    small = astronaut[:300, 100:350]
+    landmarks = np.array(face.landmarks) - (100, 0)
+    noise = np.random.default_rng(0).normal(0, 30, (300 * times, 250 * times, 3))
+    large = np.clip(np.kron(small, np.ones((times, times, 1))) + noise, 0, 255).astype(np.uint8)
+
+    crops = np.stack([align_face(small, landmarks), align_face(large, (landmarks + 0.5) * times - 0.5)])
+    assert np.abs(crops[0].astype(float) - crops[1]).mean() < 30 / times
+    first, second = networks.extractor.embed(crops)
+    assert np.linalg.norm(first - second) < 0.5
+
+
+@pytest.mark.parametrize("times", [1, 10])
+@pytest.mark.parametrize("at", [(-90.0, 0.0), (0.0, -90.0), (70.0, 70.0), (-500.0, 0.0)])
+def test_a_crop_is_black_beyond_the_photo_and_nowhere_else(at: tuple[float, float], times: int) -> None:
+    white = np.full((100 * times, 100 * times, 3), 255, np.uint8)
+    crop = align_face(white, (TEMPLATE_LANDMARKS + at) * times)
+    left, top = (max(0, int(-one)) for one in at)
+    right, bottom = (min(112, int(100 - one)) for one in at)
+    inside, outside = np.zeros((112, 112), bool), np.ones((112, 112), bool)
+    inside[top + 2 : max(0, bottom - 2), left + 2 : max(0, right - 2)] = True
+    outside[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False
+    assert crop[inside].min(initial=255) == 255
+    assert crop[outside].max(initial=0) == 0

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 import model.image as image_module
 from model.errors import ImageTooLarge, UnsupportedImage
-from model.image import MAX_SCANS, ImageLimits, decode_image
+from model.image import MAX_EXIF_PARTS, MAX_PIECES, MAX_SCANS, MAX_SIDE, ImageLimits, decode_image
 from tests.fuzz.hostile_images import bmp_of_runs, scans
 
 PICTURE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -127,6 +127,12 @@ def test_pixels_are_counted_before_they_are_decoded(side: int) -> None:
         decode_image(png_header(side, side))
 
 
+@pytest.mark.parametrize("size", [(MAX_SIDE + 1, 1), (1, MAX_SIDE + 1)])
+def test_a_side_is_measured_before_anything_is_decoded(size: tuple[int, int]) -> None:
+    with pytest.raises(ImageTooLarge, match="at most 65,535 a side"):
+        decode_image(encoded(Image.new("RGB", size), "PNG"))
+
+
 def test_bytes_are_counted_before_anything_is_read() -> None:
     with pytest.raises(ImageTooLarge, match="send one of at most 1 MiB"):
         decode_image(bytes(2 * 2**20), ImageLimits(max_bytes=2**20))
@@ -166,3 +172,40 @@ def test_what_looks_like_scans_behind_the_end_or_in_metadata_is_none(astronaut_j
 def test_bmp_files_of_runs_are_refused_for_the_time_they_take() -> None:
     with pytest.raises(UnsupportedImage, match="run-length"):
         decode_image(bmp_of_runs(30, 30))
+
+
+def _segments(data: bytes, segment: bytes, count: int) -> bytes:
+    """A JPEG file with as many of that behind its first segment."""
+    first = 4 + int.from_bytes(data[4:6], "big")
+    return data[:first] + segment * count + data[first:]
+
+
+@pytest.mark.parametrize(
+    "segment", [b"\xff\xfe\x00\x02", b"\xff\xd0", b"\x00"], ids=["comments", "markers that stand alone", "no markers"]
+)
+def test_a_jpeg_header_of_pieces_without_end_is_refused(segment: bytes, astronaut_jpeg: bytes) -> None:
+    assert decode_image(_segments(astronaut_jpeg, segment, 10_000)).shape == (512, 512, 3)
+    with pytest.raises(UnsupportedImage, match="more than 100,000 pieces"):
+        decode_image(_segments(astronaut_jpeg, segment, MAX_PIECES))
+
+
+def test_a_jpeg_file_of_parts_without_end_behind_its_header_is_refused(astronaut_jpeg: bytes) -> None:
+    with pytest.raises(UnsupportedImage, match="or 100,000 pieces"):
+        decode_image(astronaut_jpeg[:-2] + b"\xff\xfe\x00\x02" * MAX_PIECES + astronaut_jpeg[-2:])
+
+
+@pytest.mark.parametrize("kind", [b"prVt", b"IDAT"])
+def test_a_png_file_of_chunks_without_end_is_refused(kind: bytes) -> None:
+    file = encoded(Image.fromarray(PICTURE), "PNG")
+    at = file.index(b"IDAT") - 4
+    empty = bytes(4) + kind + struct.pack(">I", zlib.crc32(kind))
+    np.testing.assert_array_equal(decode_image(file[:at] + empty * 10_000 + file[at:]), PICTURE)
+    with pytest.raises(UnsupportedImage, match="more than 100,000 pieces"):
+        decode_image(file[:at] + empty * MAX_PIECES + file[at:])
+
+
+def test_exif_data_comes_in_so_many_parts_and_no_more(astronaut_jpeg: bytes) -> None:
+    part = b"\xff\xe1" + struct.pack(">H", 1008) + b"Exif\0\0" + b"x" * 1000
+    assert decode_image(_segments(astronaut_jpeg, part, MAX_EXIF_PARTS)).shape == (512, 512, 3)
+    with pytest.raises(UnsupportedImage, match="more than 64 parts of EXIF data"):
+        decode_image(_segments(astronaut_jpeg, part, MAX_EXIF_PARTS + 1))

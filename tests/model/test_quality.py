@@ -89,3 +89,8 @@ def test_a_low_score_has_its_sentence() -> None:
     (complaint,) = complaints(replace(GOOD, detection_score=0.5), QualityLimits())
     assert complaint.kind == "detection_score"
     assert complaint.sentence.startswith("the face is hard to make out (score 0.50; at least 0.80 is needed)")
+
+
+def test_a_score_that_is_too_low_is_not_told_as_high_enough() -> None:
+    (complaint,) = complaints(replace(GOOD, detection_score=0.797), QualityLimits())
+    assert "(score 0.79; at least 0.80 is needed)" in complaint.sentence

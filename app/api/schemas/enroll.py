@@ -11,7 +11,7 @@ class EnrolledPhoto(BaseModel):
 
     photo: str
     template: int
-    new: bool = Field(description="false where the subject had this crop already")
+    new: bool = Field(description="false where the subject had this crop already, if only by a photo of this call")
 
 
 class EnrollAnswer(BaseModel):

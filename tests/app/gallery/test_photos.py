@@ -1,0 +1,46 @@
+"""Photos wait for a worker, and no longer than they are meant to."""
+
+import time
+
+import anyio
+import pytest
+
+from app.api.photo_threads import in_photo_thread
+from app.gallery.errors import Busy
+from app.gallery.photos import PhotoReader
+from app.telemetry import QUEUE_SECONDS
+from model.image import ImageLimits
+from model.pipeline import Networks
+from model.quality import QualityLimits
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def reader(networks: Networks) -> PhotoReader:
+    return PhotoReader(
+        networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=1, queue_timeout=HOUR
+    )
+
+
+def waited() -> float:
+    (metric,) = QUEUE_SECONDS.collect()
+    return next(float(sample.value) for sample in metric.samples if sample.name.endswith("_sum"))
+
+
+def test_a_wait_for_a_thread_is_a_wait_for_a_worker(reader: PhotoReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.perf_counter
+
+    def photo_whose_thread_came_late(by: float) -> None:
+        monkeypatch.setattr(time, "perf_counter", lambda: clock() + by)
+        try:
+            with reader.worker():
+                pass
+        finally:
+            monkeypatch.undo()
+
+    before = waited()
+    anyio.run(in_photo_thread, photo_whose_thread_came_late, HOUR / 2)
+    assert waited() - before == pytest.approx(HOUR / 2, abs=60)
+    with reader.worker(), pytest.raises(Busy):
+        anyio.run(in_photo_thread, photo_whose_thread_came_late, 2 * HOUR)
