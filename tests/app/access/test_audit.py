@@ -11,7 +11,7 @@ from sqlalchemy import Engine, delete, event, select, text, update
 from sqlalchemy.orm import Session
 
 from app.access import audit_log
-from app.access.audit import NO_HASH, Head, chained, numbered, seal
+from app.access.audit import NO_HASH, Head, chained, draft, numbered, seal
 from app.access.audit_log import AuditLog
 from app.access.caller import Caller, current_caller
 from app.access.errors import AuditBroken
@@ -340,7 +340,7 @@ def test_what_came_late_is_not_pruned_with_what_was_archived(
     moment = datetime.now(UTC)
     archived = [json.loads(line)["entry"]["number"] for line in audit.entries(before=moment)]
     assert archived[-1] == ten.count
-    late = partial(audit_log.draft, at=moment - timedelta(minutes=5))  # of a machine whose clock is behind
+    late = partial(draft, at=moment - timedelta(minutes=5))  # of a machine whose clock is behind
     with monkeypatch.context() as patch:
         patch.setattr(audit_log, "draft", late)
         with sessions.writing() as session:
