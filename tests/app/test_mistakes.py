@@ -267,6 +267,18 @@ def test_a_damaged_entry_of_the_audit_log_is_told_and_keeps_no_other(facegallery
     assert not (tmp_path / "old.jsonl").exists()
 
 
+def test_a_subject_is_found_in_the_audit_log_however_it_is_typed(facegallery: Facegallery) -> None:
+    program = (
+        "from app.commands.migrate import migrate_command\n"
+        "from app.commands.options import opened_store\n"
+        "migrate_command('head', False)\n"
+        "with opened_store() as store:\n"
+        "    store.enroll('g', 'Zo\\xeb', [], metadata=None, extractor='net@1', dimension=8)"
+    )
+    subprocess.run([sys.executable, "-c", program], env=facegallery.environment, check=True)
+    assert facegallery("audit", "export", "--subject", "Zoe\u0308").stdout.count("\n") == 1
+
+
 def test_what_is_no_photo_is_not_read_for_ever(facegallery: Facegallery, tmp_path: Path) -> None:
     facegallery("migrate")
     os.mkfifo(tmp_path / "pipe.jpg")
