@@ -2,7 +2,9 @@
 
 import io
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 from alembic.util.exc import CommandError
@@ -28,6 +30,7 @@ from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
 from app.settings import Settings, unknown_settings
+from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
 
 cli = typer.Typer(
@@ -41,7 +44,9 @@ cli = typer.Typer(
 
 @cli.callback()
 def _warn(context: typer.Context) -> None:
-    if context.invoked_subcommand != "serve":  # which has a log
+    if context.invoked_subcommand != "serve":  # which has a log, and ends in its own way
+        signal.signal(signal.SIGTERM, _leave)
+        set_up_logging(form="console", level="warning", repeats=False)  # answers alone go to standard output
         for sentence in unknown_settings():
             complain(f"warning: {sentence}", style="yellow")
 
@@ -65,6 +70,12 @@ cli.add_typer(keys_cli, name="keys")
 cli.add_typer(audit_cli, name="audit")
 for group in (master_key, receipt, retention):
     cli.add_typer(group)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """End as after an error, so that no draft is left behind; a second signal does not wait for that."""
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(Exit.TERMINATED)
 
 
 def main() -> None:

@@ -1,12 +1,17 @@
 """The vault that the settings name."""
 
-from sqlalchemy import Engine
+import structlog
+from sqlalchemy import Engine, inspect
 
-from app.gallery.database import open_engine
+from app.gallery.database import database_errors, open_engine
 from app.gallery.errors import MasterKeyMissing
 from app.gallery.resealing import check_vault, has_sealed_subjects, seal_at_first_start
-from app.gallery.vault import Vault, open_vault
+from app.gallery.tables import TemplateRow
+from app.gallery.vault import Vault, VaultStateRow, open_vault
 from app.settings import Settings
+
+_TOGETHER = "the vault must not lie in the gallery's database, whose backups would hold the keys"
+_log = structlog.get_logger()
 
 
 def vault_of(settings: Settings, *, expected: bool) -> Vault:
@@ -21,13 +26,33 @@ def vault_of(settings: Settings, *, expected: bool) -> Vault:
         DatabaseUnavailable, StorageUnwritable: as named.
     """
     if settings.sqlalchemy_vault_url == settings.sqlalchemy_url:
-        raise MasterKeyMissing("the vault must not lie in the gallery's database, whose backups would hold the keys")
+        raise MasterKeyMissing(_TOGETHER)
+    engine = open_engine(settings.sqlalchemy_vault_url, timeout=settings.database_timeout)
+    _keep_apart(engine)
     return open_vault(
-        open_engine(settings.sqlalchemy_vault_url, timeout=settings.database_timeout),
+        engine,
         master_key=settings.master_key.get_secret_value() if settings.master_key else None,
         master_key_file=settings.master_key_path,
         expected=expected,
     )
+
+
+def _keep_apart(engine: Engine) -> None:
+    """Make no vault in a database of galleries, whatever address leads there.
+
+    One that is there since an earlier version, which looked at the addresses alone, stays in use.
+
+    Raises:
+        MasterKeyMissing: it would be one.
+    """
+    with database_errors(), engine.connect() as connection:
+        tables = set(inspect(connection).get_table_names())
+    if TemplateRow.__tablename__ not in tables:
+        return
+    if VaultStateRow.__tablename__ not in tables:
+        engine.dispose()
+        raise MasterKeyMissing(f"{_TOGETHER}; FACEGALLERY_VAULT_URL leads there")
+    _log.error("vault.beside_templates", meaning=_TOGETHER, advice="move the tables data_key and vault_state")
 
 
 def vault_beside(settings: Settings, engine: Engine) -> Vault:

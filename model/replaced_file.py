@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -19,6 +21,54 @@ def replaced_file(path: Path) -> Iterator[Path]:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replaced_privately(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write, for its owner alone, and put it in another's place in one step once the block has ended.
+
+    Until then it has no name, where the file system can do that: nothing is left of it where the process is killed.
+
+    Raises:
+        OSError: it cannot be written; the file stays as it was.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    nameless = _can_name_later(path.parent, draft)
+    flags = os.O_TMPFILE if nameless else os.O_CREAT | os.O_EXCL
+    handle = os.open(path.parent if nameless else draft, flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(handle, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(handle)
+            if nameless:
+                _name(handle, draft)
+        draft.replace(path)
+        flush_folder(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _can_name_later(folder: Path, name: Path) -> bool:
+    """Whether a file can be made in a folder without a name, and get one."""
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return False
+    try:
+        _name(handle, name)
+        name.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _name(handle: int, path: Path) -> None:
+    # With a folder's handle, though the path is whole, as Python follows the link in /proc then alone.
+    os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
 
 
 def flush_folder(folder: Path) -> None:

@@ -82,6 +82,21 @@ def is_sealed(secret: bytes, head: Head, given: bytes) -> bool:
     return hmac.compare_digest(seal(secret, head), given)
 
 
+def names_subject(line: str, subject: str, *, gallery: str | None = None) -> bool | None:
+    """Whether an entry is about a subject, of any gallery or of one; None for what is no entry any more.
+
+    Args:
+        line: the entry with its hash, as `AuditLog.entries` gives it.
+        subject: its key.
+        gallery: name of the gallery; None: any.
+    """
+    try:
+        entry = json.loads(line)["entry"]
+        return subject in list(entry["subjects"]) and (gallery is None or entry["gallery"] == gallery)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 class ChainCheck:
     """Follows a log entry by entry and remembers where it breaks."""
 

@@ -29,6 +29,7 @@ from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
 from app.gallery.rows import Sessions
+from app.gallery.sweep_clock import database_clock, doubts, earlier_of
 from app.gallery.tables import now
 from model.errors import FacegalleryError
 
@@ -51,6 +52,7 @@ class AuditLog:
         patience: seconds that `flush` and `close` wait.
         keep_days: days after which `tidy` removes entries; None: never.
         clock: tells the present moment, for `keep_days`.
+        database_clock: tells it by a clock that all machines share; None: there is none.
     """
 
     def __init__(
@@ -61,13 +63,14 @@ class AuditLog:
         patience: float = 5.0,
         keep_days: float | None = None,
         clock: Callable[[], datetime] = now,
+        database_clock: Callable[[Session], datetime | None] = database_clock,
     ) -> None:
         self._sessions = Sessions(engine)
         self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
         self._secret = pepper.derive("audit-head")
         self._start_secret = pepper.derive("audit-start")
         self._patience = patience
-        self._keep_days, self._clock = keep_days, clock
+        self._keep_days, self._clock, self._database_clock = keep_days, clock, database_clock
         self._next_pruning = time.monotonic()
         self._limit = WaitLimit()
         self._seen = Head(0, NO_HASH)  # the last that this process has added
@@ -126,14 +129,19 @@ class AuditLog:
 
     # -- removing
 
-    def prune(self, before: datetime) -> int:
+    def prune(self, before: datetime, *, up_to: int | None = None) -> int:
         """Remove the entries from before a moment, oldest first up to the first later one; answers how many.
 
         The log begins behind a sealed start then, so that it can still be checked, and an entry says so. The last entry
         stays in any case.
 
+        Args:
+            before: the moment.
+            up_to: the last number that may go; None: any. An entry may be added late, with an earlier moment than those
+                before it: one that waited for the database, or of a machine whose clock is behind.
+
         Raises:
-            AuditBroken: the log's head or start is not the one that was sealed.
+            AuditBroken: the log's head or start is not the one that was sealed, or an entry is none.
         """
         with self._sessions.writing() as session:
             row = session.scalar(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update())
@@ -142,7 +150,7 @@ class AuditLog:
             columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash).where(AuditRow.number < end.count)
             with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=_BLOCK)) as rows:
                 for number, entry, digest in rows:
-                    if datetime.fromisoformat(json.loads(entry)["at"]) >= before:
+                    if _moment_of(number, entry) >= before or (up_to is not None and number > up_to):
                         break
                     cut = Head(number, digest)
             if cut == start:
@@ -156,11 +164,20 @@ class AuditLog:
             return cut.count - start.count
 
     def tidy(self) -> None:
-        """Remove entries past `keep_days`, once an hour; of processes that do so at once the second finds nothing."""
+        """Remove entries past `keep_days`, once an hour; of processes that do so at once the second finds nothing.
+
+        Nothing goes by a clock that is not to be believed (see `sweep_clock`), as it would be gone for good.
+        """
         if self._keep_days is None or time.monotonic() < self._next_pruning:
             return
         self._next_pruning = time.monotonic() + _PRUNE_EVERY
-        if pruned := self.prune(self._clock() - timedelta(days=self._keep_days)):
+        with self._sessions.reading() as session:
+            own, shared = self._clock(), self._database_clock(session)
+            doubt = doubts(session, own, shared)
+        if doubt is not None:
+            _log.error("audit.not_pruned", reason=doubt)
+            return
+        if pruned := self.prune(earlier_of(own, shared) - timedelta(days=self._keep_days)):
             _log.info("audit.pruned", entries=pruned)
 
     # -- reading
@@ -175,10 +192,14 @@ class AuditLog:
             return self._checked(session.get(AuditHeadRow, _HEAD), session)
 
     def entries(self, *, after: int = 0, before: datetime | None = None) -> Iterator[str]:
-        """Entries behind a number, up to the first that is not before a moment, as lines of JSON with their hashes."""
+        """Entries behind a number, up to the first that is not before a moment, as lines of JSON with their hashes.
+
+        Raises:
+            AuditBroken: what stands there says no moment.
+        """
         for block in self._blocks(after):
             for row in block:
-                if before is not None and datetime.fromisoformat(json.loads(row.entry)["at"]) >= before:
+                if before is not None and _moment_of(row.number, row.entry) >= before:
                     return
                 yield f'{{"hash":"{row.hash.hex()}","entry":{row.entry}}}'
 
@@ -356,3 +377,10 @@ class AuditLog:
                 if told:
                     _log.info("audit.written", entries=len(batch))
                 return True
+
+
+def _moment_of(number: int, entry: str) -> datetime:
+    try:
+        return datetime.fromisoformat(json.loads(entry)["at"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise AuditBroken(f"entry {number} of the audit log is none; see `facegallery audit verify`") from error

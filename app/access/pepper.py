@@ -47,7 +47,7 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
         folder: where the file is.
 
     Raises:
-        PepperUnusable: too short, or the file can be read by others.
+        PepperUnusable: too short, no text, or the file can be read by others.
         StorageUnwritable: the file cannot be made.
     """
     if secret:
@@ -58,6 +58,8 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
             _make(path)
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text("ascii").strip()
+    except UnicodeDecodeError as error:
+        raise PepperUnusable(f"{path} holds no pepper; put it back from its copy") from error
     except OSError as error:
         raise StorageUnwritable(
             f"{path} cannot be read or made ({error.strerror}); give FACEGALLERY_KEY_PEPPER or a folder to write to"

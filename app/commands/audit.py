@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -11,14 +12,16 @@ from typing import Annotated
 
 import typer
 
-from app.access.audit import Head
+from app.access.audit import Head, names_subject
 from app.access.audit_log import AuditLog
 from app.access.opening import open_audit
 from app.commands.options import Exit, JsonOption, complain
 from app.gallery.database import open_engine
 from app.gallery.errors import StorageUnwritable
 from app.gallery.migrations import check_schema
+from app.gallery.names import normalise_name
 from app.settings import Settings
+from model.replaced_file import flush_folder
 
 audit_cli = typer.Typer(no_args_is_help=True, help="Check and print the audit log.")
 
@@ -58,11 +61,20 @@ def export_audit(
     after: Annotated[int, typer.Option(min=0, help="Only entries behind this number.")] = 0,
     subject: Annotated[str | None, typer.Option(help="Only entries about this subject.")] = None,
 ) -> None:
-    """Print the entries as lines of JSON, each with its hash, oldest first."""
+    """Print the entries as lines of JSON, each with its hash, oldest first.
+
+    Exit codes: 0 done, 1 failed, 3 done but for what is no entry any more, which no subject can be found in.
+    """
+    key, damaged = None if subject is None else normalise_name(subject, part="subject"), 0
     with _opened_audit() as audit:
         for line in audit.entries(after=after):
-            if subject is None or subject in json.loads(line)["entry"]["subjects"]:
+            named = True if key is None else names_subject(line, key)
+            damaged += named is None
+            if named:
                 print(line)
+    if damaged:
+        complain(f"{damaged} entries are none any more; see `facegallery audit verify`", style="yellow")
+        raise typer.Exit(Exit.PARTLY)
 
 
 @audit_cli.command("prune")
@@ -79,7 +91,7 @@ def prune_audit(
     with _opened_audit() as audit:
         if archive is not None:
             _write_lines(archive, audit.entries(before=moment))
-        removed = audit.prune(moment)
+        removed = audit.prune(moment, up_to=None if archive is None else _last_number(archive))
         if archive is not None and _first(archive) in {None, next(audit.entries(), None)}:
             archive.unlink()  # nothing left the log, and the next run may have the name
         print(f"{removed} entries removed")
@@ -88,12 +100,25 @@ def prune_audit(
 def _write_lines(file: Path, lines: Iterator[str]) -> None:
     """Write lines into a new file, for its owner alone."""
     try:
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as writer:
-            writer.writelines(f"{line}\n" for line in lines)
-            writer.flush()
-            os.fsync(writer.fileno())
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as writer:
+                writer.writelines(f"{line}\n" for line in lines)
+                writer.flush()
+                os.fsync(writer.fileno())
+            flush_folder(file.parent)
+        except BaseException:
+            file.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise StorageUnwritable(f"{file} cannot be written: {error.strerror}; nothing was removed") from error
+
+
+def _last_number(file: Path) -> int:
+    """Number of the last entry of a file; 0 where there is none."""
+    with file.open(encoding="utf-8") as lines:
+        last = deque(lines, maxlen=1)
+    return int(json.loads(last[0])["entry"]["number"]) if last else 0
 
 
 def _first(file: Path) -> str | None:

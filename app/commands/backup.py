@@ -24,11 +24,11 @@ def backup_command(
     if file.exists() and not replace:
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     settings = Settings()
-    check_place(file)
+    place = check_place(file)
     address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
     if vault:
         address, tables = settings.sqlalchemy_vault_url, backup.VAULT_TABLES
-    print(f"{file}: {backup.back_up(address, file, tables=tables)} bytes")
+    print(f"{file}: {backup.back_up(address, place, tables=tables)} bytes")
 
 
 def restore_command(

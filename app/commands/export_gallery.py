@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.access.audit import names_subject
 from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.places import check_place
@@ -35,12 +36,12 @@ def export_command(
         raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     key = None if subject is None else normalise_name(subject, part="subject")
     name = normalise_gallery_name(gallery)
-    check_place(file)
+    place = check_place(file)
     with opened_store() as store, open_snapshot(store.engine, name, subject=key, seals=store.seals) as snapshot:
         # Before anything is written, but not for what cannot be.
         store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))
-        entries = _entries_about(store.journal, name, key)
-        manifest = write_archive(file, snapshot, subject=key, crops=not without_crops, audit=entries)
+        entries = _EntriesAbout(store.journal, name, key)
+        manifest = write_archive(place, snapshot, subject=key, crops=not without_crops, audit=entries)
         unreadable = snapshot.unreadable
     counts = {"subjects": manifest.subjects, "templates": manifest.templates, "crops": manifest.crops}
     if as_json:
@@ -49,14 +50,28 @@ def export_command(
         print(f"{file}: {', '.join(f'{count} {what}' for what, count in counts.items())} of {manifest.extractor}")
     if unreadable:
         complain(f"{unreadable} templates, crops or old embeddings do not open and were left out", style="yellow")
+    if entries.damaged:
+        complain(
+            f"{entries.damaged} entries of the audit log are none any more and were left out; see `facegallery audit "
+            "verify`",
+            style="yellow",
+        )
+    if unreadable or entries.damaged:
         raise typer.Exit(Exit.PARTLY)
 
 
-def _entries_about(journal: Journal, gallery: str, subject: str | None) -> Iterator[str]:
-    """The entries of the audit log that name a subject of a gallery, as JSON."""
-    if subject is None or not isinstance(journal, AuditLog):
-        return
-    for line in journal.entries():
-        entry = json.loads(line)["entry"]
-        if entry["gallery"] == gallery and subject in entry["subjects"]:
-            yield json.dumps(entry)
+class _EntriesAbout:
+    """The entries of the audit log that name a subject of a gallery, as JSON, and how many could not be asked."""
+
+    def __init__(self, journal: Journal, gallery: str, subject: str | None) -> None:
+        self._journal, self._gallery, self._subject = journal, gallery, subject
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[str]:
+        if self._subject is None or not isinstance(self._journal, AuditLog):
+            return
+        for line in self._journal.entries():
+            named = names_subject(line, self._subject, gallery=self._gallery)
+            self.damaged += named is None
+            if named:
+                yield json.dumps(json.loads(line)["entry"])

@@ -10,9 +10,10 @@ import typer
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_service
 from app.commands.progress import shown_progress
 from app.commands.tables import print_table
-from app.gallery.photos import Photo
+from app.gallery.photos import Photo, read_photo
 from app.gallery.service import DEFAULT_GALLERY, GalleryService
-from model.errors import FacegalleryError, UnsupportedImage
+from app.settings import Settings
+from model.errors import FacegalleryError
 
 
 def identify_command(
@@ -57,10 +58,7 @@ def identify_command(
 def _identified(
     service: GalleryService, gallery: str, file: Path, threshold: float | None
 ) -> Iterator[dict[str, object]]:
-    try:
-        photo = Photo(str(file), file.read_bytes())
-    except OSError as error:
-        raise UnsupportedImage(f"the file cannot be read: {error.strerror}") from error
+    photo = Photo(str(file), read_photo(file, max_bytes=Settings().max_image_bytes))
     found = service.identify(gallery, photo, threshold=threshold)
     for face, match in zip(found.faces, found.matches, strict=True):
         identity = match.identity

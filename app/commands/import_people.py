@@ -20,6 +20,7 @@ from app.gallery.errors import RefusedPhoto, StorageUnwritable
 from app.gallery.import_sources import people_of_folder, people_of_table
 from app.gallery.importing import ImportReport, PeopleImport
 from app.gallery.names import normalise_gallery_name
+from app.gallery.policy import FixedDistance
 from app.gallery.service import DEFAULT_GALLERY
 from app.settings import Settings
 from model.replaced_file import replaced_file
@@ -49,8 +50,7 @@ def import_command(
     """
     if report is not None and report.suffix not in {".json", ".csv"}:
         raise typer.BadParameter("name a file that ends in .json or .csv", param_hint="--report")
-    if report is not None:
-        check_place(report)
+    place = None if report is None else check_place(report)
     is_archive = source.is_file() and (zipfile.is_zipfile(source) or source.suffix.lower() == ".zip")
     try:
         done = _import_archive(source, gallery) if is_archive else _import_photos(source, gallery, largest)
@@ -68,15 +68,15 @@ def import_command(
             f"{outcome.added} templates added, {outcome.known} known, {outcome.passed_over} photos imported before, "
             f"{len(outcome.refused)} {what} refused"
         )
-    if report is not None:  # last: what was done is told even where the disk is full by now
+    if place is not None:  # last: what was done is told even where the disk is full by now
         sys.stdout.flush()
-        _write_report(report, name, outcome)
+        _write_report(place, name, outcome)
     raise typer.Exit(Exit.PARTLY if outcome.refused else Exit.DONE)
 
 
 def _import_photos(source: Path, gallery: str | None, largest: bool) -> tuple[str, ImportReport]:
     people = people_of_folder(source) if source.is_dir() else people_of_table(source)
-    name = normalise_gallery_name(gallery or DEFAULT_GALLERY)
+    name = normalise_gallery_name(DEFAULT_GALLERY if gallery is None else gallery)
     settings = Settings()
     with opened_service() as service:
         job = PeopleImport(
@@ -96,7 +96,7 @@ def _import_photos(source: Path, gallery: str | None, largest: bool) -> tuple[st
 
 def _import_archive(source: Path, gallery: str | None) -> tuple[str, ImportReport]:
     with ArchiveReader(source) as archive, opened_service() as service:
-        name = normalise_gallery_name(gallery or archive.manifest.gallery)
+        name = normalise_gallery_name(archive.manifest.gallery if gallery is None else gallery)
         extractor = service.reader.networks.extractor
         with shown_progress("importing templates", archive.manifest.templates) as progress:
             stored = import_archive(
@@ -108,6 +108,13 @@ def _import_archive(source: Path, gallery: str | None) -> tuple[str, ImportRepor
                 retention=service.retention,
                 progress=progress,
             )
+        policy = service.store.gallery(name).policy
+    if isinstance(policy, FixedDistance) and archive.manifest.extractor != extractor.card.identity:
+        complain(
+            f"the embeddings were made anew by {extractor.card.identity}; the threshold of gallery {name!r} is a fixed "
+            "distance, which means something else now: choose it anew",
+            style="yellow",
+        )
     refused = tuple(RefusedPhoto(f"subject {one.subject}", one.slug, one.detail) for one in stored.refused)
     return name, ImportReport(stored.added, stored.known, 0, refused)
 

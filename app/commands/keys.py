@@ -20,6 +20,7 @@ from app.gallery.tables import now
 from app.settings import Settings
 
 keys_cli = typer.Typer(no_args_is_help=True, help="Make, list, revoke and rotate API keys.")
+_LONGEST_GRACE = 3_153_600_000  # a hundred years
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="Public part of the key, as `list` shows it.")]
 
 
@@ -81,7 +82,9 @@ def revoke_key(key: KeyArgument) -> None:
 @keys_cli.command("rotate")
 def rotate_key(
     key: KeyArgument,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that the old secret is still taken.")] = 0.0,
+    grace: Annotated[
+        float, typer.Option(min=0, max=_LONGEST_GRACE, help="Seconds that the old secret is still taken.")
+    ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Give a key a new secret and print it."""

@@ -1,5 +1,6 @@
 """What the commands share: options, exit codes, the service and complaints."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -33,6 +34,7 @@ class Exit(IntEnum):
     USAGE = 2  # the command's words are off
     PARTLY = 3  # done but for something that was told
     STOPPED = 130  # by Ctrl-C
+    TERMINATED = 143  # by SIGTERM
 
 
 @contextmanager
@@ -57,6 +59,7 @@ def opened_database() -> Iterator[Engine]:
         SchemaOutdated: its tables are not those of this version.
     """
     settings = Settings()
+    set_up_logging(form=settings.log_format, level="warning", repeats=False)
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     try:
         check_schema(engine)
@@ -85,5 +88,12 @@ def opened_store() -> Iterator[GalleryStore]:
 
 
 def complain(sentence: str, *, style: str) -> None:
-    """One line on standard error, as it is: names and paths are no markup and are not wrapped."""
-    errors.print(Text(sentence, style), soft_wrap=True)
+    """One line on standard error: names and paths are no markup, are not wrapped, and control no terminal."""
+    errors.print(Text(printable(sentence), style), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """A text as it is but for control characters, which files and archives of others may have in their names."""
+    return "".join(
+        repr(character)[1:-1] if unicodedata.category(character) == "Cc" else character for character in text
+    )

@@ -33,7 +33,7 @@ def verify_command(
     """
     try:
         found = json.loads(file.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReceiptInvalid("that is no receipt of this service") from error
     if key is not None:
         check_receipt(found, key)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.commands.options import printable
+
 _UNBOUNDED = 1_000_000  # columns of a page that nothing is wrapped on
 
 
@@ -25,7 +27,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
     for column in columns:
         table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row))
+        table.add_row(*(Text(printable(str(value))) for value in row))
     if title:
-        console.print(Text(title))
+        console.print(Text(printable(title)))
     console.print(table)

@@ -2,7 +2,6 @@
 
 import hashlib
 import lzma
-import os
 import struct
 import zipfile
 import zlib
@@ -38,9 +37,8 @@ from app.gallery.exporting import GallerySnapshot
 from app.gallery.portable import PortableSubject, PortableTemplate
 from app.gallery.tables import now
 from model.errors import FacegalleryError
-from model.replaced_file import replaced_file
+from model.replaced_file import replaced_privately
 
-_NEW = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _PIECE = 2**20
 _MOST_TEMPLATES = 1000  # of one subject at a time
 # Of zipfile and of what unpacks for it. Damaged lengths and places are too large to hold, or to count to.
@@ -77,12 +75,11 @@ def write_archive(
     Raises:
         OSError: it cannot be written, for example because the disk is full.
     """
-    with replaced_file(file) as draft, os.fdopen(os.open(draft, _NEW, 0o600), "w+b") as stream:
-        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as container:
-            manifest = _write_members(container, snapshot, subject=subject, crops=crops, audit=audit)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return manifest
+    with (
+        replaced_privately(file) as stream,
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as container,
+    ):
+        return _write_members(container, snapshot, subject=subject, crops=crops, audit=audit)
 
 
 def _write_members(

@@ -6,8 +6,8 @@ import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -20,12 +20,13 @@ from app.gallery.errors import BackupUnusable, Busy, InvalidInput
 from app.gallery.held_file import held
 from app.gallery.migrations import migrate
 from app.gallery.undone_galleries import have_dropped, storage_beside
-from model.replaced_file import replaced_file
+from model.replaced_file import flush_folder
 
 GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
 VAULT_TABLES = frozenset({"data_key", "vault_state"})
 _BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
-_DRAFT = ".restoring-"  # in the name of a folder beside the database, with eight characters of chance behind it
+# In the name of a folder beside the file that is written, with eight characters of chance behind it.
+_DRAFT, _COPY = ".restoring-", ".copying-"
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _log = structlog.get_logger()
 
@@ -42,18 +43,24 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
 
     Raises:
         BackupUnusable: it is no SQLite database, or is damaged.
+        Busy: another backup to the same file is under way.
     """
     database = _sqlite_file(address, "use pg_dump, or `facegallery export` for single galleries")
     if not database.is_file():
         raise BackupUnusable(f"there is no database {database}; run `facegallery migrate` first")
     try:
-        with replaced_file(file) as draft:
+        # A folder takes in what SQLite keeps beside a file, and lets nobody else look into it.
+        with _drafts(file, _COPY, f"another backup to {file} is under way; wait until it has ended") as folder:
+            draft = folder / "draft.db"
             draft.touch(0o600)
             with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as copy:
                 source.backup(copy)
                 copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
                 _check(copy, tables)
-            return draft.stat().st_size
+            size = draft.stat().st_size
+            draft.replace(file)
+            flush_folder(file.parent)
+            return size
     except sqlite3.Error as error:
         raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
 
@@ -74,11 +81,19 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
         Busy: another restore is under way, or others have the database locked; it stays as it was.
     """
     database = _sqlite_file(address, "use pg_restore and then `facegallery restore` without a file")
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with held(database.resolve(), refusal=f"another restore of {database} is under way; wait until it has ended"):
-        _remove_drafts(database)
-        with tempfile.TemporaryDirectory(prefix=f"{database.name}{_DRAFT}", dir=database.parent) as folder:
-            return _restore(file, database, Path(folder), timeout)
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refusal = f"another restore of {database} is under way; wait until it has ended"
+    with _drafts(database, _DRAFT, refusal, held_by=database.resolve()) as folder:
+        return _restore(file, database, folder, timeout)
+
+
+@contextmanager
+def _drafts(file: Path, mark: str, refusal: str, *, held_by: Path | None = None) -> Iterator[Path]:
+    """A folder beside a file for what is to become it, by one process at a time; those of the killed are removed."""
+    with held(held_by or file, refusal=refusal):
+        _remove_drafts(file, mark)
+        with tempfile.TemporaryDirectory(prefix=f"{file.name}{mark}", dir=file.parent) as folder:
+            yield Path(folder)
 
 
 def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
@@ -162,10 +177,10 @@ def _in_use(database: Path) -> Busy:
     return Busy(f"{database} is in use; stop the services, then run this again")
 
 
-def _remove_drafts(database: Path) -> None:
-    """Remove what restores that were killed have left; the database's lock is held."""
-    ours = re.compile(re.escape(database.name + _DRAFT) + r"\w{8}")
-    for path in database.parent.iterdir():
+def _remove_drafts(file: Path, mark: str) -> None:
+    """Remove what processes that were killed have left; the file's lock is held."""
+    ours = re.compile(re.escape(file.name + mark) + r"\w{8}")
+    for path in file.parent.iterdir():
         if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -184,6 +199,8 @@ def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
     tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if found != "ok":
         raise BackupUnusable(f"the copy is damaged: {found}")
+    if not wanted <= tables and tables >= VAULT_TABLES:
+        raise BackupUnusable("that is a copy of a vault, which is put back as a file; see docs/operations.md")
     if not wanted <= tables:
         raise BackupUnusable("that is a database, but none of Facegallery's")
 

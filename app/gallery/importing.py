@@ -1,8 +1,6 @@
 """Many photos into a gallery: read and searched for faces side by side, embedded in batches, stored by subject."""
 
 import hashlib
-import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,12 +23,12 @@ from app.gallery.errors import (
 from app.gallery.extractor_check import check_extractor
 from app.gallery.import_journal import ImportJournal
 from app.gallery.import_sources import ListedPhoto, PeopleSource
-from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
+from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader, read_photo
 from app.gallery.records import NewTemplate
 from app.gallery.retention import Retention
 from app.gallery.rows import nobody_is_due
 from app.gallery.store import GalleryStore
-from model.errors import FacegalleryError
+from model.errors import FacegalleryError, UnsupportedImage
 
 _BATCH = 64  # photos whose faces are embedded together, and the most of one transaction
 
@@ -162,16 +160,9 @@ class PeopleImport:
 
     def _read(self, photo: ListedPhoto) -> _Read:
         try:
-            # A pipe is opened without waiting for who writes into it, and not read.
-            with os.fdopen(os.open(photo.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise ValueError("it is no regular file")
-                data = file.read(self._max_bytes + 1)  # one more, so that the limit is seen to be passed
-        except (OSError, ValueError) as error:  # a name that holds what no name can, such as NUL, is a ValueError
-            reason = getattr(error, "strerror", None) or str(error)
-            return _Read(
-                photo, refused=RefusedPhoto(photo.name, "file-unreadable", f"the file cannot be read: {reason}")
-            )
+            data = read_photo(photo.path, max_bytes=self._max_bytes)
+        except UnsupportedImage as error:
+            return _Read(photo, refused=RefusedPhoto(photo.name, "file-unreadable", str(error)))
         digest = hashlib.sha256(data).hexdigest()
         if self._imported.has(self._gallery, photo.subject, digest, with_crop=self._keep_crops):
             return _Read(photo, digest)

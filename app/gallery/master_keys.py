@@ -178,6 +178,7 @@ def _parse(text: str, where: str) -> tuple[MasterKey, ...]:
 
 def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> bool:
     """Write the file whole or not at all; one that is there stays unless `over` is set. Answers whether it wrote."""
+    file = file.resolve()  # a link stays, and leads to the new keys
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

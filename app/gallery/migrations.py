@@ -1,5 +1,7 @@
 """The tables' versions: bring a database up to date, and refuse to serve on one that is not."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
@@ -7,24 +9,33 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 import migrations
 from app.gallery.database import database_errors
 from app.gallery.errors import SchemaOutdated
+from app.gallery.held_file import held
 from app.gallery.vault import Vault
 
 _SCRIPTS = Path(migrations.__file__).parent
+_PATIENCE = 60.0  # seconds for another migration
 
 
 def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> None:
     """Bring the database's tables to a version; data is kept.
 
-    Going down opens what is sealed, with this vault or else the settings' own.
+    Going down opens what is sealed, with this vault or else the settings' own. Of several at the same time, as where
+    machines start together, one does it and the others wait for it.
+
+    Raises:
+        Busy: another has been at it for longer than a minute (SQLite).
     """
     config = _config()
     config.attributes["vault"] = vault
-    with database_errors(), engine.connect() as connection:
+    found = _version(engine)  # makes SQLite's file, which is held
+    if target == "head" and found == _head():  # nothing to do, also where nothing can be written
+        return
+    with database_errors(), _alone(engine), engine.connect() as connection:
         config.attributes["connection"] = connection
         move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
         move(config, target)
@@ -43,13 +54,36 @@ def check_schema(engine: Engine) -> None:
     Raises:
         SchemaOutdated: they are not.
     """
-    wanted = ScriptDirectory.from_config(_config()).get_current_head()
-    with database_errors(), engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    wanted, found = _head(), _version(engine)
     if found is None:
         raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
     if found != wanted:
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
+
+
+def _head() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+def _version(engine: Engine) -> str | None:
+    with database_errors(), engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Hold the database's tables against other migrations; the lock dies with the process."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery migrate'))"))
+            yield
+        return
+    file = engine.url.database
+    if not file or not Path(file).is_file():  # in memory
+        yield
+        return
+    with held(Path(file).resolve(), refusal="another migration is under way; run this again", patience=_PATIENCE):
+        yield
 
 
 def _leads_down(config: Config, connection: Connection, target: str) -> bool:

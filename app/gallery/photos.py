@@ -1,12 +1,15 @@
 """The way of a photo up to its embeddings: decode → detect → align → measure → embed, under a limit of workers."""
 
 import hashlib
+import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,7 +20,7 @@ from app.gallery.errors import Busy
 from app.telemetry import FACES_TOTAL, QUEUE_SECONDS, stage
 from model.alignment import align_face
 from model.detector import Face
-from model.errors import LowQuality, NoFace, SeveralFaces
+from model.errors import LowQuality, NoFace, SeveralFaces, UnsupportedImage
 from model.image import ImageLimits, decode_image
 from model.pipeline import Networks
 from model.quality import Quality, QualityLimits, complaints, measure_quality
@@ -42,6 +45,23 @@ class Photo:
 
     name: str
     data: bytes
+
+
+def read_photo(path: Path, *, max_bytes: int) -> bytes:
+    """The bytes of a photo's file; of one that is too long one byte more than it may have, so that it is refused.
+
+    Raises:
+        UnsupportedImage: it cannot be read, or is no regular file.
+    """
+    try:
+        # A pipe is opened without waiting for who writes into it, and not read.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no regular file")
+            return file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # a name that holds what no name can, such as NUL, is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnsupportedImage(f"the file cannot be read: {reason}") from error
 
 
 @dataclass(frozen=True, slots=True)

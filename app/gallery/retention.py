@@ -13,7 +13,7 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
-from app.gallery.errors import ClockDoubtful, GalleryNotFound
+from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.forgetting import Forgetting
 from app.gallery.records import Gallery, Subject
 from app.gallery.rows import Due, Sessions, gallery_of
@@ -26,6 +26,7 @@ _MANY = 1000  # subjects read at once
 _ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
 _SEEN_EVERY = timedelta(days=1)
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
+_CLOCK_EVERY = 3600.0  # seconds between two looks at the clock where there are no sweeps
 _log = structlog.get_logger()
 
 
@@ -43,7 +44,8 @@ class Retention:
     Args:
         engine: of the gallery's database.
         forgetting: erases.
-        interval: seconds between two sweeps of `look`, the first at once; 0: never.
+        interval: seconds between two sweeps of `look`, the first at once; 0: never, and `look` keeps an eye on the
+            clock alone, by which subjects are erased that are enrolled again.
         clock: tells the present moment, by which people are named or not.
         database_clock: tells it by a clock that all machines share; None: there is none. Nobody is erased by one of
             the two alone.
@@ -62,6 +64,7 @@ class Retention:
         self._database_clock = database_clock
         self._interval = interval
         self._next_sweep = time.monotonic() if interval else float("inf")
+        self._next_clock = float("inf") if interval else time.monotonic()
         self._forgetting = forgetting
         self._sessions = Sessions(engine)
         self._doubted = False
@@ -220,6 +223,11 @@ class Retention:
             with self._sessions.writing() as session:
                 note_doubt(session, self.clock(), self._database_clock(session))
             self._doubted = False
+        if time.monotonic() >= self._next_clock:
+            self._next_clock = time.monotonic() + _TRIED_AGAIN
+            with suppress(StorageUnwritable), self._sessions.writing() as session:  # who can only read erases nobody
+                refuse_sweep(session, self.clock(), self._database_clock(session))
+            self._next_clock = time.monotonic() + _CLOCK_EVERY
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)
             self.sweep()

@@ -62,7 +62,7 @@ def rotate_master_key(
         while wrapped := vault.rewrap(batch):
             wrapped_in_all += wrapped
             advance(wrapped)
-        if masters.file is not None and not keep_old and os.access(masters.file.parent, os.W_OK):
+        if masters.file is not None and not keep_old and os.access(masters.file.resolve().parent, os.W_OK):
             _drop(masters, masters.file, {key.id for key in old} - {vault.master, *vault.wrapped_by()})
         return Rotation(new.id, wrapped_in_all, tuple(key.id for key in old))
 
@@ -77,8 +77,8 @@ def _alone(vault: Vault) -> Iterator[None]:
     """Hold the file of the master keys and the vault, which may be shared by machines, against other rotations."""
     file, url = vault.masters.file, vault.engine.url
     with ExitStack() as stack:
-        if file is not None and os.access(file.parent, os.W_OK):  # else nobody changes it from here
-            stack.enter_context(held(file, refusal=_REFUSAL))
+        if file is not None and os.access(file.resolve().parent, os.W_OK):  # else nobody changes it from here
+            stack.enter_context(held(file.resolve(), refusal=_REFUSAL))
         if url.get_backend_name() == "postgresql":
             with database_errors():
                 connection = stack.enter_context(vault.engine.begin())

@@ -6,7 +6,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.gallery.tables import SubjectRow, SweepRow, UtcDateTime
+from app.gallery.tables import GalleryRow, SubjectRow, SweepRow, UtcDateTime
 
 _APART = timedelta(hours=1)  # of the machine's clock and the database's
 _LEAP = timedelta(days=35)  # since the last sweep; who sweeps once a month does not leap
@@ -29,8 +29,8 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
     """Why nobody may be erased by these clocks now; None where they are to be believed.
 
     They are not where the machine's clock and the database's are more than an hour apart; nor where more than 35 days
-    have passed since the last sweep, or, before the first, since anybody was enrolled or changed. Such a leap is
-    believed when the clock still has it a day later (see `refuse_sweep`).
+    have passed since they were last believed (see `refuse_sweep`), or, before the first time, since anybody was
+    enrolled or changed, or a gallery made. Such a leap is believed when the clock still has it a day later.
 
     Args:
         session: of any transaction.
@@ -43,7 +43,10 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
 def refuse_sweep(
     session: Session, own: datetime, shared: datetime | None, *, leap_is_right: bool = False
 ) -> str | None:
-    """As `doubts`, and note that a sweep was done, or since when the clock is doubted.
+    """As `doubts`, and note that the clock was believed, or since when it is doubted.
+
+    A clock that is far behind the last moment refuses nothing, as it erases nobody early, but is believed no sooner
+    than one that leapt: a machine without a clock of its own wakes in the past, and the leap back is none.
 
     Args:
         session: of a transaction that writes, to be committed in either case.
@@ -55,10 +58,10 @@ def refuse_sweep(
         return apart
     row, moment = _row(session), earlier_of(own, shared)
     leap = None if leap_is_right else _leap(session, row, moment)
-    if leap is None:
-        row.done_at, row.doubted_at = moment, None
-    else:
+    if leap is not None or (_is_behind(session, row, moment) and not leap_is_right):
         row.doubted_at = _doubted_since(row, moment)
+    else:
+        row.done_at, row.doubted_at = moment, None
     return leap
 
 
@@ -76,7 +79,7 @@ def _apart(own: datetime, shared: datetime | None) -> str | None:
 
 
 def _leap(session: Session, row: SweepRow | None, moment: datetime) -> str | None:
-    last = row.done_at if row is not None and row.done_at else session.scalar(select(func.max(SubjectRow.updated_at)))
+    last = _last(session, row)
     if last is None or moment - last <= _LEAP:
         return None
     believed = _doubted_since(row, moment) + _DOUBTED
@@ -87,6 +90,23 @@ def _leap(session: Session, row: SweepRow | None, moment: datetime) -> str | Non
         f"({last:%Y-%m-%d %H:%M}); set it if it is wrong, else sweeps go on from {believed:%Y-%m-%d %H:%M}, or at once "
         "with `facegallery retention sweep --clock-is-right`"
     )
+
+
+def _is_behind(session: Session, row: SweepRow, moment: datetime) -> bool:
+    """Whether a clock is behind what was believed last, and has not been so for a day."""
+    last = _last(session, row)
+    return last is not None and last - moment > _APART and moment < _doubted_since(row, moment) + _DOUBTED
+
+
+def _last(session: Session, row: SweepRow | None) -> datetime | None:
+    """When the clock was last believed, or else the last moment that the database knows of.
+
+    An archive brings its subjects' moments along, however old; the gallery that was made for it has its own.
+    """
+    if row is not None and row.done_at is not None:
+        return row.done_at
+    known = (session.scalar(select(func.max(one))) for one in (SubjectRow.updated_at, GalleryRow.created_at))
+    return max((moment for moment in known if moment is not None), default=None)
 
 
 def _doubted_since(row: SweepRow | None, moment: datetime) -> datetime:

@@ -1,8 +1,13 @@
 """Ordinary mistakes are one line that says what is wrong; a bug is a traceback."""
 
+import json
+import os
 import re
+import sqlite3
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -168,3 +173,125 @@ def test_a_network_that_is_not_there_is_told_with_those_that_are(tmp_path: Path)
     facegallery("migrate")
     said = facegallery("reindex").stderr.splitlines()[-1]
     assert re.search(r"there is no network 'sfac': .* is missing; the networks there are sface, .*yunet$", said)
+
+
+def test_a_grace_time_that_is_none_is_a_wrong_word(facegallery: Facegallery) -> None:
+    facegallery("migrate")
+    made = facegallery("keys", "create", "door", "--scope", "identify", "--json")
+    key = json.loads(made.stdout)["id"]
+    for grace in ("inf", "1e12"):
+        done = facegallery("keys", "rotate", key, "--grace", grace)
+        assert (done.returncode, done.stdout, "--grace" in done.stderr) == (2, "", True)
+
+
+def test_a_pepper_and_a_receipt_that_are_garbage_are_one_line(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    (tmp_path / "receipt.json").write_text("[" * 200_000)
+    done = facegallery("receipt", "verify", tmp_path / "receipt.json")
+    assert (done.returncode, done.stderr) == (1, "error: that is no receipt of this service\n")
+    (tmp_path / "gallery" / "key-pepper").write_bytes(b"\xff\xfe\0" * 20)
+    (tmp_path / "gallery" / "key-pepper").chmod(0o600)
+    done = facegallery("keys", "list")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.endswith("key-pepper holds no pepper; put it back from its copy\n")
+
+
+def test_what_is_said_goes_not_where_the_answer_goes(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    assert facegallery("master-key", "status").returncode == 0
+    (tmp_path / "gallery" / "master.key").chmod(0o644)
+    for words in (("reembed", "--discard", "--json"), ("export", tmp_path / "a.zip", "--json")):
+        done = facegallery(*words)
+        assert (done.stdout, done.stderr.count("master_key.readable_by_others")) == ("", 1)
+
+
+@pytest.mark.parametrize("address", ["sqlite:///{folder}/../gallery/facegallery.db", "sqlite:///{folder}/link.db"])
+def test_no_vault_is_made_beside_the_templates_by_another_address(tmp_path: Path, address: str) -> None:
+    folder = tmp_path / "gallery"
+    folder.mkdir()
+    (folder / "link.db").symlink_to("facegallery.db")
+    facegallery = Facegallery(folder, FACEGALLERY_VAULT_URL=address.format(folder=folder))
+    facegallery("migrate")
+    done = facegallery("reindex")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: the vault must not lie in the gallery's database")
+    with closing(sqlite3.connect(folder / "facegallery.db")) as database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    assert "data_key" not in tables
+
+
+def test_two_first_migrations_at_once_both_end_well(tmp_path: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery")
+    with ThreadPoolExecutor(3) as pool:
+        done = list(pool.map(lambda _: facegallery("migrate"), range(3)))
+    assert [(one.returncode, one.stderr) for one in done] == [(0, "")] * 3
+
+
+def test_an_archive_of_a_pruning_that_fails_is_no_file(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    for _ in range(2):
+        facegallery("keys", "create", "door", "--scope", "identify")
+    program = (
+        "import os\n"
+        "def full(handle): raise OSError(28, 'No space left on device')\n"
+        "os.fsync = full\n"
+        "from app.cli import main; main()"
+    )
+    words = ["audit", "prune", "--before", "2100-01-01", "--archive", str(tmp_path / "old.jsonl")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        env=facegallery.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.endswith("No space left on device; nothing was removed\n")) == (1, True)
+    assert not (tmp_path / "old.jsonl").exists()
+    assert facegallery(*words).stdout == "1 entries removed\n"
+
+
+def test_a_damaged_entry_of_the_audit_log_is_told_and_keeps_no_other(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    for _ in range(3):
+        facegallery("keys", "create", "door", "--scope", "identify")
+    with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
+        database.execute("UPDATE audit SET entry = 'nonsense' WHERE number = 2")
+        database.commit()
+    done = facegallery("audit", "export", "--subject", "ada")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == "1 entries are none any more; see `facegallery audit verify`\n"
+    for words in (("--archive", tmp_path / "old.jsonl"), ()):
+        done = facegallery("audit", "prune", "--before", "2100-01-01", *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert "entry 2 of the audit log is none; see `facegallery audit verify`" in done.stderr
+    assert not (tmp_path / "old.jsonl").exists()
+
+
+def test_a_subject_is_found_in_the_audit_log_however_it_is_typed(facegallery: Facegallery) -> None:
+    program = (
+        "from app.commands.migrate import migrate_command\n"
+        "from app.commands.options import opened_store\n"
+        "migrate_command('head', False)\n"
+        "with opened_store() as store:\n"
+        "    store.enroll('g', 'Zo\\xeb', [], metadata=None, extractor='net@1', dimension=8)"
+    )
+    subprocess.run([sys.executable, "-c", program], env=facegallery.environment, check=True)
+    assert facegallery("audit", "export", "--subject", "Zoe\u0308").stdout.count("\n") == 1
+
+
+def test_what_is_no_photo_is_not_read_for_ever(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    done = facegallery("identify", "/dev/zero", tmp_path / "pipe.jpg")
+    said = "the file cannot be read: it is no regular file"
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (
+        3,
+        [f"/dev/zero: {said}", f"{tmp_path / 'pipe.jpg'}: {said}"],
+    )
+
+
+def test_no_name_is_not_the_default_one(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    (tmp_path / "people.csv").write_text("subject,file\nada,1.png\n")
+    done = facegallery("import", tmp_path / "people.csv", "--gallery", "")
+    assert (done.returncode, done.stderr) == (1, "error: a name must not be empty\n")

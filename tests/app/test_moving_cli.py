@@ -17,6 +17,7 @@ import pytest
 
 from app.gallery.database import open_engine
 from app.gallery.errors import GalleryNotFound
+from app.gallery.policy import FixedDistance
 from app.gallery.store import GalleryStore
 from tests.app.test_cli import Facegallery, facegallery, people
 
@@ -346,3 +347,20 @@ def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Pat
     assert json.loads(merged.stdout) == {"gallery": "default", "merged": second, "into": third, "templates": 8}
     pairs = json.loads(facegallery("duplicates", "--json").stdout)["pairs"]
     assert [pair for pair in pairs if first in (pair["subject"], pair["other"])] == []
+
+
+def test_a_fixed_distance_that_comes_with_another_extractors_embeddings_is_told(tmp_path: Path, people: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery", FACEGALLERY_KEEP_CROPS="true")
+    facegallery("migrate")
+    facegallery("import", people)
+    store = GalleryStore(open_engine(f"sqlite:///{(tmp_path / 'gallery' / 'facegallery.db').as_posix()}", timeout=30))
+    store.set_policy("default", FixedDistance(0.9))
+    own = store.gallery("default").extractor
+    store.close()
+    facegallery("export", tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive, zipfile.ZipFile(tmp_path / "b.zip", "w") as other:
+        for name in archive.namelist():
+            other.writestr(name, archive.read(name).replace(own.encode(), b"older@0123456789ab"))
+    for archive_file, told in (("a.zip", False), ("b.zip", True)):
+        done = facegallery("import", tmp_path / archive_file, "--gallery", archive_file)
+        assert (done.returncode, "is a fixed distance, which means something else now" in done.stderr) == (0, told)

@@ -40,3 +40,13 @@ def test_commands_print_names_as_they_are(facegallery: Facegallery, people: Path
     assert "│ max [it] │" in facegallery("identify", people / LONG / "1.png", "-g", "staff [it]").stdout
     facegallery("keys", "create", "door [it]", "--scope", "identify")
     assert "│ door [it] │" in facegallery("keys", "list").stdout
+
+
+def test_a_name_controls_no_terminal_and_makes_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "x\x1b[2J\x9b31m\nrefused nobody.jpg"
+    complain(f"refused {name}", style="red")
+    print_table(("file",), [(name,)], title=name)
+    said = capsys.readouterr()
+    assert said.err == "refused x\\x1b[2J\\x9b31m\\nrefused nobody.jpg\n"
+    assert said.out.count("x\\x1b[2J\\x9b31m\\nrefused nobody.jpg") == 2
+    assert "\x1b" not in said.out

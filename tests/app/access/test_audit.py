@@ -4,12 +4,14 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import Engine, delete, event, select, text, update
 from sqlalchemy.orm import Session
 
-from app.access.audit import NO_HASH, Head, chained, numbered, seal
+from app.access import audit_log
+from app.access.audit import NO_HASH, Head, chained, draft, numbered, seal
 from app.access.audit_log import AuditLog
 from app.access.caller import Caller, current_caller
 from app.access.errors import AuditBroken
@@ -20,6 +22,7 @@ from app.gallery.journal import Event
 from app.gallery.records import NewTemplate
 from app.gallery.rows import Sessions
 from app.gallery.store import GalleryStore
+from app.gallery.sweep_clock import refuse_sweep
 
 PEPPER = Pepper("x" * 32)
 
@@ -331,6 +334,24 @@ def test_a_pruned_log_can_be_checked_and_says_what_went(
     assert audit.verify().flaws == ()
 
 
+def test_what_came_late_is_not_pruned_with_what_was_archived(
+    audit: AuditLog, sessions: Sessions, ten: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = datetime.now(UTC)
+    archived = [json.loads(line)["entry"]["number"] for line in audit.entries(before=moment)]
+    assert archived[-1] == ten.count
+    late = partial(draft, at=moment - timedelta(minutes=5))  # of a machine whose clock is behind
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_log, "draft", late)
+        with sessions.writing() as session:
+            audit.write(session, Event("late"))
+    with sessions.writing() as session:
+        audit.write(session, Event("new"))
+    assert audit.prune(moment, up_to=archived[-1]) == ten.count
+    assert actions(audit) == ["late", "new", "prune-audit"]
+    assert audit.verify().flaws == ()
+
+
 def lose_the_start(session: Session) -> None:
     session.execute(delete(AuditHeadRow).filter_by(id=2))
 
@@ -373,7 +394,7 @@ def test_who_prunes_by_hand_is_found(
 @pytest.mark.usefixtures("ten")
 def test_a_service_removes_what_is_past_its_days(engine: Engine) -> None:
     turned = [datetime.now(UTC)]
-    audit = AuditLog(engine, PEPPER, keep_days=30, clock=lambda: turned[0])
+    audit = AuditLog(engine, PEPPER, keep_days=30, clock=lambda: turned[0], database_clock=lambda _session: None)
     audit.tidy()
     assert len(actions(audit)) == 10
     turned[0] += timedelta(days=31)
@@ -383,6 +404,23 @@ def test_a_service_removes_what_is_past_its_days(engine: Engine) -> None:
     audit.tidy()
     assert actions(audit) == ["enroll", "prune-audit"]
     assert audit.verify().flaws == ()
+
+
+@pytest.mark.usefixtures("ten")
+def test_nothing_is_removed_by_a_clock_that_leapt(engine: Engine) -> None:
+    turned = [datetime.now(UTC)]
+    audit = AuditLog(engine, PEPPER, keep_days=30, clock=lambda: turned[0], database_clock=lambda _session: None)
+    with Sessions(engine).writing() as session:
+        refuse_sweep(session, turned[0], None)
+    turned[0] += timedelta(days=4000)
+    audit.tidy()
+    assert len(actions(audit)) == 10
+    with Sessions(engine).writing() as session:
+        refuse_sweep(session, turned[0], None)
+    turned[0] += timedelta(days=1)  # it was no leap
+    audit._next_pruning = 0
+    audit.tidy()
+    assert actions(audit) == ["enroll", "prune-audit"]
 
 
 @pytest.mark.usefixtures("ten")

@@ -436,6 +436,8 @@ def test_the_vault_is_copied_on_its_own(vault: Vault, store: GalleryStore, sqlit
     copy.close()
     with pytest.raises(BackupUnusable):
         back_up(sqlite_url, tmp_path / "wrong.db", tables=VAULT_TABLES)
+    with pytest.raises(BackupUnusable, match="that is a copy of a vault, which is put back as a file"):
+        restore(tmp_path / "copy.db", sqlite_url, timeout=30)
 
 
 def test_a_copy_that_fails_leaves_the_one_that_is_there(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -6,6 +7,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect
 
 import app.access.tables  # noqa: F401  maps its tables on the same base
+from app.gallery.database import open_engine
 from app.gallery.errors import SchemaOutdated
 from app.gallery.migrations import check_schema, migrate
 from app.gallery.records import NewTemplate
@@ -77,3 +79,14 @@ def test_an_outdated_database_is_not_served(engine: Engine) -> None:
         SchemaOutdated, match=r"^the database has tables of version 0000, not \w+; run `facegallery migrate`$"
     ):
         check_schema(engine)
+
+
+def test_several_migrations_at_once_are_done_once(database_url: str) -> None:
+    def bring_up(_: int) -> None:
+        engine = open_engine(database_url, timeout=30)
+        migrate(engine)
+        check_schema(engine)
+        engine.dispose()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(bring_up, range(3)))

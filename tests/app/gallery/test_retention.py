@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, ends_earlier, expiry
@@ -16,9 +16,10 @@ from app.gallery.history import GalleryHistory
 from app.gallery.index_source import IndexSource
 from app.gallery.records import Enrolment, Gallery, NewTemplate
 from app.gallery.retention import Retention, Sweep
-from app.gallery.rows import Due, nobody_is_due
+from app.gallery.rows import Due, Sessions, nobody_is_due
 from app.gallery.store import GalleryStore
 from app.gallery.sweep_clock import database_clock
+from app.gallery.tables import SubjectRow
 from app.gallery.upkeep import Upkeep
 from app.gallery.vault import Vault
 
@@ -377,6 +378,55 @@ def test_clocks_that_are_apart_are_believed_by_nobody(
     with pytest.raises(ClockDoubtful, match="apart"):
         retention.sweep(clock_is_right=True)
     assert keys(sealed_store) == ["anna"]
+
+
+def test_a_machine_that_wakes_in_the_past_sweeps_when_its_clock_is_set(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(hours=1)})
+    for _ in range(2):  # before the first sweep, and after it
+        clock.turn(days=-20_000)
+        assert retention.sweep() == Sweep({}, 0)
+        clock.turn(days=20_000, minutes=40)
+        retention.sweep()
+    assert keys(sealed_store) == []
+
+
+def test_a_clock_that_stays_behind_is_believed_after_a_day(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    clock.turn(days=300)
+    retention.sweep(clock_is_right=True)  # it was not
+    clock.turn(days=-300)
+    retention.sweep()
+    clock.turn(hours=25)
+    retention.sweep()
+    clock.turn(days=200)
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
+
+
+def test_an_old_archive_in_a_gallery_that_was_made_for_it_is_no_leap(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(hours=1)})
+    with Sessions(sealed_store.engine).writing() as session:
+        session.execute(update(SubjectRow).values(updated_at=clock() - timedelta(days=90)))
+    clock.turn(hours=2)
+    assert retention.sweep().expired == {"people": 1}
+
+
+def test_without_sweeps_the_clock_is_looked_at_all_the_same(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=90)})
+    for _ in range(10):  # a service that is started again now and then
+        retention = Retention(engine, forgetting, clock=clock, database_clock=no_other)
+        retention.look()
+        clock.turn(days=10)
+    assert keys(sealed_store) == ["anna"]
+    assert enroll(sealed_store, "anna", new_templates(1), due=retention.is_due_still).erased_in is not None
 
 
 def test_a_leap_keeps_nobody_whom_a_backup_brought_back(

@@ -231,3 +231,15 @@ def test_no_key_that_the_vault_names_leaves_the_file_nor_one_that_was_added_by_h
     kept = {key.id for key in read_master_keys(file_of(vault))}
     assert {old.id, added.id, vault.master, *vault.wrapped_by()} <= kept
     assert vault.open_keys([key.id for key in made]) == {key.id: key.secret for key in made}
+
+
+def test_a_link_to_the_key_file_stays_and_leads_to_the_new_key(vault: Vault, tmp_path: Path) -> None:
+    (tmp_path / "safe").mkdir()
+    real = file_of(vault).rename(tmp_path / "safe" / "real.key")
+    file_of(vault).symlink_to(real)
+    old, key = vault.master, vault.new_key("subject")
+    rotate_master_key(vault)
+    assert file_of(vault).is_symlink()
+    assert [one.id for one in read_master_keys(real)] == [vault.master] != [old]
+    assert vault.open_keys([key.id]) == {key.id: key.secret}
+    assert [path.name for path in (tmp_path / "safe").iterdir()] == ["real.key"]
