@@ -5,7 +5,7 @@ revisions become visible in order and without gaps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
@@ -114,14 +114,6 @@ class GalleryStore:
             session.flush()
             self.journal.write(session, Event("change-gallery", name, details=details))
             return gallery_of(row)
-
-    def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
-        """Give a gallery its own threshold policy, or none."""
-        return self.change_gallery(name, {"policy": policy})
-
-    def set_privacy(self, name: str, rules: PrivacyRules) -> Gallery:
-        """Give a gallery all its rules of consent and retention."""
-        return self.change_gallery(name, cast(GalleryChanges, rules.to_json()))
 
     def delete_gallery(self, name: str) -> Gallery:
         """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was."""
