@@ -25,11 +25,6 @@ Templates = Callable[[int], list[NewTemplate]]
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> IndexSource:
-    return IndexSource(folder=tmp_path / "index")
-
-
-@pytest.fixture
 def gallery(store: GalleryStore, source: IndexSource, new_templates: Templates) -> GalleryStore:
     """Two people, and a snapshot that holds them."""
     for key in ("anna", "bob"):
