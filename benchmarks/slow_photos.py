@@ -1,0 +1,65 @@
+"""How long one photo can take that is within all limits: the slowest kinds that were found.
+
+    PYTHONPATH=. taskset -c 0 python benchmarks/slow_photos.py
+
+Each has 49 million pixels and less than 20 MiB. Seconds on one core, to decode it and to find faces in it.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from model.image import MAX_SCANS, ImageLimits, decode_image
+from model.pipeline import load_networks
+from tests.fuzz.hostile_images import png_of_16_bits, scans
+
+_SIDE = 7000
+_QUALITIES = range(60, 0, -10)
+
+
+def main() -> None:
+    """Print a row of a Markdown table for each kind."""
+    detector = load_networks(threads=1).detector
+    print("| photo | MiB | decoded in s | faces found in s |\n| --- | ---: | ---: | ---: |")
+    for name, data in _photos():
+        start = time.perf_counter()
+        pixels = decode_image(data)
+        decoded = time.perf_counter()
+        detector.detect(pixels)
+        found = time.perf_counter()
+        print(
+            f"| {name} | {len(data) / 2**20:.1f} | {decoded - start:.1f} | {found - decoded:.1f} |",
+            flush=True,
+        )
+
+
+def _photos() -> Iterator[tuple[str, bytes]]:
+    begun = scans(1, (_SIDE, _SIDE)).count(b"\xff\xda")
+    yield f"JPEG of {MAX_SCANS} scans", scans(1 + MAX_SCANS - begun, (_SIDE, _SIDE))
+    noise = np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)
+    yield "progressive JPEG of noise", _largest_below_the_limit(
+        lambda file, quality: Image.fromarray(noise).save(file, "JPEG", progressive=True, quality=quality)
+    )
+    shades = np.repeat(noise[:, :, :1] & 0b11100000, 3, axis=2)  # as much noise as fits
+    del noise
+    yield "WebP without loss", _file(lambda file: Image.fromarray(shades).save(file, "WEBP", lossless=True, method=0))
+    yield "PNG of 16 bits", png_of_16_bits(_SIDE, _SIDE)
+
+
+def _largest_below_the_limit(save: Callable[[BytesIO, int], object]) -> bytes:
+    """The file of the best quality that is taken."""
+    files = (_file(lambda file, quality=quality: save(file, quality)) for quality in _QUALITIES)  # type: ignore[misc]
+    return next(data for data in files if len(data) <= ImageLimits().max_bytes)
+
+
+def _file(save: Callable[[BytesIO], object]) -> bytes:
+    file = BytesIO()
+    save(file)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()
