@@ -52,7 +52,9 @@ def main() -> None:
 
     enrolled = plan(arguments.photos).enrolled
     aside = [photo.name for photos in enrolled.values() for photo in photos if not look(photo).is_one]
-    print(f"enrolled photos whose largest face is not the one in the middle: {len(aside)} of {measured_photos(measured)}")
+    print(
+        f"enrolled photos whose largest face is not the one in the middle: {len(aside)} of {measured_photos(measured)}"
+    )
     counts: Counter[tuple[str, str]] = Counter()
     for probe in sorted(measured["probes"], key=lambda one: one["nearest"]["distance"] if one["nearest"] else 2.0):
         kind = mistake(probe, threshold)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
 import app.telemetry
@@ -87,7 +88,7 @@ def test_every_route_is_listed(server: httpx.Client) -> None:
 
 def test_answers_are_shown_as_they_are() -> None:
     shown = [json.loads(block) for block in blocks(ROOT / "docs" / "api.md", "json")]
-    shapes = (EnrollAnswer, IdentifyAnswer, Problem)
+    shapes: tuple[type[BaseModel], ...] = (EnrollAnswer, IdentifyAnswer, Problem)
     assert [
         shape.model_validate(answer).model_dump(mode="json", exclude_none=shape is Problem)
         for shape, answer in zip(shapes, shown, strict=True)

@@ -7,7 +7,7 @@ revisions become visible in order and without gaps.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules, Terms
@@ -310,15 +310,6 @@ class GalleryStore:
         """Keep an event of its own in the journal, such as an export, at once."""
         with self._sessions.writing() as session:
             self.journal.write(session, event)
-
-    def ping(self) -> None:
-        """Ask the database for an answer.
-
-        Raises:
-            DatabaseUnavailable: there is none.
-        """
-        with self._sessions.reading() as session:
-            session.execute(text("SELECT 1"))
 
     def close(self) -> None:
         """Have the journal keep what it was told, and give all connections back."""

@@ -159,7 +159,7 @@ def test_a_gallery_keeps_its_policy(store: GalleryStore, policy: ThresholdPolicy
     made = store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=policy)
     assert made.policy == policy
     assert store.gallery("people") == made
-    assert store.change_gallery("people", {"policy": FixedDistance(0.5})).policy == FixedDistance(0.5)
+    assert store.change_gallery("people", {"policy": FixedDistance(0.5)}).policy == FixedDistance(0.5)
     assert store.change_gallery("people", {"policy": policy}) == made
 
 
