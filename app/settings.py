@@ -48,7 +48,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="address that `facegallery serve` listens on")
     port: int = Field(8000, ge=0, le=65535, description="port that `facegallery serve` listens on; 0 takes a free one")
-    data_dir: Path = Field(Path("data"), description="folder of the SQLite database, made where it is missing")
+    data_dir: Path = Field(
+        Path("data"),
+        description="folder of the database, the vault, the keys and the snapshots, made where it is missing",
+    )
     database_url: str = Field("", description="SQLAlchemy address of the database; empty: SQLite in `data_dir`")
     database_timeout: float = Field(
         10.0,

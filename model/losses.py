@@ -9,24 +9,12 @@ processes.
 """
 
 import math
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-
-class FeatureLoss(Protocol):
-    """A loss that draws features towards centers."""
-
-    centers: Tensor
-
-    def __call__(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The loss of features (B, D) with labels (B,), int64."""
-
-    def update(self, features: Tensor, labels: Tensor) -> None:
-        """Move the centers after a step, where no optimizer does."""
 
 
 def class_counts(labels: Tensor, classes: int) -> Tensor:

@@ -1,5 +1,6 @@
 """The documents are true: they list everything there is, and their examples run."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,10 +9,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from pydantic import BaseModel
 from typer.main import get_command
 
 import app.telemetry
 from app.api.problems import PROBLEM_TYPES
+from app.api.schemas.enroll import EnrollAnswer
+from app.api.schemas.identify import IdentifyAnswer
+from app.api.schemas.problems import Problem
 from app.cli import cli as facegallery
 from app.settings import Settings
 from model.cli import app as facemodel
@@ -67,7 +72,7 @@ def test_every_metric_is_listed() -> None:
 
 def test_every_error_of_the_log_is_listed() -> None:
     sources = [path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))]
-    errors = {name for source in sources for name in re.findall(r"[lL]og\.error\(\s*\"([a-z_.]+)\"", source)}
+    errors = {name for source in sources for name in re.findall(r"[lL]og\.error\(\s*\"([^\"]+)\"", source)}
     rows = "".join(re.findall(r"^(\| `[a-z_]+\.[^|]*)\|", page("running.md"), re.MULTILINE))
     listed = set(re.findall(r"`([a-z_.]+)`", rows))
     assert errors - listed == set()
@@ -81,6 +86,22 @@ def test_every_route_is_listed(server: httpx.Client) -> None:
     assert routes == set(listed)
 
 
+def test_answers_are_shown_as_they_are() -> None:
+    shown = [json.loads(block) for block in blocks(ROOT / "docs" / "api.md", "json")]
+    shapes: tuple[type[BaseModel], ...] = (EnrollAnswer, IdentifyAnswer, Problem)
+    assert [
+        shape.model_validate(answer).model_dump(mode="json", exclude_none=shape is Problem)
+        for shape, answer in zip(shapes, shown, strict=True)
+    ] == shown
+
+
+def test_every_module_that_is_named_to_contributors_is_there() -> None:
+    rows = re.findall(r"^  \| [a-zSQL].*? \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row)}
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / "app" / "gallery" / f"{name}.py").exists()] == []
+
+
 def test_links_lead_somewhere() -> None:
     targets = [
         (path.name, target.split("#")[0])
@@ -90,6 +111,24 @@ def test_links_lead_somewhere() -> None:
     ]
     folders = {path.name: path.parent for path in PAGES}
     assert [(name, target) for name, target in targets if not (folders[name] / target).exists()] == []
+
+
+def test_links_to_headings_lead_to_one() -> None:
+    def headings(page: Path) -> set[str]:
+        titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    targets = [
+        (path, target, heading)
+        for path in PAGES
+        for target, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", path.read_text())
+    ]
+    assert len(targets) > 10
+    assert [
+        (path.name, target, heading)
+        for path, target, heading in targets
+        if heading not in headings(path.parent / target if target else path)
+    ] == []
 
 
 @pytest.fixture(scope="module")

@@ -369,7 +369,7 @@ class AuditLog:
             except Exception as error:
                 if not told:
                     cause = {"reason": str(error)} if isinstance(error, FacegalleryError) else {"exc_info": error}
-                    _log.error("audit.not-written", entries=len(batch), **cause)
+                    _log.error("audit.not_written", entries=len(batch), **cause)
                 told = True
                 if self._stopped.wait(_RETRY):
                     return False

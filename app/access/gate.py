@@ -100,4 +100,4 @@ class Gate:
         try:
             keys.used(key, at)
         except FacegalleryError as error:
-            _log.warning("key.use-not-written", key=key.id, reason=str(error))
+            _log.warning("key.use_not_written", key=key.id, reason=str(error))

@@ -36,7 +36,7 @@ def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
         with Sessions(engine).writing() as session:
             journal.write(session, Event("settings", details={"settings": shown, "changed": changed}))
     except StorageUnwritable as error:  # who can only read may do so
-        _log.warning("audit.not-written", entries=1, reason=str(error))
+        _log.warning("audit.not_written", entries=1, reason=str(error))
 
 
 def described(settings: Settings) -> dict[str, Any]:

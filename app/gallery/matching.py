@@ -14,7 +14,7 @@ MatchingRule = Literal["best", "mean", "both"]
 """How the templates of a subject make one distance; see `subject_distances`."""
 
 DEFAULT_RULE: MatchingRule = "both"
-"""Misses as little as `mean` on held-out people, bears a wrong photo better, and names the fewest strangers."""
+"""Why not another stands in docs/decisions.md."""
 
 _LEAST_SHORTLIST = 32
 _SHORTLIST_FACTOR = 4

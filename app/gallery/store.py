@@ -5,9 +5,9 @@ revisions become visible in order and without gaps.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules, Terms
@@ -114,14 +114,6 @@ class GalleryStore:
             session.flush()
             self.journal.write(session, Event("change-gallery", name, details=details))
             return gallery_of(row)
-
-    def set_policy(self, name: str, policy: ThresholdPolicy | None) -> Gallery:
-        """Give a gallery its own threshold policy, or none."""
-        return self.change_gallery(name, {"policy": policy})
-
-    def set_privacy(self, name: str, rules: PrivacyRules) -> Gallery:
-        """Give a gallery all its rules of consent and retention."""
-        return self.change_gallery(name, cast(GalleryChanges, rules.to_json()))
 
     def delete_gallery(self, name: str) -> Gallery:
         """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was."""
@@ -318,15 +310,6 @@ class GalleryStore:
         """Keep an event of its own in the journal, such as an export, at once."""
         with self._sessions.writing() as session:
             self.journal.write(session, event)
-
-    def ping(self) -> None:
-        """Ask the database for an answer.
-
-        Raises:
-            DatabaseUnavailable: there is none.
-        """
-        with self._sessions.reading() as session:
-            session.execute(text("SELECT 1"))
 
     def close(self) -> None:
         """Have the journal keep what it was told, and give all connections back."""

@@ -13,8 +13,8 @@ from app.gallery.metadata import stored_metadata
 from app.gallery.records import Subject
 from app.gallery.resealing import hand_over
 from app.gallery.rows import Due, apply_terms, gallery_of, nobody_is_due, record_changes, subject_row
+from app.gallery.shared_crops import complete_twins
 from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
-from app.gallery.twins import complete_twins
 
 
 def find_subjects(

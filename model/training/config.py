@@ -29,9 +29,9 @@ class NetworkConfig(_Table):
     """The network and what of it stays as it is."""
 
     base: Annotated[str, Field(description="name or folder of the extractor to start from; empty: from scratch")] = ""
-    architecture: Annotated[Literal["SFace", "ResidualFace"], Field(description="network, from scratch only")] = (
-        "ResidualFace"
-    )
+    architecture: Annotated[
+        Literal["SFace", "ResidualFace"], Field(description="from scratch only: `ResidualFace`, `SFace`")
+    ] = "ResidualFace"
     frozen_convolutions: Annotated[int, Field(ge=0, description="the first so many stay as they are")] = 0
     frozen_statistics: Annotated[bool, Field(description="batch normalisation keeps its means and variances")] = False
 
@@ -40,11 +40,14 @@ class LossConfig(_Table):
     """Softmax, center loss and the pull towards the base."""
 
     classifier: Annotated[
-        Literal["softmax", "cosface", "arcface"], Field(description="plain softmax, or over cosines with a margin")
+        Literal["softmax", "cosface", "arcface"],
+        Field(description="`softmax`; over cosines with a margin `cosface`, `arcface`"),
     ] = "softmax"
     scale: Annotated[float, Field(gt=0, description="of the cosines, cosface and arcface")] = 30.0
     margin: Annotated[float, Field(ge=0, description="a cosine for cosface, radians for arcface")] = 0.35
-    center: Annotated[Literal["none", "paper", "learned"], Field(description="form of center loss")] = "paper"
+    center: Annotated[
+        Literal["none", "paper", "learned"], Field(description="form of center loss: `paper`, `learned`, `none`")
+    ] = "paper"
     center_weight: Annotated[float, Field(ge=0, description="λ")] = 0.01
     center_rate: Annotated[
         float, Field(gt=0, description="α of the paper's rule, or the learned centers' learning rate")
@@ -70,7 +73,7 @@ class AugmentationConfig(_Table):
 class OptimizerConfig(_Table):
     """AdamW or SGD, with a learning rate that rises linearly and falls along a cosine."""
 
-    kind: Annotated[Literal["adamw", "sgd"], Field(description="optimizer")] = "adamw"
+    kind: Annotated[Literal["adamw", "sgd"], Field(description="`adamw`, `sgd`")] = "adamw"
     rate: Annotated[float, Field(gt=0, description="learning rate of the network")] = 1e-3
     classifier_rate: Annotated[float, Field(gt=0, description="learning rate of the classifier")] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, description="of kernels and matrices")] = 1e-4
@@ -87,7 +90,9 @@ class RunConfig(_Table):
 
     steps: Annotated[int, Field(ge=1, description="batches")]
     seed: Annotated[int, Field(ge=0, description="of everything random")] = 0
-    precision: Annotated[Literal["f32", "bf16"], Field(description="of the arithmetic, under autocast")] = "f32"
+    precision: Annotated[
+        Literal["f32", "bf16"], Field(description="of the arithmetic, under autocast: `f32`, `bf16`")
+    ] = "f32"
     channels_last: Annotated[bool, Field(description="memory order of the features")] = True
     compile: Annotated[bool, Field(description="torch.compile")] = False
     device: Annotated[str, Field(description="torch's name")] = "cpu"

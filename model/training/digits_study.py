@@ -117,7 +117,7 @@ def class_means(features: NDArray[np.float32], labels: NDArray[np.int64], classe
 def equal_error_rate(features: Tensor, labels: Tensor) -> float:
     """Return the equal error rate over all pairs of features (N, D) by Euclidean distance, whatever their length.
 
-    It is the mean of both error rates where they differ least (`error_rates.verify_all_pairs` on normalised ones).
+    It is the mean of both error rates where they differ least (`error_rates.verify` on normalised ones).
     """
     distances = torch.pdist(features)
     first, second = torch.triu_indices(len(features), len(features), 1)

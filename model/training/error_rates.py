@@ -13,7 +13,7 @@ from math import nan
 import numpy as np
 from numpy.typing import NDArray
 
-from model.training.pair_distances import BINS, Moments, PairDistances, bin_of, compare_photos
+from model.training.pair_distances import BINS, Moments, PairDistances, bin_of
 
 FMR_GRID = tuple(float(f"{10 ** (-1 - step / 4):.3g}") for step in range(21))
 """False match rates from 1e-1 down to 1e-6, four a decade."""
@@ -54,13 +54,6 @@ class Verification:
     points: tuple[VerificationPoint, ...]
     mated_distance: Moments | None
     non_mated_distance: Moments | None
-
-
-def verify_all_pairs(
-    embeddings: NDArray[np.float32], subjects: NDArray[np.int64], rates: Sequence[float] = FMR_GRID
-) -> Verification:
-    """Compare every photo with every other one; see `compare_photos` and `verify`."""
-    return verify(compare_photos(embeddings, subjects), rates)
 
 
 def verify(pairs: PairDistances, rates: Sequence[float] = FMR_GRID) -> Verification:

@@ -109,7 +109,7 @@ def test_all_that_is_held_about_a_person_goes_into_one_archive_and_back(
     store.update_subject(
         "default", "eileen", terms={"consent": consent, "expires_at": datetime(2998, 1, 1, tzinfo=UTC)}
     )
-    store.set_privacy("default", PrivacyRules(require_consent=True, keep_days=9))
+    store.change_gallery("default", {"require_consent": True, "keep_days": 9})
     engine.dispose()
     done = facegallery("export", tmp_path / "e.zip", "--subject", "eileen")
     assert done.returncode == 0, done.stderr

@@ -65,11 +65,6 @@ class MilvusEngine:
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("id", DataType.INT64, is_primary=True)
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=gallery.dimension)
-        with milvus_errors():
-            if not self._client.has_collection(name, timeout=self._timeout):
-                # A position that is there belongs to a collection that was dropped.
-                self._client.delete(POSITIONS, ids=[name], timeout=self._timeout)
-            self._ensure(name, schema, "embedding", self._kind)
         index = MilvusIndex(
             self._client,
             name,
@@ -78,6 +73,10 @@ class MilvusEngine:
             position_lock=self._position_lock,
             timeout=self._timeout,
         )
+        with milvus_errors():
+            if not self._client.has_collection(name, timeout=self._timeout):
+                index.begin()  # a position that is there belongs to a collection that was dropped
+            self._ensure(name, schema, "embedding", self._kind)
         index.position()
         return index
 

@@ -148,7 +148,7 @@ class MilvusIndex:
     def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
         """As `SharedIndex.set_position`.
 
-        After a `clear` only who has seen the new beginning can have filled the collection since, so the position that
+        Of a collection that was made anew only who has seen the new beginning can have filled it, so the position that
         another reports is passed over until then.
         """
         with self._position_lock, self._errors():
@@ -160,18 +160,19 @@ class MilvusIndex:
         return Point(revision, mark)
 
     def put_position(self, revision: int, mark: int = 0) -> None:
-        """As `SharedIndex.put_position`; passed over after another's `clear`, as `set_position`."""
+        """As `SharedIndex.put_position`; passed over where the collection was made anew."""
         with self._position_lock, self._errors():
             present, generation = self._stored()
             if present.revision >= 0 or generation == self._generation:
                 self._store(Point(revision, mark), generation)
 
-    def clear(self) -> None:
-        """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
+    def begin(self) -> None:
+        """Remember that the collection, which is about to be made, holds nothing yet.
+
+        Whoever knew one of that name before does not declare this one true, see `set_position`.
+        """
         with self._position_lock, self._errors():
-            self._generation = uuid.uuid4().hex[:_GENERATION]
-            self._store(BEFORE, self._generation)
-            self.client.delete(self.name, filter=_ALL, timeout=self._timeout)  # others may be writing to it
+            self._store(BEFORE, uuid.uuid4().hex[:_GENERATION])
 
     # -- inside
 

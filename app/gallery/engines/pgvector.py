@@ -1,5 +1,6 @@
 """pgvector: the vectors in the PostgreSQL that is there anyway, in a schema of their own."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -195,11 +196,12 @@ def _make_table(connection: Connection, name: str, dimension: int) -> None:
     )
     # Long vectors would else be moved into a side table, and be fetched one by one in a scan.
     connection.execute(sql.SQL("ALTER TABLE {} ALTER embedding SET STORAGE PLAIN").format(table))
-    # A row that is there belongs to a table that somebody removed.
+    # Drawn by chance, so that whoever knew a table of that name before does not take this one for it. A row that is
+    # there belongs to a table that somebody removed.
     connection.execute(
-        "INSERT INTO storage (name) VALUES (%s) ON CONFLICT (name) "
-        "DO UPDATE SET generation = storage.generation + 1, position = -1, templates = 0",
-        (name,),
+        "INSERT INTO storage (name, generation) VALUES (%s, %s) ON CONFLICT (name) "
+        "DO UPDATE SET generation = excluded.generation, position = -1, templates = 0",
+        (name, secrets.randbits(63)),
     )
 
 

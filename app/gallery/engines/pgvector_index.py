@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg import Connection, sql
 
-from app.gallery.engines.hnsw import SCHEMA, GraphBuilder, graph_name
+from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, read_rows
 from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
@@ -51,8 +51,6 @@ class PgvectorIndex:
         )
         self._look_up = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s::bigint[])").format(table)
         self._all_ids = sql.SQL("SELECT id FROM {} ORDER BY id").format(table)
-        self._empty = sql.SQL("TRUNCATE {}").format(table)
-        self._drop_graph = sql.SQL("DROP INDEX IF EXISTS {}").format(sql.Identifier(SCHEMA, graph_name(name)))
 
     @property
     def dimension(self) -> int:
@@ -129,7 +127,7 @@ class PgvectorIndex:
     def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
         """As `SharedIndex.set_position`.
 
-        After a `clear` only who has seen the new beginning can have filled the table since, so the position that
+        Of a table that was made anew only who has seen the new beginning can have filled it, so the position that
         another reports is passed over until then.
         """
         with self._writing() as connection:
@@ -148,27 +146,12 @@ class PgvectorIndex:
         return Point(revision, mark)
 
     def put_position(self, revision: int, mark: int = 0) -> None:
-        """As `SharedIndex.put_position`; passed over after another's `clear`, as `set_position`."""
+        """As `SharedIndex.put_position`; passed over where the table was made anew, as `set_position`."""
         with self._writing() as connection:
             connection.execute(
                 "UPDATE storage SET position = %s, mark = %s WHERE name = %s AND (position >= 0 OR generation = %s)",
                 (revision, mark, self.name, self._generation),
             )
-
-    def clear(self) -> None:
-        """As `SharedIndex.clear`; others that serve the gallery find nothing until it is filled again."""
-        self.builder.forget(self.name)
-        with self._writing() as connection:
-            connection.execute(self._drop_graph)  # one that grows with every row would make the filling slow
-            connection.execute(self._empty)
-            (generation,) = _only(
-                connection.execute(
-                    "UPDATE storage SET generation = generation + 1, position = -1, templates = 0 "
-                    "WHERE name = %s RETURNING generation",
-                    (self.name,),
-                ).fetchone()
-            )
-        self._generation = int(generation)
 
     # -- inside
 

@@ -77,9 +77,6 @@ class SharedIndex(TemplateIndex, Protocol):
         A position that is too low does no harm: changes are replayed that it has already.
         """
 
-    def clear(self) -> None:
-        """Forget all templates and the position."""
-
 
 def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | None = None) -> NDArray[np.float32]:
     """The embeddings as contiguous float32 of shape (N, D).

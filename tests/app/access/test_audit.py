@@ -102,7 +102,7 @@ def test_every_change_of_a_gallery_is_written_down(
     store = GalleryStore(engine, journal=audit)
     store.create_gallery("g", extractor="e", dimension=8, policy=None)
     done = store.enroll("g", "ada", new_templates(2), metadata={"a": 1}, extractor="e", dimension=8)
-    store.set_policy("g", None)
+    store.change_gallery("g", {"policy": None})
     store.update_subject("g", "ada", new_key="eve")
     store.delete_template("g", done.added[0].id)
     store.delete_subject("g", "eve")

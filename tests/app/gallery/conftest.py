@@ -1,4 +1,4 @@
-"""A vault beside each kind of database."""
+"""Each kind of database, with galleries where a test wants some, and with a vault beside it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,9 +10,27 @@ from app.gallery.database import open_engine
 from app.gallery.encryption import SealedRows
 from app.gallery.forgetting import Forgetting
 from app.gallery.history import GalleryHistory
+from app.gallery.index_source import IndexSource
 from app.gallery.receipts import ReceiptSigner
 from app.gallery.store import GalleryStore
 from app.gallery.vault import Vault, open_vault
+
+EXTRACTOR, DIMENSION = "net@0123456789ab", 8
+
+
+@pytest.fixture
+def store(store: GalleryStore, request: pytest.FixtureRequest) -> GalleryStore:
+    """Store of a database with the empty galleries that the mark `galleries` names."""
+    for mark in request.node.iter_markers("galleries"):
+        for name in mark.args:
+            store.create_gallery(name, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+    return store
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> IndexSource:
+    """Where indexes come from that have snapshots."""
+    return IndexSource(folder=tmp_path / "index")
 
 
 @pytest.fixture

@@ -276,8 +276,8 @@ def test_an_import_that_dies_leaves_no_gallery_without_its_rules(
 ) -> None:
     rules = PrivacyRules(require_consent=True, keep_days=30)
     with store_in(tmp_path / "source.db") as store:
-        store.create_gallery("people", extractor=networks.extractor.card.identity, dimension=128, policy=None)
-        store.set_privacy("people", rules)
+        extractor = networks.extractor.card.identity
+        store.create_gallery("people", extractor=extractor, dimension=128, policy=None, privacy=rules)
         export(store, tmp_path / "b.zip")
 
     class Died(BaseException): ...

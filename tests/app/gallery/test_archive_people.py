@@ -182,7 +182,7 @@ def test_the_consent_that_was_granted_later_is_kept(
         add(source, key, 1, consent=sent)
         add(sealed_store, key, 1, consent=there)
     export(source, tmp_path / "a.zip")
-    sealed_store.set_privacy("people", PrivacyRules(require_consent=True))
+    sealed_store.change_gallery("people", {"require_consent": True})
     assert back(tmp_path / "a.zip") == Stored(added=4)
     assert {one.key: one.consent for one in sealed_store.subjects("people", after=0, limit=9).items} == dict.fromkeys(
         "abcd", new
@@ -243,7 +243,7 @@ def test_a_subject_whose_later_piece_is_refused_is_told_with_what_was_stored(
     def withdraw(count: int) -> None:
         """After the first piece the gallery begins to require consents."""
         told.append(count)
-        sealed_store.set_privacy("people", PrivacyRules(require_consent=True))
+        sealed_store.change_gallery("people", {"require_consent": True})
 
     stored = read_back(big, sealed_store, networks, progress=withdraw)
     assert (stored.added, told) == (1000, [1000, 1000, 500, 1])
@@ -252,5 +252,5 @@ def test_a_subject_whose_later_piece_is_refused_is_told_with_what_was_stored(
         ("bob", "send `consent`"),
     ]
     assert sealed_store.subject("people", "anna").templates == 1000
-    sealed_store.set_privacy("people", PrivacyRules())
+    sealed_store.change_gallery("people", {"require_consent": False})
     assert read_back(big, sealed_store, networks) == Stored(added=1501, known=1000)

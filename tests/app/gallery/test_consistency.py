@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,11 +21,6 @@ from app.gallery.vault import Vault
 
 EXTRACTOR = "net@0123456789ab"
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> IndexSource:
-    return IndexSource(folder=tmp_path / "index")
 
 
 @pytest.fixture

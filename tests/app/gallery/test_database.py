@@ -209,7 +209,7 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
         opened(f"postgresql://postgres@/people?host={tmp_path}") as engine,
         pytest.raises(DatabaseUnavailable, match=r"^the database does not answer; try again$"),
     ):
-        GalleryStore(engine).ping()
+        GalleryStore(engine).galleries()
 
 
 def test_a_database_that_came_back_is_used_again(postgresql_server: str, postgresql_url: str) -> None:

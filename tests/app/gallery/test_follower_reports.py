@@ -15,16 +15,12 @@ from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
 from app.gallery.tables import FollowerRow, now
 from app.gallery.upkeep import Upkeep
-from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll
+from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.test_replica import enroll
 from tests.app.gallery.test_upkeep import Endless
 
+pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 def reported(store: GalleryStore) -> dict[str, tuple[int, datetime]]:

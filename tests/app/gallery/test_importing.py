@@ -413,7 +413,7 @@ def test_rules_that_come_while_photos_are_read_are_kept(
     folder: Path, run: Callable[..., ImportReport], store: GalleryStore, reader: PhotoReader
 ) -> None:
     store.create_gallery("people", extractor=reader.extractor, dimension=reader.dimension, policy=None)
-    store.set_privacy("people", PrivacyRules(require_consent=True))
+    store.change_gallery("people", {"require_consent": True})
     report = run(people_of_folder(folder))  # asks nobody before
     assert (report.added, len(report.refused), store.size(store.gallery("people").id).subjects) == (0, 6, 0)
 

@@ -19,15 +19,10 @@ from app.gallery.records import Change, NewTemplate
 from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 
-EXTRACTOR, DIMENSION = "net@0123456789ab", 8
+pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> int:

@@ -107,7 +107,7 @@ def test_a_gallery_keeps_nobody_longer_than_its_days(
 ) -> None:
     enroll(sealed_store, "anna", new_templates(1))
     enroll(sealed_store, "anna", new_templates(1), gallery="others")
-    sealed_store.set_privacy("people", PrivacyRules(keep_days=30))
+    sealed_store.change_gallery("people", {"keep_days": 30})
     clock.turn(days=29.9)
     enroll(sealed_store, "anna", new_templates(1))  # a further photo is no new enrolment
     assert retention.sweep().expired == {}
@@ -121,7 +121,7 @@ def test_subjects_not_seen_are_erased_and_those_seen_stay(
 ) -> None:
     for key in ("anna", "bob"):
         enroll(sealed_store, key, new_templates(1))
-    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    gallery = sealed_store.change_gallery("people", {"unseen_days": 10})
     clock.turn(days=6)
     retention.saw(gallery, [sealed_store.subject("people", "anna")])
     retention.write_seen()
@@ -138,7 +138,7 @@ def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
     retention.saw(sealed_store.gallery("people"), [sealed_store.subject("people", "anna")])
     retention.write_seen()
     assert sealed_store.subject("people", "anna").seen_at is None  # when somebody was where is nobody's business
-    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    gallery = sealed_store.change_gallery("people", {"unseen_days": 10})
     first = clock()
     for hours in (0, 12, 11.9):
         clock.turn(hours=hours)
@@ -188,7 +188,7 @@ def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(
 ) -> None:
     enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
     bob = enroll(sealed_store, "bob", new_templates(1)).subject
-    gallery = sealed_store.set_privacy("people", PrivacyRules(unseen_days=10))
+    gallery = sealed_store.change_gallery("people", {"unseen_days": 10})
     clock.turn(days=2)
     retention = Retention(engine, forgetting, interval=3600, clock=clock, database_clock=no_other)
     upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[retention.look])
@@ -496,7 +496,7 @@ def test_a_gallery_that_requires_consent_is_asked_within_the_transaction(
     sealed_store: GalleryStore, new_templates: Templates
 ) -> None:
     enroll(sealed_store, "anna", new_templates(1))
-    sealed_store.set_privacy("people", PrivacyRules(require_consent=True))
+    sealed_store.change_gallery("people", {"require_consent": True})
     with pytest.raises(ConsentRequired):
         enroll(sealed_store, "bob", new_templates(1))
     with pytest.raises(ConsentRequired):
@@ -512,10 +512,10 @@ def test_a_rule_that_is_loosened_while_the_sweep_runs_saves_the_subject(
     sealed_store: GalleryStore, retention: Retention, forgetting: Forgetting, clock: Clock, new_templates: Templates
 ) -> None:
     made = enroll(sealed_store, "anna", new_templates(1))
-    strict = sealed_store.set_privacy("people", PrivacyRules(keep_days=1))
+    strict = sealed_store.change_gallery("people", {"keep_days": 1})
     clock.turn(days=2)
     assert retention.is_due(strict, made.subject)
-    sealed_store.set_privacy("people", PrivacyRules(keep_days=30))
+    sealed_store.change_gallery("people", {"keep_days": 30})
     assert not retention.erase_if_due(strict, made.subject.id)
     assert keys(sealed_store) == ["anna"]
     clock.turn(days=30)

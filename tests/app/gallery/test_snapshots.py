@@ -23,21 +23,11 @@ from app.gallery.snapshots import Snapshots
 from app.gallery.store import GalleryStore
 from app.gallery.tables import ChangeRow, GalleryRow, TemplateRow
 from app.gallery.upkeep import Upkeep
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.databases import store_in
 
-EXTRACTOR, DIMENSION = "net@0123456789ab", 8
+pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> IndexSource:
-    return IndexSource(folder=tmp_path / "index")
 
 
 def enroll(store: GalleryStore, key: str, templates: list[NewTemplate]) -> int:

@@ -159,8 +159,8 @@ def test_a_gallery_keeps_its_policy(store: GalleryStore, policy: ThresholdPolicy
     made = store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=policy)
     assert made.policy == policy
     assert store.gallery("people") == made
-    assert store.set_policy("people", FixedDistance(0.5)).policy == FixedDistance(0.5)
-    assert store.set_policy("people", policy) == made
+    assert store.change_gallery("people", {"policy": FixedDistance(0.5)}).policy == FixedDistance(0.5)
+    assert store.change_gallery("people", {"policy": policy}) == made
 
 
 def test_a_change_of_a_gallery_leaves_the_rest_as_it_is(store: GalleryStore) -> None:
@@ -205,7 +205,7 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
     for call in (
         lambda: store.gallery("people"),
         lambda: store.delete_gallery("people"),
-        lambda: store.set_policy("people", None),
+        lambda: store.change_gallery("people", {"policy": None}),
         lambda: store.subject("people", "anna"),
         lambda: store.subjects("people", after=0, limit=1),
         lambda: store.templates("people", subject=None, after=0, limit=1),

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 
@@ -16,22 +15,13 @@ from app.gallery.replica import GalleryReplica
 from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
 from app.gallery.upkeep import Upkeep
-from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
+from tests.app.gallery.test_replica import enroll
 from tests.app.gallery.test_snapshots import found, replica_of, snapshots
 from tests.standby import Standby
 
+pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> IndexSource:
-    return IndexSource(folder=tmp_path / "index")
 
 
 def template_id(store: GalleryStore, subject: str) -> int:

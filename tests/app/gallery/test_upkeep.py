@@ -27,15 +27,10 @@ from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
 from app.gallery.tables import FollowerRow
 from app.gallery.upkeep import Upkeep
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 
-EXTRACTOR, DIMENSION = "net@0123456789ab", 8
+pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 @pytest.fixture

@@ -27,7 +27,8 @@ from model.training.digits_study import (
     train_all,
 )
 from model.training.digits_table import as_csv, as_markdown
-from model.training.error_rates import verify_all_pairs
+from model.training.error_rates import verify
+from model.training.pair_distances import compare_photos
 
 ALONE = Setting("softmax", 0.0, 2, 10, seed=3, epochs=1)
 
@@ -192,7 +193,7 @@ def test_the_equal_error_rate_is_that_of_verification_on_normalised_features() -
     labels = torch.arange(120) % 3
     features = F.normalize(torch.randn(120, 5, generator=torch.Generator().manual_seed(0)) + labels[:, None])
 
-    expected = verify_all_pairs(features.numpy(), labels.numpy()).equal_error_rate
+    expected = verify(compare_photos(features.numpy(), labels.numpy())).equal_error_rate
 
     assert equal_error_rate(features, labels) == pytest.approx(expected, abs=1e-4)
     assert equal_error_rate(3 * features, labels) == pytest.approx(expected, abs=1e-4)

@@ -12,7 +12,6 @@ from model.training.error_rates import (
     allowed,
     just_below,
     verify,
-    verify_all_pairs,
 )
 from model.training.pair_distances import BINS, compare_photos, distances_between
 
@@ -67,7 +66,7 @@ def test_thresholds_are_the_loosest_that_keep_the_rate(
 ) -> None:
     mated, non_mated = every_pair(*photos)
 
-    measured = verify_all_pairs(*photos, rates=RATES)
+    measured = verify(compare_photos(*photos), RATES)
 
     assert (measured.mated_pairs, measured.non_mated_pairs) == (len(mated), len(non_mated))
     for point in measured.points:
@@ -88,7 +87,7 @@ def test_equal_error_rate_is_where_the_rates_differ_least(
     photos: tuple[NDArray[np.float32], NDArray[np.int64]],
 ) -> None:
     mated, non_mated = every_pair(*photos)
-    measured = verify_all_pairs(*photos, rates=RATES).equal_error_rate
+    measured = verify(compare_photos(*photos), RATES).equal_error_rate
     if not mated or not non_mated:
         assert np.isnan(measured)
         return
@@ -108,7 +107,7 @@ def test_a_hand_computed_case() -> None:
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     subjects = np.array([0, 0, 1, 1, 2])
 
-    measured = verify_all_pairs(embeddings, subjects, rates=(0.25, 0.5))
+    measured = verify(compare_photos(embeddings, subjects), (0.25, 0.5))
 
     # Non-mated, in degrees: 80 80 90 90 90 100 170 180 (of 0-90, 0-100, 10-90, 10-100, 0-180, 10-180, 90-180, 100-180).
     assert (measured.mated_pairs, measured.non_mated_pairs) == (2, 8)
@@ -122,7 +121,7 @@ def test_a_hand_computed_case() -> None:
 def test_a_photo_without_a_face_matches_nobody_and_still_counts() -> None:
     embeddings = np.array([[1, 0], [np.nan, np.nan], [0, 1], [0, -1]], np.float32)
 
-    measured = verify_all_pairs(embeddings, np.array([0, 0, 1, 2]), rates=(0.2,))
+    measured = verify(compare_photos(embeddings, np.array([0, 0, 1, 2])), (0.2,))
 
     assert (measured.mated_pairs, measured.non_mated_pairs) == (1, 5)
     assert measured.points[0].tar == 0.0
@@ -133,7 +132,7 @@ def test_support_counts_pairs_of_people_and_not_of_photos() -> None:
     embeddings = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     subjects = np.array([0, 0, 1, 1, 2, 3, 4])
 
-    points = verify_all_pairs(embeddings, subjects, rates=(4 / 19, 5 / 19)).points
+    points = verify(compare_photos(embeddings, subjects), (4 / 19, 5 / 19)).points
 
     # Four pairs of photos within 3° are of the same two people; the fifth, at 4°, is of two others.
     assert [point.people_pairs for point in points] == [1, 2]
@@ -143,7 +142,7 @@ def test_too_many_pairs_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(error_rates, "MOST_COUNTED", 10)
     embeddings = unit(np.random.default_rng(3), 30, 4)
 
-    points = verify_all_pairs(embeddings, np.arange(30), rates=(0.1, 0.01)).points
+    points = verify(compare_photos(embeddings, np.arange(30)), (0.1, 0.01)).points
 
     assert [point.people_pairs for point in points] == [None, 4]
 
@@ -152,7 +151,7 @@ def test_rates_that_the_pairs_cannot_support_are_left_out(monkeypatch: pytest.Mo
     monkeypatch.setattr(error_rates, "MIN_SUPPORT", 50)
     embeddings = unit(np.random.default_rng(0), 100, 8)
 
-    measured = verify_all_pairs(embeddings, np.arange(100), rates=FMR_GRID)
+    measured = verify(compare_photos(embeddings, np.arange(100)), FMR_GRID)
 
     assert [point.fmr for point in measured.points] == [0.1, 0.0562, 0.0316, 0.0178]
     assert np.isnan(measured.points[0].tar)
@@ -161,14 +160,14 @@ def test_rates_that_the_pairs_cannot_support_are_left_out(monkeypatch: pytest.Mo
 def test_thresholds_tighten_with_the_rate() -> None:
     embeddings = unit(np.random.default_rng(1), 300, 16)
 
-    points = verify_all_pairs(embeddings, np.arange(300) // 3).points
+    points = verify(compare_photos(embeddings, np.arange(300) // 3)).points
 
     assert all(a.distance >= b.distance and a.tar >= b.tar for a, b in pairwise(points))
 
 
 def test_beyond_the_pairs_that_are_kept_a_threshold_is_the_edge_of_its_bin(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, subjects = unit(np.random.default_rng(2), 120, 8), np.arange(120) // 3
-    exact = verify_all_pairs(embeddings, subjects, RATES)
+    exact = verify(compare_photos(embeddings, subjects), RATES)
 
     monkeypatch.setattr(pair_distances, "MOST_KEPT", 1000)
     pairs = compare_photos(embeddings, subjects)

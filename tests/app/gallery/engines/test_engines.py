@@ -7,8 +7,9 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from app.gallery.engines import EngineAddress, IndexEngine, open_index_engine, storage_name, storage_prefix
+from app.gallery.engines import EngineAddress, EngineIndex, IndexEngine, open_index_engine, storage_name, storage_prefix
 from app.gallery.errors import IndexEngineUnusable
+from app.gallery.records import Gallery
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
 
@@ -66,21 +67,29 @@ def test_a_position_of_another_history_is_told_and_stays(open_shared: OpenEngine
         assert index.point() == there
 
 
-def test_a_position_is_not_put_by_who_has_not_seen_that_all_was_cleared(open_shared: OpenEngine) -> None:
+def made_anew(engine: IndexEngine, gallery: Gallery) -> EngineIndex:
+    """As when a gallery leaves an extractor and comes back, or somebody has removed what an engine keeps."""
+    engine.drop(storage_prefix(gallery))
+    return engine.index(gallery)
+
+
+def test_a_position_is_not_put_by_who_has_not_seen_that_all_was_made_anew(open_shared: OpenEngine) -> None:
     gallery = new_gallery()
-    index, other = open_shared().index(gallery), open_shared().index(gallery)
+    engine, index = open_shared(), open_shared().index(gallery)
     index.put_position(7)
-    index.clear()
-    other.put_position(8)
-    assert index.position() == -1
+    again = made_anew(engine, gallery)
+    for put in (index.put_position, index.set_position):
+        put(8)
+        assert again.position() == -1
 
 
-def test_a_cleared_index_is_as_a_new_one(open_shared: OpenEngine) -> None:
+def test_what_is_made_anew_is_as_a_new_one(open_shared: OpenEngine) -> None:
     gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
-    index = open_shared().index(gallery)
-    index.add(np.arange(3), vectors)
-    index.set_position(7)
-    index.clear()
+    engine = open_shared()
+    before = engine.index(gallery)
+    before.add(np.arange(3), vectors)
+    before.set_position(7)
+    index = made_anew(engine, gallery)
     assert (index.position(), len(index), index.ids().tolist()) == (-1, 0, [])
     assert index.search(vectors[:1], 5)[0].ids.tolist() == []
     index.add(np.arange(1), vectors[:1])
@@ -90,10 +99,9 @@ def test_a_cleared_index_is_as_a_new_one(open_shared: OpenEngine) -> None:
 
 def test_a_follower_does_not_declare_a_half_filled_index_true(open_shared: OpenEngine) -> None:
     gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
-    follower, filler = open_shared().index(gallery), open_shared().index(gallery)
-    follower.position()
+    engine, follower = open_shared(), open_shared().index(gallery)
     follower.set_position(7)
-    filler.clear()
+    filler = made_anew(engine, gallery)
     follower.add(np.array([9]), vectors[2:])
     follower.set_position(8)
     assert filler.position() == -1

@@ -23,10 +23,12 @@ from app.gallery.reembedding_store import ReembeddingStore
 from app.gallery.replicas import Replicas
 from app.gallery.store import GalleryStore
 from app.gallery.vault import open_vault
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
-from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, identities, search
+from tests.app.gallery.test_replica import identities, search
 
+pytestmark = pytest.mark.galleries("people")
 OpenEngine = Callable[[], IndexEngine]
 Templates = Callable[[int], list[NewTemplate]]
 OTHER = "other@ba9876543210"
@@ -36,12 +38,6 @@ OTHER = "other@ba9876543210"
 def database_url(sqlite_url: str) -> str:
     """The engine is what is tested here; which database it stands beside does not matter to it."""
     return sqlite_url
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 def enroll(store: GalleryStore, key: str, templates: list[NewTemplate], extractor: str = EXTRACTOR) -> int:

@@ -15,9 +15,10 @@ from app.gallery.errors import Busy, DatabaseUnavailable
 from app.gallery.records import Gallery, NewTemplate
 from app.gallery.store import GalleryStore
 from app.gallery.tables import StorageToDropRow, now
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.engines.test_leftovers import OTHER, OpenEngine, Process, held, move
-from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR
 
+pytestmark = pytest.mark.galleries("people", "others")
 Templates = Callable[[int], list[NewTemplate]]
 WAIT = 60
 
@@ -26,13 +27,6 @@ WAIT = 60
 def database_url(sqlite_url: str) -> str:
     """The engine is what is tested here; which database it stands beside does not matter to it."""
     return sqlite_url
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    for name in ("people", "others"):
-        store.create_gallery(name, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 def enroll(store: GalleryStore, gallery: str, key: str, template: NewTemplate) -> None:

@@ -124,10 +124,10 @@ def test_a_build_that_did_not_end_is_begun_again(engine: PgvectorEngine, postgre
         other.close()
 
 
-def test_a_cleared_index_gets_its_graph_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+def test_an_index_that_is_made_anew_gets_its_graph_again(engine: PgvectorEngine, postgresql_server: str) -> None:
     gallery = new_gallery()
     index = filled(engine, gallery, 1500)
-    index.clear()
+    engine.drop(storage_prefix(gallery))
     assert graph_is_valid(postgresql_server, index) is None
     filled(engine, gallery, 1500)
     assert graph_is_valid(postgresql_server, index)

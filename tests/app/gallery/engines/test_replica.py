@@ -15,9 +15,10 @@ from app.gallery.history import GalleryHistory
 from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.replica import GalleryReplica
 from app.gallery.store import GalleryStore
-from tests.app.gallery.test_replica import DIMENSION, EXTRACTOR, enroll, identities, search
+from tests.app.gallery.test_replica import enroll, identities, search
 from tests.standby import Standby
 
+pytestmark = pytest.mark.galleries("people")
 OpenEngine = Callable[[], IndexEngine]
 Templates = Callable[[int], list[NewTemplate]]
 
@@ -26,12 +27,6 @@ Templates = Callable[[int], list[NewTemplate]]
 def database_url(sqlite_url: str) -> str:
     """The engine is what is tested here; which database it stands beside does not matter to it."""
     return sqlite_url
-
-
-@pytest.fixture
-def store(store: GalleryStore) -> GalleryStore:
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
-    return store
 
 
 def index_of(store: GalleryStore, shared: IndexEngine) -> EngineIndex:

@@ -1,4 +1,4 @@
-"""Templates of one crop that two subjects have: one of the two goes when the subjects are merged."""
+"""Twins, the templates of one crop that two subjects have: one of the two goes when the subjects are merged."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
