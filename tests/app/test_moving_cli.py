@@ -354,7 +354,7 @@ def test_a_fixed_distance_that_comes_with_another_extractors_embeddings_is_told(
     facegallery("migrate")
     facegallery("import", people)
     store = GalleryStore(open_engine(f"sqlite:///{(tmp_path / 'gallery' / 'facegallery.db').as_posix()}", timeout=30))
-    store.set_policy("default", FixedDistance(0.9))
+    store.change_gallery("default", {"policy": FixedDistance(0.9)})
     own = store.gallery("default").extractor
     store.close()
     facegallery("export", tmp_path / "a.zip")

@@ -393,7 +393,7 @@ def test_a_graph_that_another_process_has_dropped_is_looked_for_again(
     gallery = new_gallery()
     index = filled(engine, gallery, 1500)
     with closing(PgvectorEngine(postgresql_server, timeout=10, hnsw_above=10**6)) as other:
-        other.index(gallery).clear()
+        other.drop(storage_prefix(gallery))
         filled(other, gallery, 1500)
     assert graph_is_valid(postgresql_server, index) is None
     index.position()
