@@ -2,9 +2,10 @@
 
     python benchmarks/engines.py [--sizes 10000 100000]    # some minutes; with --sizes 10000 half a minute
 
-PostgreSQL and Milvus Lite are started out of their wheels. Milvus Lite speaks Milvus's language but is another program,
-so its figures say nothing about a cluster. All figures but the last two are seconds of processor time, of this process
-and of the engine's together, so that they hold on a machine that does other things beside; Linux tells them.
+PostgreSQL and Milvus Lite are started out of their wheels, and Milvus, in one process, where the package `milvus` is
+installed. Milvus Lite speaks its language but is another program, so its figures say nothing about a cluster. All
+figures but the last two are seconds of processor time, of this process and of the engine's together, so that they hold
+on a machine that does other things beside; Linux tells them.
 
 Embeddings are made: people at random directions, photos of a person at a cosine of about 0.65 to each other. A search
 asks for 72 templates, as an identify with the default settings does, and decides at cosine 0.45 on the nearest.
@@ -21,6 +22,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import faiss
@@ -164,6 +166,21 @@ def wheel_milvus() -> Iterator[tuple[str, int]]:
             server.wait()
 
 
+@contextmanager
+def milvus_server() -> Iterator[tuple[str, int]]:
+    """Address and process of a Milvus of its own."""
+    from milvus import MilvusServer
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = MilvusServer()
+        server.set_base_dir(folder)
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{server.listen_port}", server.server_proc.pid
+        finally:
+            server.stop()
+
+
 def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,6 +197,9 @@ def main() -> None:
             ("pgvector, graph", PgvectorEngine(database, timeout=60, hnsw_above=1000), postgresql),
             ("Milvus Lite, graph", MilvusEngine(uri, timeout=300), milvus),
         ]
+        if find_spec("milvus"):
+            uri, milvus_process = stack.enter_context(milvus_server())
+            engines.append(("Milvus, graph", MilvusEngine(uri, timeout=300), milvus_process))
         for _, engine, _ in engines:
             stack.callback(engine.close)
         for size in sizes:

@@ -96,6 +96,7 @@ class Milvus:
     removes = True
     _index: Mapping[str, Any] = {"index_type": "FLAT", "params": {}}
     _search: Mapping[str, Any] = {}
+    _consistency = "Strong"
 
     def __init__(self) -> None:
         from pymilvus import DataType, MilvusClient
@@ -107,7 +108,8 @@ class Milvus:
         schema.add_field("embedding", DataType.FLOAT_VECTOR, dim=DIMENSION)
         options = self._client.prepare_index_params()
         options.add_index("embedding", metric_type="L2", **self._index)
-        self._client.create_collection("template", schema=schema, index_params=options, consistency_level="Strong")
+        form = {"schema": schema, "index_params": options, "consistency_level": self._consistency}
+        self._client.create_collection("template", **form)
 
     def _address(self) -> str:
         return f"{self._folder.name}/milvus.db"
@@ -121,7 +123,11 @@ class Milvus:
         """One call."""
         found = np.full((len(probes), count), -1, np.int64)
         answers = self._client.search(
-            "template", probes.tolist(), limit=count, search_params={"metric_type": "L2", "params": self._search}
+            "template",
+            probes.tolist(),
+            limit=count,
+            search_params={"metric_type": "L2", "params": self._search},
+            consistency_level=self._consistency,
         )
         for number, hits in enumerate(answers):
             found[number, : len(hits)] = [hit["id"] for hit in hits]
@@ -152,6 +158,7 @@ class MilvusServer(Milvus):
 
     _index: Mapping[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
     _search: Mapping[str, Any] = {"ef": 144}
+    _consistency = "Session"  # as the service searches it: Strong makes each search wait for a fifth of a second
 
     def _address(self) -> str:
         from milvus import MilvusServer as Server

@@ -17,7 +17,10 @@ from app.gallery.points import BEFORE, Point
 
 POSITIONS = "facegallery_positions"
 STRONG = "Strong"
-"""Reads see every write that was acknowledged before, whichever process made it."""
+"""Reads see every write that was acknowledged before, whichever process made it, and wait for it."""
+
+_OWN = "Session"
+"""Reads see what this process has added; they need not wait where it has added nothing."""
 
 _BATCH = 5_000  # rows of one call: 2.6 MB at 128 dimensions
 _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
@@ -52,6 +55,7 @@ class MilvusIndex:
         self._position_lock = position_lock
         self._timeout = timeout
         self._generation = ""
+        self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
 
     @property
     def dimension(self) -> int:
@@ -82,14 +86,21 @@ class MilvusIndex:
         All are deleted, there or not: one that is being added by a call which its caller has given up may be late.
         """
         removed = 0
-        for batch in _batches(np.unique(ids)):
-            with self._errors():
-                removed += len(self._query(ids=batch, output_fields=["id"]))
-                self.client.delete(self.name, ids=batch, timeout=self._timeout)
+        try:
+            for batch in _batches(np.unique(ids)):
+                with self._errors():
+                    removed += len(self._query(ids=batch, output_fields=["id"]))
+                    self.client.delete(self.name, ids=batch, timeout=self._timeout)
+        finally:
+            self._to_be_seen += 1
         return removed
 
     def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
-        """As `TemplateIndex.search`; where Milvus would not answer with so many, all vectors are read instead."""
+        """As `TemplateIndex.search`; where Milvus would not answer with so many, all vectors are read instead.
+
+        Every process writes here each change that it follows, so it need not wait for what others write: that takes a
+        server some tenths of a second for each search. Milvus does not count removals as own writes.
+        """
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
@@ -99,6 +110,8 @@ class MilvusIndex:
                 return self._search_all(vectors, count)
         if not count:
             return nothing_found(vectors)
+        to_be_seen = self._to_be_seen
+        consistency = STRONG if self._seen < to_be_seen else _OWN
         found: list[RankedTemplates] = []
         at_once = max(1, _MOST_ROWS // count)
         for first in range(0, len(vectors), at_once):
@@ -111,13 +124,14 @@ class MilvusIndex:
                     anns_field="embedding",
                     search_params={"metric_type": "L2", "params": {"ef": max(2 * count, _LEAST_EF)}},
                     output_fields=["embedding"],
-                    consistency_level=STRONG,
+                    consistency_level=consistency,
                     timeout=self._timeout,
                 )
                 for probe, hits in zip(some, answers, strict=True):
                     ids = np.array([hit["id"] for hit in hits], np.int64)
                     stored = np.array([hit["entity"]["embedding"] for hit in hits], np.float32)
                     found.append(ranked(ids, stored.reshape(len(ids), self._dimension), probe))
+        self._seen = max(self._seen, to_be_seen)
         return found
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
