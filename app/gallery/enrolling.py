@@ -10,7 +10,7 @@ from app.gallery.crops import encode_crop
 from app.gallery.deadline import check_deadline
 from app.gallery.errors import GalleryNotFound, PhotosRefused, RefusedPhoto, SubjectNotFound, TimedOut
 from app.gallery.extractor_check import check_extractor
-from app.gallery.names import normalise_gallery_name, normalise_name
+from app.gallery.names import normalise_gallery_name, normalise_new_key
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
 from app.gallery.retention import Retention
@@ -80,7 +80,7 @@ class Enroller:
             GalleryNotFound: PostgreSQL alone: the gallery was erased while this waited for it; nothing was stored.
             InvalidInput, ExtractorMismatch, Busy, TimedOut: as named; nothing was stored.
         """
-        gallery, subject = normalise_gallery_name(gallery), normalise_name(subject, part="subject")
+        gallery, subject = normalise_gallery_name(gallery), normalise_new_key(subject)
         terms = terms or {}
         self.admit(gallery, subject, terms)  # before any photo is worked on; the store looks again
         usable: list[tuple[Photo, AlignedFace]] = []

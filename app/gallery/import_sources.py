@@ -12,7 +12,7 @@ from app.gallery.consent import Consent
 from app.gallery.errors import InvalidInput, RefusedPhoto, SourceUnreadable
 from app.gallery.json_values import moment, moment_or_none
 from app.gallery.metadata import check_metadata
-from app.gallery.names import normalise_name
+from app.gallery.names import normalise_name, normalise_new_key
 from model.photo_folder import SUFFIXES
 
 _DELIMITERS = ",;\t"
@@ -170,7 +170,7 @@ def people_of_table(file: Path) -> PeopleSource:
 def _as_stored(subject: str) -> str:
     """The key of a subject, or what is none as it is, which refuses its rows later."""
     try:
-        return normalise_name(subject, part="subject")
+        return normalise_new_key(subject)
     except InvalidInput:
         return subject
 
@@ -188,7 +188,7 @@ def _checked(
     refused = list(refused_before)
     for subject, path, name in rows:
         try:
-            key = normalise_name(subject, part="subject")
+            key = normalise_new_key(subject)
             if subject in details and key not in metadata:
                 metadata[key] = check_metadata(details[subject])
             if subject in consent_of and key not in consents:

@@ -29,6 +29,19 @@ def normalise_name(name: str, *, part: str) -> str:
     return normal
 
 
+def normalise_new_key(key: str) -> str:
+    """As `normalise_name`, of a subject that may be new.
+
+    Its key has no part '.' or '..' between slashes: clients resolve those in an address, and who erases the subject
+    `../../staff` would erase the gallery `staff`.
+    """
+    normal = normalise_name(key, part="subject")
+    parts = normal.split("/")
+    if len(parts) > 1 and not {".", ".."}.isdisjoint(parts):
+        raise InvalidInput("a subject's key has no part '.' or '..' between slashes", part="subject")
+    return normal
+
+
 def normalise_gallery_name(name: str) -> str:
     """As `normalise_name`; a gallery's name is one part of an address, so it has no slash either."""
     normal = normalise_name(name, part="gallery")

@@ -16,7 +16,7 @@ from app.gallery.history import GalleryHistory
 from app.gallery.identifying import Identifier
 from app.gallery.index_source import IndexSource
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
-from app.gallery.names import normalise_gallery_name, normalise_name
+from app.gallery.names import normalise_gallery_name, normalise_name, normalise_new_key
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
 from app.gallery.records import Gallery, GallerySize, Page, Subject, Template
@@ -163,7 +163,7 @@ class GalleryService:
         return self.store.update_subject(
             normalise_gallery_name(gallery),
             normalise_name(key, part="subject"),
-            new_key=None if new_key is None else normalise_name(new_key, part="subject"),
+            new_key=None if new_key is None else normalise_new_key(new_key),
             metadata=metadata,
             terms=check_terms(terms or {}, self.retention.clock()),
             earlier_end=earlier_end,

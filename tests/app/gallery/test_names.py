@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.gallery.errors import InvalidInput
-from app.gallery.names import MAX_LENGTH, normalise_gallery_name, normalise_name
+from app.gallery.names import MAX_LENGTH, normalise_gallery_name, normalise_name, normalise_new_key
 
 DECOMPOSED = "Ame\u0301lie"
 
@@ -55,6 +55,19 @@ def test_a_name_that_breaks_a_rule_is_refused(name: str, sentence: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         normalise_name(name, part="subject")
     assert (str(refused.value), refused.value.part) == (sentence, "subject")
+
+
+@pytest.mark.parametrize("key", ["../../staff", "a/..", "./a", "a/./b", "/.."])
+def test_a_new_key_does_not_lead_to_another_address(key: str) -> None:
+    assert normalise_name(key, part="subject") == key  # one that is there can be erased
+    with pytest.raises(InvalidInput, match="no part") as refused:
+        normalise_new_key(key)
+    assert refused.value.part == "subject"
+
+
+@pytest.mark.parametrize("key", [".", "..", "a/b", "/", "...", "a/.b", DECOMPOSED])
+def test_other_new_keys_are_taken(key: str) -> None:
+    assert normalise_new_key(key) == normalise_name(key, part="subject")
 
 
 @pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
