@@ -96,9 +96,10 @@ def test_a_rebuild_brings_back_what_the_engine_lost(
     assert identities(replica, store, templates) == [anna, anna]
     index = index_of(store, open_shared())
     index.remove(index.ids()[:1])
-    assert identities(replica, store, templates) == [None, anna]
+    assert len(index) == 1
     GalleryHistory(store.engine).request_rebuild("people")
     assert identities(replica, store, templates) == [anna, anna]
+    assert len(index) == 2
 
 
 def test_an_engine_that_is_ahead_of_a_database_that_was_set_back_is_filled_once(
