@@ -62,7 +62,7 @@ class Gallery:
 
 
 def draw(gallery: Gallery, probes: int, device: str = "") -> None:
-    """Write the files of a gallery with so many mated, and as many non-mated, probes.
+    """Write the files of a gallery with so many mated probes, or one of each person, and as many non-mated ones.
 
     The exact index's decisions, too, which take a core many minutes for ten million templates; with a device,
     torch's name of it, a product of matrices there.
@@ -75,9 +75,9 @@ def draw(gallery: Gallery, probes: int, device: str = "") -> None:
         faces = population.draw(min(_PEOPLE, people - start), TEMPLATES + 1, seed=(seed := seed + 1))
         templates[start * TEMPLATES : (start + len(faces)) * TEMPLATES] = faces[:, 1:].reshape(-1, DIMENSION)
         mated.append(faces[:: max(1, people // probes), 0])
-    strangers = population.draw(probes, 1, seed=1)[:, 0]
     own = np.concatenate(mated)
     own = own[np.random.default_rng(0).permutation(len(own))[:probes]]
+    strangers = population.draw(len(own), 1, seed=1)[:, 0]
     np.save(gallery.folder / "probes.npy", np.concatenate([own, strangers]))
     np.save(gallery.folder / "fresh.npy", population.draw(20_000, 1, seed=2)[:, 0])
     exact = partial(_nearest_on, device) if device else lambda *arrays: faiss.knn(*arrays)[1]
