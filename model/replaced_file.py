@@ -51,7 +51,9 @@ def replaced_privately(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _can_name_later(folder: Path, name: Path) -> bool:
-    """Whether a file can be made in a folder without a name, and get one."""
+    """Whether a file can be made in a folder without a name, and get one; Linux can."""
+    if not hasattr(os, "O_TMPFILE"):
+        return False
     try:
         handle = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError:
