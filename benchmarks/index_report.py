@@ -170,7 +170,8 @@ def plot(rows: Sequence[Row], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     engines = list(dict.fromkeys(str(row["engine"]) for row in rows))
-    colours = {engine: f"C{number}" if number < 10 else "black" for number, engine in enumerate(engines)}
+    palette = [*(f"C{number}" for number in range(10)), "black", "navy", "darkgreen"]
+    colours = dict(zip(engines, palette, strict=False))
     own = {"compressed", "compressed, half", "flat"}
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for engine in engines:
