@@ -28,6 +28,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import psycopg
+from index_servers import milvus_server
 from numpy.typing import NDArray
 
 from app.gallery.engines import IndexEngine
@@ -164,21 +165,6 @@ def wheel_milvus() -> Iterator[tuple[str, int]]:
         finally:
             server.kill()
             server.wait()
-
-
-@contextmanager
-def milvus_server() -> Iterator[tuple[str, int]]:
-    """Address and process of a Milvus of its own."""
-    from milvus import MilvusServer
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = MilvusServer()
-        server.set_base_dir(folder)
-        server.start()
-        try:
-            yield f"http://127.0.0.1:{server.listen_port}", server.server_proc.pid
-        finally:
-            server.stop()
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ The server is that of the package `milvus`, which no other part of the project n
 
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,21 @@ class Postgresql:
         self._stack.close()
 
 
+@contextmanager
+def milvus_server() -> Iterator[tuple[str, int]]:
+    """Address and process of a Milvus of its own."""
+    from milvus import MilvusServer as Server
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server: Any = Server()
+        server.set_base_dir(folder)
+        server.start()
+        try:
+            yield f"http://127.0.0.1:{server.listen_port}", server.server_proc.pid
+        finally:
+            server.stop()
+
+
 class Milvus:
     """A collection with a flat index, in a file."""
 
@@ -161,12 +176,9 @@ class MilvusServer(Milvus):
     _consistency = "Session"  # as the service searches it: Strong makes each search wait for a fifth of a second
 
     def _address(self) -> str:
-        from milvus import MilvusServer as Server
-
-        self._server: Any = Server()
-        self._server.set_base_dir(self._folder.name)
-        self._server.start()
-        return f"http://127.0.0.1:{self._server.listen_port}"
+        self._stack = ExitStack()
+        address, self._process = self._stack.enter_context(milvus_server())
+        return address
 
     def build(self, ids: Ids, vectors: Vectors) -> None:
         """Insert all rows, and wait until there are graphs of all."""
@@ -177,11 +189,10 @@ class MilvusServer(Milvus):
 
     def bytes_held(self) -> int | None:
         """The server's memory."""
-        lines = Path(f"/proc/{self._server.server_proc.pid}/status").read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{self._process}/status").read_text(encoding="ascii").splitlines()
         return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
     def close(self) -> None:
         """Stop the server."""
-        self._client.close()
-        self._server.stop()
-        self._folder.cleanup()
+        super().close()
+        self._stack.close()

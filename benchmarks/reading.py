@@ -1,9 +1,9 @@
-"""How long the machine takes to read the same memory again, beside one that lets memory go: no code of the service.
+"""How long the machine takes to read the same memory again, beside others that end: no code of the service.
 
-    taskset -c 1 python benchmarks/reading.py [--mib 160] [--seconds 120] [--letting-go 1024]
+    taskset -c 1 python benchmarks/reading.py [--mib 160] [--seconds 120] [--letting-go 2048]
 
 Reads memory over and over, as a search does that scans the codes of ten million templates, for some seconds alone and
-for some more while another process takes memory and ends, every ten seconds. A reading that takes 20 ms more than the
+for some more while every ten seconds another process takes memory and ends. A reading that takes 20 ms more than the
 median is the machine's doing. A virtual machine may tell its host of memory that it does not use; where the host's
 taking it back has all other pages found anew when they are read, each is a pause too short for `pauses.py`, and the
 machine counts them as processor time of the reader.
@@ -15,6 +15,7 @@ import multiprocessing
 import time
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.progress import track
 
 _STOP = 0.02  # as `index_measure.STOP`
@@ -22,7 +23,7 @@ _EVERY = 10  # seconds
 
 
 def main() -> None:
-    """Print the readings that took long, alone and beside the other process."""
+    """Print the readings that took long, alone and beside the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=160, help="that are read, 16 bytes of each template")
     parser.add_argument("--seconds", type=int, default=120, help="alone, and again beside the other process")
@@ -34,7 +35,7 @@ def main() -> None:
     _print("beside others that end", _read(memory, arguments.seconds, arguments.letting_go << 20))
 
 
-def _pages(size: int) -> np.ndarray:
+def _pages(size: int) -> NDArray[np.float64]:
     """Memory in pages of the ordinary size, all of them taken."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
@@ -44,7 +45,7 @@ def _pages(size: int) -> np.ndarray:
     return pages
 
 
-def _read(memory: np.ndarray, seconds: int, letting_go: int = 0) -> np.ndarray:
+def _read(memory: NDArray[np.float64], seconds: int, letting_go: int = 0) -> NDArray[np.float64]:
     """Wall and processor seconds of each reading, (N, 2)."""
     times = []
     for second in track(range(seconds), "reading", transient=True):
@@ -58,7 +59,7 @@ def _read(memory: np.ndarray, seconds: int, letting_go: int = 0) -> np.ndarray:
     return np.array(times)
 
 
-def _print(name: str, times: np.ndarray) -> None:
+def _print(name: str, times: NDArray[np.float64]) -> None:
     wall, used = 1000 * times.T
     long = np.flatnonzero(wall > np.median(wall) + 1000 * _STOP)
     long = long[np.argsort(-wall[long])]

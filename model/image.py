@@ -129,7 +129,7 @@ def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
             raise ImageTooLarge(f"the photo has {width}×{height} pixels; send one of at most {MAX_SIDE:,} a side")
         if any(tile[0] == "bmp_rle" for tile in image.tile):  # Pillow decodes it run by run in Python: 20 MiB take 14 s
             raise UnsupportedImage("the BMP file is run-length encoded; save it without, or as PNG")
-        if image.format in {"JPEG", "MPO"} and _has_more_scans(data, MAX_SCANS):
+        if image.format in {"JPEG", "MPO"} and _has_too_many_parts(data):
             raise UnsupportedImage(
                 f"the JPEG file has more than {MAX_SCANS} scans or {MAX_PIECES:,} pieces; save it anew"
             )
@@ -148,15 +148,15 @@ def _orientation(image: Image.Image) -> int:
         return orientation if isinstance(orientation, int) else 1
 
 
-def _has_more_scans(data: bytes, most: int) -> bool:
-    """Whether a JPEG file has more than so many scans, or `MAX_PIECES`, before any is decoded."""
+def _has_too_many_parts(data: bytes) -> bool:
+    """Whether a JPEG file has more than `MAX_SCANS` scans, or `MAX_PIECES` pieces, before any is decoded."""
     at, scans = 2, 0
     for _ in range(MAX_PIECES):
         found = _MARKER.search(data, at)
         if found is None or data[found.start() + 1] == _END:
             return False
         scans += data[found.start() + 1] == _SCAN
-        if scans > most:
+        if scans > MAX_SCANS:
             return True
         at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
     return True

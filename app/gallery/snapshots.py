@@ -106,7 +106,7 @@ class Snapshots:
         owners: TemplateOwners,
         point: Point,
         *,
-        reach: Callable[[], Point] | None = None,
+        reach: Callable[[], Point],
         key: SealingKey | None = None,
         erase: bool = False,
     ) -> Path:
@@ -116,7 +116,7 @@ class Snapshots:
             index: what is written, with its owners and the point of the gallery's history that both have reached.
             owners: as the index.
             point: as the index.
-            reach: tells the last point of which the index may hold something, once it is written; None: that point.
+            reach: tells the last point of which the index may hold something, once it is written.
             key: of `take_key`, where they are sealed.
             erase: nothing of what was erased may be left: no older snapshot stays, whatever fails, and sealed
                 copies of them do not open any more, wherever they are.
@@ -128,7 +128,7 @@ class Snapshots:
                 the earlier snapshot is still there.
         """
         try:
-            place = self._write(index, owners, point, reach or (lambda: point))
+            place = self._write(index, owners, point, reach)
             if self._sealed is not None:
                 self._sealed.write(place, point.revision, key or self._sealed.take_key(anew=True), alone=erase)
             if erase:

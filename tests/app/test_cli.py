@@ -16,8 +16,9 @@ class Facegallery:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.environment = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)} | environment
 
-    def __call__(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from app.cli import main; main()", *map(str, words)]
+    def __call__(self, *words: str | Path, before: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a command, after lines of Python that break something of it."""
+        command = [sys.executable, "-c", f"{before}\nfrom app.cli import main; main()", *map(str, words)]
         return subprocess.run(command, env=self.environment, check=False, capture_output=True, text=True)
 
 

@@ -75,19 +75,12 @@ def test_what_is_not_there_is_named(facegallery: Facegallery, tmp_path: Path) ->
 
 def test_a_bug_shows_where_it_is(facegallery: Facegallery) -> None:
     for error in ("ValueError('x')", "pydantic.TypeAdapter(int).validate_python('x')"):
-        program = (
+        breaking = (
             "import pydantic, app.commands.migrate as command\n"
             f"def broken(*_, **__): raise {error}\n"
-            "command.open_engine = broken\n"
-            "from app.cli import main; main()"
+            "command.open_engine = broken"
         ).replace("raise pydantic.", "pydantic.")
-        done = subprocess.run(
-            [sys.executable, "-c", program, "migrate"],
-            env=facegallery.environment,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        done = facegallery("migrate", before=breaking)
         assert (done.returncode, "Traceback" in done.stderr) == (1, True)
 
 
@@ -231,20 +224,9 @@ def test_an_archive_of_a_pruning_that_fails_is_no_file(facegallery: Facegallery,
     facegallery("migrate")
     for _ in range(2):
         facegallery("keys", "create", "door", "--scope", "identify")
-    program = (
-        "import os\n"
-        "def full(handle): raise OSError(28, 'No space left on device')\n"
-        "os.fsync = full\n"
-        "from app.cli import main; main()"
-    )
+    full = "import os\ndef full(handle): raise OSError(28, 'No space left on device')\nos.fsync = full"
     words = ["audit", "prune", "--before", "2100-01-01", "--archive", str(tmp_path / "old.jsonl")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env=facegallery.environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = facegallery(*words, before=full)
     assert (done.returncode, done.stderr.endswith("No space left on device; nothing was removed\n")) == (1, True)
     assert not (tmp_path / "old.jsonl").exists()
     assert facegallery(*words).stdout == "1 entries removed\n"

@@ -83,20 +83,12 @@ def test_the_answer_is_printed_where_the_report_fails_in_the_end(
 ) -> None:
     facegallery("migrate")
     (people / "people.csv").write_text("subject,file\nEileen,Eileen Collins/1.png\n")
-    program = (
+    full = (
         "import app.commands.import_people as command\n"
         "def full(file): raise OSError(28, 'No space left on device')\n"
-        "command.replaced_file = full\n"
-        "from app.cli import main; main()"
+        "command.replaced_file = full"
     )
-    words = ["import", str(people / "people.csv"), "--report", str(tmp_path / "r.csv")]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *words],
-        env=facegallery.environment,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = facegallery("import", people / "people.csv", "--report", tmp_path / "r.csv", before=full)
     assert (done.returncode, done.stdout) == (
         1,
         "1 templates added, 0 known, 0 photos imported before, 0 photos refused\n",

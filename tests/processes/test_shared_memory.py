@@ -37,7 +37,7 @@ def write_snapshot(url: str, folder: str) -> None:
     index.add(ids, embeddings)
     while index.maintain():
         pass
-    snapshots.write(index, TemplateOwners(ids, ids), gallery.point)
+    snapshots.write(index, TemplateOwners(ids, ids), gallery.point, reach=lambda: gallery.point)
     np.save(Path(folder, "probe.npy"), embeddings[1000])
     engine.dispose()
 

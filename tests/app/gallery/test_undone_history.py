@@ -233,19 +233,26 @@ def test_indexes_of_a_database_from_before_marks_stay_in_use(
     assert history.builds == 0
 
 
+def followed(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> tuple[list[NewTemplate], GalleryReplica, Standby]:
+    """Templates of Carl, Alice and Bob, of whom the first two are enrolled; who follows them, and a copy of then."""
+    templates = new_templates(3)
+    enroll(store, "carl", templates[:1])
+    enroll(store, "alice", templates[1:2])
+    return templates, replica_of(store, source), Standby(store.engine)
+
+
 def test_a_snapshot_that_took_in_what_was_undone_is_not_loaded(
     store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carl, alice, bob = templates = new_templates(3)
-    enroll(store, "carl", [carl])
-    enroll(store, "alice", [alice])
-    process, standby = replica_of(store, source), Standby(store.engine)
+    templates, process, standby = followed(store, source, new_templates)
     save = SegmentedIndex.save
 
     def save_later(index: SegmentedIndex, folder: Path) -> None:
         """While a snapshot is written somebody is erased and somebody enrolled."""
         store.delete_subject("people", "alice")
-        enroll(store, "bob", [bob])
+        enroll(store, "bob", templates[2:])
         process.catch_up(*store.gallery("people").point)
         save(index, folder)
 
@@ -261,10 +268,7 @@ def test_a_snapshot_that_took_in_what_was_undone_is_not_loaded(
 def test_no_snapshot_is_written_of_a_view_that_was_undone_meanwhile(
     store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    carl, alice, bob = templates = new_templates(3)
-    enroll(store, "carl", [carl])
-    enroll(store, "alice", [alice])
-    process, standby = replica_of(store, source), Standby(store.engine)
+    templates, process, standby = followed(store, source, new_templates)
     save, saved = SegmentedIndex.save, list[Path]()
 
     def save_later(index: SegmentedIndex, folder: Path) -> None:
@@ -273,7 +277,7 @@ def test_no_snapshot_is_written_of_a_view_that_was_undone_meanwhile(
             store.delete_subject("people", "alice")
             process.catch_up(*store.gallery("people").point)
             standby.promote()
-            enroll(store, "bob", [bob])
+            enroll(store, "bob", templates[2:])
             process.catch_up(*store.gallery("people").point)
         save(index, folder)
 
