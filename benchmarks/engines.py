@@ -39,7 +39,7 @@ from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.records import Gallery
 
-DIMENSION, PER_PERSON, COUNT, PROBES, WRITES = 128, 3, 72, 200, 50
+DIMENSION, PER_PERSON, COUNT, PROBES, WRITES, WAITS = 128, 3, 72, 200, 50, 20
 SPREAD, THRESHOLD = 0.73, np.sqrt(2 - 2 * 0.45)
 Vectors = NDArray[np.float32]
 
@@ -125,6 +125,31 @@ def finish(index: TemplateIndex) -> None:
         index.client.flush(index.name)
 
 
+def waits(index: MilvusIndex, probes: Vectors) -> list[str]:
+    """Cells of a row: median milliseconds of a search alone, of one after an addition, and of one after a removal."""
+
+    def nothing(number: int) -> None:
+        del number
+
+    def add(number: int) -> None:
+        index.add(np.array([10**9 + number]), probes[number : number + 1])
+
+    def remove(number: int) -> None:
+        index.remove(np.array([10**9 + number]))
+
+    index.search(probes[:1], COUNT)
+    cells = []
+    for change in (nothing, add, remove):
+        walls = []
+        for number in range(WAITS):
+            change(number)
+            started = time.perf_counter()
+            index.search(probes[number : number + 1], COUNT)
+            walls.append(time.perf_counter() - started)
+        cells.append(f"{1000 * np.median(walls):.1f}")
+    return cells
+
+
 def gallery() -> Gallery:
     """One that no engine has seen."""
     return Gallery(1, "benchmark", "made@000000000000", DIMENSION, 0, None, datetime.now(UTC))
@@ -188,6 +213,7 @@ def main() -> None:
             engines.append(("Milvus, graph", MilvusEngine(uri, timeout=300), milvus_process))
         for _, engine, _ in engines:
             stack.callback(engine.close)
+        waited: list[str] = []
         for size in sizes:
             random = np.random.default_rng(size)
             people = normalised(random.normal(size=(size // PER_PERSON + 1, DIMENSION)))
@@ -203,6 +229,11 @@ def main() -> None:
             for name, index, process in indexes:
                 cells = measure(index, Processor(process), templates, probes, wanted)
                 print(f"| {size:,} | {name} |", " | ".join(cells), "|", flush=True)
+                if name == "Milvus, graph" and isinstance(index, MilvusIndex):
+                    waited.append(f"| {size:,} | {' | '.join(waits(index, probes))} |")
+    if waited:
+        print("\n| templates | Milvus: a search alone, ms | after an addition | after a removal |\n|" + " --- |" * 4)
+        print("\n".join(waited))
     print(f"\nA gallery gets its graph above {HNSW_ABOVE:,} templates.")
 
 
