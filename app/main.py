@@ -23,21 +23,21 @@ from app.api.middleware import RequestContext
 from app.api.request_line import RequestLine
 from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
-from app.gallery.database import open_engine
 from app.gallery.deadline import WaitLimit, waiting_at_most
-from app.gallery.encryption import SealedRows
+from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.receipts import SIGNING_KEY, ReceiptSigner
+from app.gallery.erasure.retention import Retention
 from app.gallery.errors import StorageUnwritable
-from app.gallery.forgetting import Forgetting
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource, SnapshotSeal
-from app.gallery.migrations import check_schema
 from app.gallery.photos import PhotoReader
-from app.gallery.private_folder import PrivateFolder, private_base
-from app.gallery.receipts import SIGNING_KEY, ReceiptSigner
-from app.gallery.retention import Retention
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.vault import Vault
 from app.gallery.service import GalleryService
+from app.gallery.snapshots.private_folder import PrivateFolder, private_base
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import check_schema
 from app.gallery.store import GalleryStore
-from app.gallery.vault import Vault
+from app.gallery.views.index_source import IndexSource, SnapshotSeal
 from app.index_engine import engine_of
 from app.settings import Settings, split_list
 from app.telemetry import set_up_logging

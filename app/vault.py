@@ -3,11 +3,11 @@
 import structlog
 from sqlalchemy import Engine, inspect
 
-from app.gallery.database import database_errors, open_engine
 from app.gallery.errors import MasterKeyMissing
-from app.gallery.resealing import check_vault, has_sealed_subjects, seal_at_first_start
+from app.gallery.sealing.resealing import check_vault, has_sealed_subjects, seal_at_first_start
+from app.gallery.sealing.vault import Vault, VaultStateRow, open_vault
+from app.gallery.sql.database import database_errors, open_engine
 from app.gallery.tables import TemplateRow
-from app.gallery.vault import Vault, VaultStateRow, open_vault
 from app.settings import Settings
 
 _TOGETHER = "the vault must not lie in the gallery's database, whose backups would hold the keys"

@@ -19,10 +19,10 @@ from sqlalchemy import Engine
 from app.access.audit_log import AuditLog
 from app.access.pepper import Pepper
 from app.access.rate_limits import RateLimits, open_rates
-from app.gallery.database import open_engine
 from app.gallery.journal import Event
-from app.gallery.migrations import migrate
-from app.gallery.rows import Sessions
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
+from app.gallery.sql.rows import Sessions
 from tests.postgresql import postgresql
 
 _TIMEOUT = 30.0

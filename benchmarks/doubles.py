@@ -15,7 +15,7 @@ import numpy as np
 from index_data import Population
 from numpy.typing import NDArray
 
-from app.gallery.neighbours import neighbours_of
+from app.gallery.doubles.neighbours import neighbours_of
 
 _AT_ONCE = 20_000
 _ALL = 10**6  # pairs that are listed

@@ -10,8 +10,8 @@ import numpy as np
 from index_data import Population
 from numpy.typing import NDArray
 
-from app.gallery.portable import PortableSubject, PortableTemplate
-from app.gallery.restoring import restore_people
+from app.gallery.moving.portable import PortableSubject, PortableTemplate
+from app.gallery.moving.restoring import restore_people
 from app.gallery.store import GalleryStore
 from app.gallery.tables import now
 from model.card import read_card

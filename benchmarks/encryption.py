@@ -20,19 +20,19 @@ import structlog
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import insert
 
-from app.gallery.database import open_engine
-from app.gallery.encryption import PlainRows, RowIdentity, RowSeals, SealedRows, seal_value
-from app.gallery.history import GalleryHistory
 from app.gallery.index import INDEX_KINDS
-from app.gallery.master_keys import MasterKey
-from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
-from app.gallery.replica import GalleryReplica
-from app.gallery.rows import EMBEDDING, Sessions
-from app.gallery.sealed_files import open_file, seal_file
+from app.gallery.sealing.encryption import PlainRows, RowIdentity, RowSeals, SealedRows, seal_value
+from app.gallery.sealing.master_keys import MasterKey
+from app.gallery.sealing.sealed_files import open_file, seal_file
+from app.gallery.sealing.vault import Vault, open_vault
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
+from app.gallery.sql.rows import EMBEDDING, Sessions
 from app.gallery.store import GalleryStore
 from app.gallery.tables import Base, now
-from app.gallery.vault import Vault, open_vault
+from app.gallery.views.replica import GalleryReplica
 from model.quality import Quality
 
 _DIMENSION, _EACH, _BATCH = 128, 3, 1000

@@ -25,9 +25,9 @@ from app.access.gate import Gate
 from app.access.key_store import KeyStore
 from app.access.keys import KeyHasher, Scope, new_key, new_key_id
 from app.access.pepper import Pepper
-from app.gallery.database import open_engine
 from app.gallery.journal import NoJournal
-from app.gallery.migrations import migrate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.gallery.tables import now
 
 _RIGHT = {

@@ -22,7 +22,7 @@ from drawn_gallery import DIMENSION, Place, fill
 from serving import service_on
 
 from app.commands.options import opened_store
-from app.gallery.reembedding_store import ReembeddingStore
+from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.store import GalleryStore
 
 _PROCESSES = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN

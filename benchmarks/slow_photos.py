@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.image import MAX_SCANS, ImageLimits, decode_image
+from model.image import MAX_PIECES, MAX_SCANS, ImageLimits, decode_image
 from model.pipeline import load_networks
 from tests.fuzz.hostile_images import png_of_16_bits, scans
 
@@ -41,6 +41,7 @@ def _photos() -> Iterator[tuple[str, bytes]]:
     begun = scans(1, (_SIDE, _SIDE)).count(b"\xff\xda")
     yield f"JPEG of {MAX_SCANS} scans", scans(1 + MAX_SCANS - begun, (_SIDE, _SIDE))
     yield "progressive JPEG of noise", _noisy_jpeg()
+    yield f"JPEG of {MAX_PIECES:,} pieces", _jpeg_of_pieces()
     shades = np.random.default_rng(0).integers(0, 8, (_SIDE, _SIDE, 1), np.uint8) * 36  # as much noise as fits
     picture = Image.fromarray(np.repeat(shades, 3, axis=2))
     yield "WebP without loss", _saved(picture, "WEBP", lossless=True, method=0)
@@ -52,6 +53,12 @@ def _noisy_jpeg() -> bytes:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (_SIDE, _SIDE, 3), np.uint8))
     files = (_saved(noise, "JPEG", progressive=True, quality=quality) for quality in _QUALITIES)
     return next(data for data in files if len(data) <= ImageLimits().max_bytes)
+
+
+def _jpeg_of_pieces() -> bytes:
+    """Comments, as many as are taken, in the header of a small photo."""
+    file = _saved(Image.new("RGB", (64, 64)), "JPEG")
+    return file[:2] + b"\xff\xfe\x00\x02" * (MAX_PIECES - 100) + file[2:]
 
 
 def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:

@@ -4,7 +4,7 @@ from alembic import context
 from sqlalchemy import Connection
 
 import app.access.tables  # noqa: F401  maps its tables on the same base
-from app.gallery.database import open_engine
+from app.gallery.sql.database import open_engine
 from app.gallery.tables import Base
 from app.settings import Settings
 

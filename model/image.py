@@ -19,6 +19,8 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _FORMAT_LIST = "JPEG, PNG, WebP, BMP or GIF"
 MAX_SCANS = 64
 """Scans of a JPEG file; programs that make them small use a dozen. Each runs over all pixels and may take 75 bytes."""
+MAX_TABLES = 2**16
+"""Bytes of a JPEG file's quantisation tables; a file needs four of 65 or 129. Pillow reads each in Python."""
 MAX_PIECES = 100_000
 """Pieces in which Pillow reads a file: markers, chunks, blocks, bytes that are none of them. Each is some lines of
 Python and may take two bytes of the file; photos of 20 MiB have some thousands."""
@@ -28,7 +30,7 @@ MAX_EXIF_PARTS = 64
 """Parts of a JPEG file's EXIF data, of 64 KiB each. Pillow copies what it has so far for each further one."""
 
 _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)  # those that stand alone left out
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _TABLES = 0xDA, 0xD9, 0xDB
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
@@ -106,8 +108,8 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> NDArray[np
 
 
 def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
-    if data.startswith(b"\xff\xd8") and data.count(_EXIF) > MAX_EXIF_PARTS:
-        raise UnsupportedImage(f"the JPEG file has more than {MAX_EXIF_PARTS} parts of EXIF data; save it without them")
+    if data.startswith(b"\xff\xd8"):
+        _check_parts_of_jpeg(data)
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -129,10 +131,6 @@ def _read_header(data: bytes, limits: ImageLimits) -> Image.Image:
             raise ImageTooLarge(f"the photo has {width}×{height} pixels; send one of at most {MAX_SIDE:,} a side")
         if any(tile[0] == "bmp_rle" for tile in image.tile):  # Pillow decodes it run by run in Python: 20 MiB take 14 s
             raise UnsupportedImage("the BMP file is run-length encoded; save it without, or as PNG")
-        if image.format in {"JPEG", "MPO"} and _has_too_many_parts(data):
-            raise UnsupportedImage(
-                f"the JPEG file has more than {MAX_SCANS} scans or {MAX_PIECES:,} pieces; save it anew"
-            )
         return image
 
 
@@ -148,18 +146,28 @@ def _orientation(image: Image.Image) -> int:
         return orientation if isinstance(orientation, int) else 1
 
 
-def _has_too_many_parts(data: bytes) -> bool:
-    """Whether a JPEG file has more than `MAX_SCANS` scans, or `MAX_PIECES` pieces, before any is decoded."""
-    at, scans = 2, 0
+def _check_parts_of_jpeg(data: bytes) -> None:
+    """Refuse a JPEG file that has more of something than photos have, before Pillow reads its header.
+
+    Raises:
+        UnsupportedImage: it has.
+    """
+    if data.count(_EXIF) > MAX_EXIF_PARTS:
+        raise UnsupportedImage(f"the JPEG file has more than {MAX_EXIF_PARTS} parts of EXIF data; save it without them")
+    at, scans, tables = 2, 0, 0
     for _ in range(MAX_PIECES):
         found = _MARKER.search(data, at)
         if found is None or data[found.start() + 1] == _END:
-            return False
+            return
+        length = max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
         scans += data[found.start() + 1] == _SCAN
+        tables += length if data[found.start() + 1] == _TABLES else 0
         if scans > MAX_SCANS:
-            return True
-        at = found.end() + max(2, int.from_bytes(data[found.end() : found.end() + 2], "big"))
-    return True
+            raise UnsupportedImage(f"the JPEG file has more than {MAX_SCANS} scans; save it anew")
+        if tables > MAX_TABLES:
+            raise UnsupportedImage(f"the JPEG file has more than {MAX_TABLES:,} bytes of tables; save it anew")
+        at = found.end() + length
+    raise UnsupportedImage(f"the JPEG file has more than {MAX_PIECES:,} pieces; save it anew")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

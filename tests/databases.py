@@ -15,9 +15,9 @@ import torch
 from psycopg import sql
 from sqlalchemy import Engine, make_url
 
-from app.gallery.database import open_engine
-from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from model.card import file_sha256, read_card, write_card
 from model.network_file import read_network, write_network

@@ -5,7 +5,6 @@ Deeds that only look are handed to one thread that adds them in batches (`note`)
 wait for a disk; what a process had in hand for less than `DELAY` is lost where it is killed, and nothing else.
 """
 
-import json
 import queue
 import threading
 import time
@@ -16,20 +15,21 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, delete, select
 from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.access.audit import NO_HASH, AuditReport, ChainCheck, Head, chained, draft, is_sealed, numbered, seal
+from app.access.audit import NO_HASH, AuditReport, Head, chained, draft, numbered
+from app.access.audit_ends import AuditEnds
+from app.access.audit_reading import blocks, moment_of, verified
 from app.access.caller import Caller, present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
-from app.access.tables import AuditHeadRow, AuditRow
+from app.access.tables import AuditRow
 from app.access.timeline import timeline_of
 from app.gallery.deadline import WaitLimit, waiting_at_most
+from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
-from app.gallery.rows import Sessions
-from app.gallery.sweep_clock import database_clock, doubts, earlier_of
+from app.gallery.sql.rows import Sessions
 from app.gallery.tables import now
 from model.errors import FacegalleryError
 
@@ -38,7 +38,6 @@ _QUEUED = 10_000  # entries in hand before deeds that only look are refused
 _BATCH = 500
 _RETRY = 1.0  # seconds
 _BLOCK = 1000  # rows of one read
-_HEAD, _START = 1, 2  # rows of the table of heads
 _PRUNE_EVERY = 3600.0  # seconds
 _log = structlog.get_logger()
 
@@ -66,9 +65,7 @@ class AuditLog:
         database_clock: Callable[[Session], datetime | None] = database_clock,
     ) -> None:
         self._sessions = Sessions(engine)
-        self._insert = sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert
-        self._secret = pepper.derive("audit-head")
-        self._start_secret = pepper.derive("audit-start")
+        self._ends = AuditEnds(engine, pepper)
         self._patience = patience
         self._keep_days, self._clock, self._database_clock = keep_days, clock, database_clock
         self._next_pruning = time.monotonic()
@@ -144,21 +141,18 @@ class AuditLog:
             AuditBroken: the log's head or start is not the one that was sealed, or an entry is none.
         """
         with self._sessions.writing() as session:
-            row = session.scalar(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update())
-            end, start = self._checked(row, session), self._start(session)
+            end, start = self._ends.checked(self._ends.locked_head(session), session), self._ends.start(session)
             cut = start
             columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash).where(AuditRow.number < end.count)
             with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=_BLOCK)) as rows:
                 for number, entry, digest in rows:
-                    if _moment_of(number, entry) >= before or (up_to is not None and number > up_to):
+                    if moment_of(number, entry) >= before or (up_to is not None and number > up_to):
                         break
                     cut = Head(number, digest)
             if cut == start:
                 return 0
             session.execute(delete(AuditRow).where(AuditRow.number <= cut.count))
-            session.execute(delete(AuditHeadRow).where(AuditHeadRow.id == _START))
-            sealed = seal(self._start_secret, cut)
-            session.add(AuditHeadRow(id=_START, count=cut.count, hash=cut.hash, seal=sealed))
+            self._ends.move_start(session, cut)
             details = {"before": before.isoformat(), "entries": cut.count - start.count, "start": str(cut)}
             self._append(session, [draft(Event("prune-audit", details=details), present_caller())])
             return cut.count - start.count
@@ -189,7 +183,7 @@ class AuditLog:
             AuditBroken: the seal is not that head's.
         """
         with self._sessions.reading() as session:
-            return self._checked(session.get(AuditHeadRow, _HEAD), session)
+            return self._ends.head(session)
 
     def entries(self, *, after: int = 0, before: datetime | None = None) -> Iterator[str]:
         """Entries behind a number, up to the first that is not before a moment, as lines of JSON with their hashes.
@@ -197,9 +191,9 @@ class AuditLog:
         Raises:
             AuditBroken: what stands there says no moment.
         """
-        for block in self._blocks(after):
+        for block in blocks(self._sessions, after):
             for row in block:
-                if before is not None and _moment_of(row.number, row.entry) >= before:
+                if before is not None and moment_of(row.number, row.entry) >= before:
                     return
                 yield f'{{"hash":"{row.hash.hex()}","entry":{row.entry}}}'
 
@@ -215,59 +209,19 @@ class AuditLog:
         Args:
             expected: a head that was written down earlier; the log must still contain it, or begin with it.
         """
-        while True:
-            start, report = self._verify(expected)
-            if start == self._stored(_START):  # else it was pruned meanwhile
-                return report
-
-    def _verify(self, expected: Head | None) -> tuple[tuple[Head, bytes] | None, AuditReport]:
-        start, sealed = self._stored(_START), self._stored(_HEAD)
-        first = Head(0, NO_HASH) if start is None else start[0]
-        check, at_head = ChainCheck(first), NO_HASH
-        if start is not None and not is_sealed(self._start_secret, *start):
-            check.flaws.append("the start was changed, or another pepper sealed it")
-        for block in self._blocks(0):
-            for entry in block:
-                wanted = expected is not None and entry.number == expected.count
-                check.follow(entry.number, entry.action, entry.entry, entry.hash, remember=wanted)
-                if sealed is not None and entry.number == sealed[0].count:
-                    at_head = entry.hash
-        flaws = list(check.flaws)
-        if sealed is None:
-            if check.head.count:
-                flaws.append("the head is missing")
-        elif not is_sealed(self._secret, *sealed):
-            flaws.append("the head was changed, or another pepper sealed it")
-        elif check.head.count < sealed[0].count:
-            flaws.append(f"the last {sealed[0].count - check.head.count} entries are missing")
-        elif at_head != sealed[0].hash:
-            flaws.append("the last entry is not the one that was sealed")
-        if sealed is not None and check.head.count > sealed[0].count and self._count() < check.head.count:
-            flaws.append("there are entries behind the head")
-        if expected is not None and expected.count < first.count:
-            flaws.append(f"entry {expected.count} was pruned; what was written down of it cannot be checked any more")
-        elif expected is not None and check.hash_at.get(expected.count) != expected.hash:
-            flaws.append(f"entry {expected.count} is not the one that was written down")
-        return start, AuditReport(check.head, tuple(flaws))
+        return verified(self._sessions, self._ends, expected)
 
     # -- inside
 
     def _append(self, session: Session, entries: Sequence[dict[str, Any]]) -> None:
-        first = Head(0, NO_HASH)
-        values = {"id": _HEAD, "count": 0, "hash": NO_HASH, "seal": seal(self._secret, first)}
-        row = session.scalar(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update())
-        if row is None:
-            session.execute(self._insert(AuditHeadRow).values(values).on_conflict_do_nothing(index_elements=["id"]))
-            row = session.scalars(select(AuditHeadRow).filter_by(id=_HEAD).with_for_update()).one()
-            if row.count == 0 and session.scalar(select(AuditRow.number).limit(1)) is not None:
-                raise AuditBroken("the audit log has entries, but its head is missing; see `facegallery audit verify`")
-        head = self._checked(row, session)
+        row = self._ends.locked_head(session)
+        head = self._ends.checked(row, session)
         timeline = timeline_of(session, anew=head.count < self._seen.count)
         for entry in [*self._undone(session, head, timeline), *entries]:
             text = numbered(entry, head.count + 1)
             head = Head(head.count + 1, chained(head.hash, text))
             session.add(AuditRow(number=head.count, action=entry["action"], entry=text, hash=head.hash))
-        row.count, row.hash, row.seal = head.count, head.hash, seal(self._secret, head)
+        self._ends.move_head(row, head)
         session.flush()
         sqlalchemy_event.listen(session, "after_commit", lambda _session: self._has_seen(head, timeline), once=True)
 
@@ -302,47 +256,7 @@ class AuditLog:
         if not seen.count or seen.count == head.count:
             return seen.count == 0 or seen.hash == head.hash
         stored = session.scalar(select(AuditRow.hash).filter_by(number=seen.count))
-        return stored == seen.hash if stored is not None else seen.count <= self._start(session).count
-
-    def _checked(self, row: AuditHeadRow | None, session: Session) -> Head:
-        if row is None:
-            return Head(0, NO_HASH)
-        session.refresh(row)
-        head = Head(row.count, row.hash)
-        if not is_sealed(self._secret, head, row.seal):
-            raise AuditBroken(
-                "the audit log's head was changed, or sealed with another pepper; put the file `key-pepper` or "
-                "FACEGALLERY_KEY_PEPPER back, or see `facegallery audit verify`"
-            )
-        return head
-
-    def _start(self, session: Session) -> Head:
-        row = session.get(AuditHeadRow, _START)
-        if row is None:
-            return Head(0, NO_HASH)
-        start = Head(row.count, row.hash)
-        if not is_sealed(self._start_secret, start, row.seal):
-            raise AuditBroken("the audit log's start was changed; see `facegallery audit verify`")
-        return start
-
-    def _stored(self, row_id: int) -> tuple[Head, bytes] | None:
-        with self._sessions.reading() as session:
-            row = session.get(AuditHeadRow, row_id)
-            return None if row is None else (Head(row.count, row.hash), row.seal)
-
-    def _count(self) -> int:
-        found = self._stored(_HEAD)
-        return 0 if found is None else found[0].count
-
-    def _blocks(self, after: int) -> Iterator[Sequence[AuditRow]]:
-        while True:
-            query = select(AuditRow).where(AuditRow.number > after).order_by(AuditRow.number).limit(_BLOCK)
-            with self._sessions.reading() as session:
-                block = session.scalars(query).all()
-            if not block:
-                return
-            yield block
-            after = block[-1].number
+        return stored == seen.hash if stored is not None else seen.count <= self._ends.start(session).count
 
     def _write_noted(self) -> None:
         while (first := self._noted.get()) is not None:
@@ -377,10 +291,3 @@ class AuditLog:
                 if told:
                     _log.info("audit.written", entries=len(batch))
                 return True
-
-
-def _moment_of(number: int, entry: str) -> datetime:
-    try:
-        return datetime.fromisoformat(json.loads(entry)["at"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise AuditBroken(f"entry {number} of the audit log is none; see `facegallery audit verify`") from error

@@ -12,7 +12,7 @@ from app.access.tables import ApiKeyRow
 from app.gallery.errors import InvalidInput
 from app.gallery.journal import Event, Journal
 from app.gallery.names import normalise_gallery_name, normalise_name
-from app.gallery.rows import Sessions
+from app.gallery.sql.rows import Sessions
 from app.gallery.tables import now
 
 _USED_EVERY = timedelta(minutes=1)

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.access.errors import TooManyCalls
 from app.access.tables import RateBucketRow
-from app.gallery.database import database_errors, open_engine
+from app.gallery.sql.database import database_errors, open_engine
 
 _SWEEP_EVERY = 1000  # calls, on average, after which full buckets are removed
 _CLOCKS_DIFFER = 5.0  # seconds, at most, between the clocks of processes that share buckets

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, make_url
 from app.access.audit_log import AuditLog
 from app.gallery.errors import StorageUnwritable
 from app.gallery.journal import Event, Journal
-from app.gallery.rows import Sessions
+from app.gallery.sql.rows import Sessions
 from app.settings import Settings
 
 _log = structlog.get_logger()

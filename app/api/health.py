@@ -60,7 +60,10 @@ async def metrics(caller: CallerHere) -> Response:
 
 
 @router.get(
-    "/problems/{slug}", summary="What a problem type means", dependencies=[needs()], responses=error_responses()
+    "/problems/{slug}",
+    summary="What a problem type means",
+    dependencies=[needs()],
+    responses=error_responses(http=(404,)),
 )
 async def problem_type(
     slug: Annotated[

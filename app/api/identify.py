@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -100,8 +100,15 @@ def _validation() -> Iterator[None]:
     dependencies=[needs(Scope.IDENTIFY)],
     summary="Name the faces of a photo, or answer unknown",
     openapi_extra=_BODY,
+    response_model=IdentifyAnswer,
     responses=error_responses(
-        GalleryNotFound, ExtractorMismatch, UnsupportedImage, ImageTooLarge, IndexEngineUnusable, StorageUnwritable
+        GalleryNotFound,
+        ExtractorMismatch,
+        UnsupportedImage,
+        ImageTooLarge,
+        IndexEngineUnusable,
+        StorageUnwritable,
+        http=(415,),
     ),
 )
 async def identify(
@@ -109,7 +116,7 @@ async def identify(
     service: Service,
     settings: ServiceSettings,
     probe: Annotated[EmbeddingProbe | tuple[PhotoProbe, UploadFile], Depends(_probe)],
-) -> IdentifyAnswer:
+) -> Response:
     """Compare every face of a photo with the gallery.
 
     For each face: box, landmarks, detection score, quality, `identity` (null: unknown) and the candidates within the
@@ -128,7 +135,7 @@ async def identify(
     return await in_photo_thread(_identify_photo, service, settings, caller, *probe)
 
 
-def _identify_embedding(service: GalleryService, caller: Caller, probe: EmbeddingProbe) -> IdentifyAnswer:
+def _identify_embedding(service: GalleryService, caller: Caller, probe: EmbeddingProbe) -> Response:
     found = service.identify_embedding(
         probe.gallery,
         probe.embedding,
@@ -141,7 +148,7 @@ def _identify_embedding(service: GalleryService, caller: Caller, probe: Embeddin
 
 def _identify_photo(
     service: GalleryService, settings: Settings, caller: Caller, fields: PhotoProbe, image: UploadFile
-) -> IdentifyAnswer:
+) -> Response:
     found = service.identify(
         fields.gallery,
         read_photo(image, settings),
@@ -167,8 +174,9 @@ def _decision(match: Match, caller: Caller) -> Decision:
     )
 
 
-def _answer(found: Identification, *, faces: list[IdentifiedFace], probe: Decision | None) -> IdentifyAnswer:
-    return IdentifyAnswer(
+def _answer(found: Identification, *, faces: list[IdentifiedFace], probe: Decision | None) -> Response:
+    """The answer as bytes, made in the thread of the search: with many candidates' metadata it may have megabytes."""
+    answer = IdentifyAnswer(
         gallery=found.gallery.name,
         extractor=found.gallery.extractor,
         subjects=found.subjects,
@@ -176,3 +184,4 @@ def _answer(found: Identification, *, faces: list[IdentifiedFace], probe: Decisi
         faces=faces,
         probe=probe,
     )
+    return Response(answer.model_dump_json(), media_type="application/json")

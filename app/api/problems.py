@@ -179,13 +179,14 @@ def internal() -> JSONResponse:
 
 
 def error_responses(
-    *errors: type[FacegalleryError], refused: Sequence[type[FacegalleryError]] = ()
+    *errors: type[FacegalleryError], refused: Sequence[type[FacegalleryError]] = (), http: Sequence[int] = ()
 ) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of a route's errors: those given, and those that every route may meet.
 
     Args:
         errors: what the route raises.
         refused: why the photos of an enrolment are refused; the whole answer has one status then, whatever the type's.
+        http: further statuses of the type `http` that it answers with.
     """
     general = (
         gallery.InvalidInput,
@@ -200,7 +201,8 @@ def error_responses(
     )
     known = (_TYPES[error] for error in (*errors, *general))
     reasons = (replace(_TYPES[error], status=_TYPES[PhotosRefused].status) for error in refused)
-    return _describe(*known, *reasons, _REQUEST_TOO_LARGE, _BODY_TOO_SLOW, _INTERNAL, _HTTP)
+    others = (replace(_HTTP, status=status) for status in http)
+    return _describe(*known, *reasons, _REQUEST_TOO_LARGE, _BODY_TOO_SLOW, _INTERNAL, _HTTP, *others)
 
 
 def not_ready_response() -> dict[int | str, dict[str, Any]]:

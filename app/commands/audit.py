@@ -16,10 +16,10 @@ from app.access.audit import Head, names_subject
 from app.access.audit_log import AuditLog
 from app.access.opening import open_audit
 from app.commands.options import Exit, JsonOption, complain
-from app.gallery.database import open_engine
 from app.gallery.errors import StorageUnwritable
-from app.gallery.migrations import check_schema
 from app.gallery.names import normalise_name
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from model.replaced_file import flush_folder
 

@@ -7,9 +7,9 @@ import typer
 
 from app.commands.options import opened_database
 from app.commands.places import check_place
-from app.gallery import backup
-from app.gallery.epochs import begin_epoch
-from app.gallery.in_use import refuse_in_use
+from app.gallery.moving import backup
+from app.gallery.sql.epochs import begin_epoch
+from app.gallery.sql.in_use import refuse_in_use
 from app.settings import Settings
 
 

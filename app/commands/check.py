@@ -9,8 +9,8 @@ import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service
 from app.commands.tables import print_table
-from app.gallery.consistency import Consistency, check_gallery, check_rows, repair_gallery
 from app.gallery.names import normalise_gallery_name
+from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
 
 _NAMED = 20  # templates of a gallery
 

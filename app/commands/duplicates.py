@@ -7,10 +7,10 @@ import typer
 
 from app.commands.options import GalleryOption, JsonOption, opened_service
 from app.commands.tables import print_table
+from app.gallery.doubles.likeness import alike_pairs, find_places, outlying_templates
+from app.gallery.doubles.neighbours import neighbours_of
 from app.gallery.errors import ExtractorMismatch
-from app.gallery.likeness import alike_pairs, find_places, outlying_templates
 from app.gallery.names import normalise_gallery_name, normalise_name
-from app.gallery.neighbours import neighbours_of
 from app.gallery.service import DEFAULT_GALLERY
 
 

@@ -11,9 +11,9 @@ from app.access.audit import names_subject
 from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.places import check_place
-from app.gallery.archive import write_archive
-from app.gallery.exporting import open_snapshot
 from app.gallery.journal import Event, Journal
+from app.gallery.moving.archive import write_archive
+from app.gallery.moving.exporting import open_snapshot
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.service import DEFAULT_GALLERY
 

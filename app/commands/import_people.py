@@ -14,11 +14,11 @@ import typer
 from app.commands.options import Exit, JsonOption, complain, opened_service
 from app.commands.places import check_place
 from app.commands.progress import shown_progress
-from app.gallery.archive import ArchiveReader
-from app.gallery.archive_import import import_archive
 from app.gallery.errors import RefusedPhoto, StorageUnwritable
-from app.gallery.import_sources import people_of_folder, people_of_table
-from app.gallery.importing import ImportReport, PeopleImport
+from app.gallery.moving.archive import ArchiveReader
+from app.gallery.moving.archive_import import import_archive
+from app.gallery.moving.import_sources import people_of_folder, people_of_table
+from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.names import normalise_gallery_name
 from app.gallery.policy import FixedDistance
 from app.gallery.service import DEFAULT_GALLERY

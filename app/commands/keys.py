@@ -13,8 +13,8 @@ from app.access.keys import ApiKey, Scope, parse_scopes
 from app.access.opening import open_audit, open_keys
 from app.commands.options import JsonOption, complain, opened_database
 from app.commands.tables import print_table
-from app.gallery.database import open_engine
-from app.gallery.migrations import check_schema
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.gallery.store import GalleryStore
 from app.gallery.tables import now
 from app.settings import Settings

@@ -8,15 +8,15 @@ import typer
 from app.access.opening import open_audit
 from app.commands.options import JsonOption, complain
 from app.commands.progress import shown_progress
-from app.gallery.database import open_engine
-from app.gallery.encryption import SealedRows
 from app.gallery.journal import Event
-from app.gallery.master_keys import MasterKey
-from app.gallery.migrations import check_schema
-from app.gallery.resealing import has_sealed_subjects, seal_plain_rows
-from app.gallery.rotation import rotate_master_key
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.master_keys import MasterKey
+from app.gallery.sealing.resealing import has_sealed_subjects, seal_plain_rows
+from app.gallery.sealing.rotation import rotate_master_key
+from app.gallery.sealing.vault import Vault
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.gallery.store import GalleryStore
-from app.gallery.vault import Vault
 from app.settings import Settings
 from app.telemetry import set_up_logging
 from app.vault import vault_of

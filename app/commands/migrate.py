@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from app.gallery.database import open_engine
-from app.gallery.migrations import leads_down, migrate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import leads_down, migrate
 from app.settings import Settings
 
 

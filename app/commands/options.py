@@ -12,10 +12,10 @@ from rich.text import Text
 from sqlalchemy import Engine
 
 from app.access.opening import open_audit
-from app.gallery.database import open_engine
-from app.gallery.encryption import SealedRows
-from app.gallery.migrations import check_schema
+from app.gallery.sealing.encryption import SealedRows
 from app.gallery.service import GalleryService
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.gallery.store import GalleryStore
 from app.settings import Settings
 from app.telemetry import set_up_logging

@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 
 from app.access.pepper import FILE_NAME
-from app.gallery.backup import refuse_databases
 from app.gallery.errors import InvalidInput, StorageUnwritable
+from app.gallery.moving.backup import refuse_databases
 from app.settings import Settings
 
 

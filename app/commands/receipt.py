@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from app.commands.options import Exit, opened_service
+from app.gallery.erasure.receipts import Standing, check_receipt, standing
 from app.gallery.errors import GalleryNotFound, ReceiptInvalid, SubjectNotFound
-from app.gallery.receipts import Standing, check_receipt, standing
 
 receipt = typer.Typer(name="receipt", help="Check receipts of erasures.", no_args_is_help=True)
 _SENTENCES = {

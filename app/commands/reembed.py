@@ -8,11 +8,11 @@ import typer
 
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.progress import shown_progress
-from app.gallery.engine_leftovers import EngineLeftovers
+from app.gallery.engines.leftovers import EngineLeftovers
 from app.gallery.names import normalise_gallery_name
 from app.gallery.policy import FixedDistance
-from app.gallery.reembedding import Move, move_back, move_gallery, previous_extractor
-from app.gallery.reembedding_store import ReembeddingStore
+from app.gallery.reembedding.move import Move, move_back, move_gallery, previous_extractor
+from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.service import DEFAULT_GALLERY
 from app.gallery.store import GalleryStore
 from app.index_engine import engine_of

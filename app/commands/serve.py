@@ -12,8 +12,8 @@ import typer
 from app.commands.listening import check_address, check_tls
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit
-from app.gallery.database import open_engine
-from app.gallery.migrations import check_schema
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.settings import Settings, split_list, unknown_settings
 from app.telemetry import set_up_logging
 

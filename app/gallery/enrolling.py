@@ -8,13 +8,13 @@ from typing import Any
 from app.gallery.consent import Terms, check_consent, check_terms
 from app.gallery.crops import encode_crop
 from app.gallery.deadline import check_deadline
+from app.gallery.erasure.retention import Retention
 from app.gallery.errors import GalleryNotFound, PhotosRefused, RefusedPhoto, SubjectNotFound, TimedOut
 from app.gallery.extractor_check import check_extractor
 from app.gallery.names import normalise_gallery_name, normalise_new_key
 from app.gallery.photos import AlignedFace, FaceChoice, Photo, PhotoReader
 from app.gallery.records import Enrolment, Gallery, NewTemplate, Subject
-from app.gallery.retention import Retention
-from app.gallery.rows import allowed
+from app.gallery.sql.rows import allowed
 from app.gallery.store import GalleryStore
 from app.telemetry import PHOTOS_REFUSED_TOTAL, TEMPLATES_ADDED_TOTAL, stage
 from model.errors import FacegalleryError

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.deadline import check_deadline
+from app.gallery.erasure.retention import Retention
 from app.gallery.errors import InvalidInput
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event
@@ -14,11 +15,10 @@ from app.gallery.matching import Candidate, MatchingRule, decide
 from app.gallery.names import normalise_gallery_name
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.records import Gallery, Subject
-from app.gallery.replica import GalleryReplica
-from app.gallery.replicas import Replicas
-from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
+from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.replicas import Replicas
 from app.telemetry import DECISIONS_TOTAL, stage
 
 _LOOKS = 3  # at a gallery in which people are erased and merged meanwhile
@@ -122,11 +122,11 @@ class Identifier:
             raise InvalidInput(
                 f"an embedding has {self._reader.dimension} numbers, this one has {vector.size}", part="embedding"
             )
-        with np.errstate(over="ignore"):  # a length beyond all numbers is refused below
-            length = float(np.linalg.norm(vector))
-        if not 0 < length < np.inf:
+        largest = float(np.abs(vector).max())
+        if not 0 < largest < np.inf:
             raise InvalidInput("an embedding has finite numbers that are not all zero", part="embedding")
-        probes = (vector / length).astype(np.float32)[None]
+        vector /= largest  # whose squares are neither beyond all numbers nor all zero
+        probes = (vector / np.linalg.norm(vector)).astype(np.float32)[None]
         return self._search(gallery, (), probes, threshold, top_k, all_candidates)
 
     def _search(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index import RankedTemplates, TemplateIndex
-from app.gallery.owners import UNKNOWN, TemplateOwners
+from app.gallery.views.owners import UNKNOWN, TemplateOwners
 
 MatchingRule = Literal["best", "mean", "both"]
 """How the templates of a subject make one distance; see `subject_distances`."""

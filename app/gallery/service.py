@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 from app.gallery.consent import PrivacyRules, Terms, check_terms
 from app.gallery.deadline import WaitLimit, waiting_at_most, within
 from app.gallery.enrolling import Enroller
-from app.gallery.forgetting import Forgetting
-from app.gallery.history import GalleryHistory
+from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.retention import Retention
 from app.gallery.identifying import Identifier
-from app.gallery.index_source import IndexSource
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.names import normalise_gallery_name, normalise_name, normalise_new_key
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
 from app.gallery.records import Gallery, GallerySize, Page, Subject, Template
-from app.gallery.replicas import Replicas
-from app.gallery.retention import Retention
-from app.gallery.rows import allowed
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.rows import allowed
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.try_each import try_each
 from app.gallery.verifying import Verifier
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replicas import Replicas
 from model.errors import FacegalleryError
 
 DEFAULT_GALLERY = "default"

@@ -11,7 +11,6 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules, Terms
-from app.gallery.encryption import PlainRows, RowSeals
 from app.gallery.engines import storage_prefix
 from app.gallery.errors import GalleryExists
 from app.gallery.extractor_check import check_extractor
@@ -28,7 +27,9 @@ from app.gallery.records import (
     Template,
     TemplateBlock,
 )
-from app.gallery.rows import (
+from app.gallery.sealing.encryption import PlainRows, RowSeals
+from app.gallery.sql.galleries import change_gallery, insert_gallery, measure_gallery
+from app.gallery.sql.rows import (
     Due,
     Sessions,
     allowed,
@@ -41,15 +42,14 @@ from app.gallery.rows import (
     template_block,
     template_rows,
 )
-from app.gallery.stored_galleries import change_gallery, insert_gallery, measure_gallery
-from app.gallery.stored_subjects import (
+from app.gallery.sql.subjects import (
     change_subject,
     find_subjects,
     found_subject,
     merge_subjects,
     subject_for_enrolment,
 )
-from app.gallery.stored_templates import add_templates, erase_template, find_templates, template_of
+from app.gallery.sql.templates import add_templates, erase_template, find_templates, template_of
 from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
 
 _ASKED = 500  # ids in one question, below the limits of either database
@@ -254,7 +254,7 @@ class GalleryStore:
     def merge_subjects(self, gallery: str, key: str, into: str, *, due: Due = nobody_is_due) -> Subject:
         """Move the templates of one subject to another and erase the first; the other keeps its key and metadata.
 
-        See `stored_subjects.merge_subjects`, which tells of the two revisions that it takes.
+        See `sql.subjects.merge_subjects`, which tells of the two revisions that it takes.
 
         Raises:
             GalleryNotFound, SubjectNotFound: as named; one who is due counts as gone.

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.gallery.erasure.retention import Retention
 from app.gallery.errors import SubjectNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event
 from app.gallery.matching import MatchingRule, distance_between, subject_distances
 from app.gallery.names import normalise_gallery_name, normalise_name
 from app.gallery.photos import FaceChoice, Photo, PhotoReader
-from app.gallery.retention import Retention
 from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 

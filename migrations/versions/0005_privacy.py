@@ -9,9 +9,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from alembic import context, op
 
-from app.gallery.encryption import Flaw, RowIdentity, SealedRow, SealedRows
 from app.gallery.errors import TemplateTampered
-from app.gallery.vault import Vault
+from app.gallery.sealing.encryption import Flaw, RowIdentity, SealedRow, SealedRows
+from app.gallery.sealing.vault import Vault
 
 revision = "0005"
 down_revision = "0004"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from app.gallery.database import open_engine
 from app.gallery.engines import storage_name, storage_prefix
 from app.gallery.engines.pgvector import PgvectorEngine
+from app.gallery.sql.database import open_engine
 from app.gallery.store import GalleryStore
 from tests.app.test_cli import Facegallery, people
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from app.gallery.database import open_engine
 from app.gallery.errors import GalleryNotFound
 from app.gallery.policy import FixedDistance
+from app.gallery.sql.database import open_engine
 from app.gallery.store import GalleryStore
 from tests.app.test_cli import Facegallery, facegallery, people
 

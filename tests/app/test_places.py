@@ -99,7 +99,7 @@ def _ended(facegallery: Facegallery, file: Path, command: str, by: signal.Signal
     """Run a command that gets a signal when its draft is written; answers the exit code."""
     file.parent.mkdir(exist_ok=True)
     program = (
-        "import os, app.gallery.archive as archive, app.gallery.backup as backup\n"
+        "import os, app.gallery.moving.archive as archive, app.gallery.moving.backup as backup\n"
         "def ended(step):\n"
         "    def run(*given, **named):\n"
         "        done = step(*given, **named)\n"

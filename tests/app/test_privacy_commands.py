@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.gallery.consent import Consent, PrivacyRules
-from app.gallery.database import open_engine
 from app.gallery.held_file import held
+from app.gallery.sql.database import open_engine
 from app.gallery.store import GalleryStore
 from app.settings import Settings
 from tests.app.test_cli import Facegallery

@@ -20,8 +20,8 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.gallery.database import open_engine
-from app.gallery.migrations import migrate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.main import create_app
 from app.settings import Settings
 

@@ -21,7 +21,7 @@ from app.access.keys import ALL_SCOPES, KEY_FORM, Scope
 from app.access.opening import open_audit, open_keys
 from app.access.tables import ApiKeyRow
 from app.api.authentication import WITHOUT_KEY
-from app.gallery.database import open_engine
+from app.gallery.sql.database import open_engine
 from app.gallery.tables import now
 from app.main import create_app
 from app.settings import Settings

@@ -18,13 +18,13 @@ from fastapi.testclient import TestClient
 from numpy.typing import NDArray
 
 from app.access.audit_log import AuditLog
+from app.gallery.erasure.receipts import check_receipt
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
-from app.gallery.import_sources import people_of_folder
-from app.gallery.importing import PeopleImport
-from app.gallery.master_keys import MasterKey
+from app.gallery.moving.import_sources import people_of_folder
+from app.gallery.moving.importing import PeopleImport
 from app.gallery.photos import AlignedFace
-from app.gallery.receipts import check_receipt
 from app.gallery.records import Gallery, GalleryChanges, Subject
+from app.gallery.sealing.master_keys import MasterKey
 from app.gallery.service import GalleryService
 from app.main import create_app
 from app.settings import Settings

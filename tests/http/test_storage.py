@@ -12,9 +12,9 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from app.gallery.database import open_engine
 from app.gallery.errors import StorageUnwritable
-from app.gallery.migrations import check_schema
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from tests.http.conftest import running
 from tests.http.test_bad_input import is_problem

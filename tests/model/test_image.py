@@ -13,7 +13,7 @@ from PIL import Image, ImageFile
 
 import model.image as image_module
 from model.errors import ImageTooLarge, UnsupportedImage
-from model.image import MAX_EXIF_PARTS, MAX_PIECES, MAX_SCANS, MAX_SIDE, ImageLimits, decode_image
+from model.image import MAX_EXIF_PARTS, MAX_PIECES, MAX_SCANS, MAX_SIDE, MAX_TABLES, ImageLimits, decode_image
 from tests.fuzz.hostile_images import bmp_of_runs, scans
 
 PICTURE = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
@@ -190,7 +190,7 @@ def test_a_jpeg_header_of_pieces_without_end_is_refused(segment: bytes, astronau
 
 
 def test_a_jpeg_file_of_parts_without_end_behind_its_header_is_refused(astronaut_jpeg: bytes) -> None:
-    with pytest.raises(UnsupportedImage, match="or 100,000 pieces"):
+    with pytest.raises(UnsupportedImage, match="more than 100,000 pieces"):
         decode_image(astronaut_jpeg[:-2] + b"\xff\xfe\x00\x02" * MAX_PIECES + astronaut_jpeg[-2:])
 
 
@@ -209,3 +209,12 @@ def test_exif_data_comes_in_so_many_parts_and_no_more(astronaut_jpeg: bytes) -> 
     assert decode_image(_segments(astronaut_jpeg, part, MAX_EXIF_PARTS)).shape == (512, 512, 3)
     with pytest.raises(UnsupportedImage, match="more than 64 parts of EXIF data"):
         decode_image(_segments(astronaut_jpeg, part, MAX_EXIF_PARTS + 1))
+
+
+def test_a_jpeg_header_of_tables_without_end_is_refused(astronaut_jpeg: bytes) -> None:
+    at = astronaut_jpeg.index(b"\xff\xdb")
+    tables = astronaut_jpeg[at : at + 2 + int.from_bytes(astronaut_jpeg[at + 2 : at + 4], "big")]
+    count = MAX_TABLES // len(tables)
+    assert decode_image(_segments(astronaut_jpeg, tables, count - 2)).shape == (512, 512, 3)
+    with pytest.raises(UnsupportedImage, match="more than 65,536 bytes of tables"):
+        decode_image(_segments(astronaut_jpeg, tables, count + 2))

@@ -8,13 +8,13 @@ from typing import cast
 
 import numpy as np
 
-from app.gallery.database import open_engine
-from app.gallery.history import GalleryHistory
 from app.gallery.index import IndexKind, SegmentedIndex
-from app.gallery.index_source import IndexSource
-from app.gallery.replica import GalleryReplica
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.upkeep import Upkeep
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.upkeep import Upkeep
 from app.telemetry import set_up_logging
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from app.gallery.database import open_engine
-from app.gallery.history import GalleryHistory
-from app.gallery.migrations import migrate
 from app.gallery.records import NewTemplate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from tests.processes.following import following
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.gallery.database import open_engine
-from app.gallery.history import GalleryHistory
 from app.gallery.index import SegmentedIndex
-from app.gallery.index_source import IndexSource
-from app.gallery.migrations import migrate
-from app.gallery.owners import TemplateOwners
 from app.gallery.points import Point
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.owners import TemplateOwners
 from tests.processes.following import following
 
 DIMENSION, TEMPLATES = 128, 30_000

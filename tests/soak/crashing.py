@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from app.gallery.consistency import check_gallery
-from app.gallery.database import open_engine
-from app.gallery.migrations import migrate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from app.gallery.views.consistency import check_gallery
 from app.telemetry import set_up_logging
 from tests.postgresql import postgresql
 from tests.soak.deployed import deployed

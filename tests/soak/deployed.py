@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.gallery.database import open_engine
-from app.gallery.encryption import SealedRows
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource, SnapshotSeal
-from app.gallery.private_folder import PrivateFolder, private_base
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.snapshots.private_folder import PrivateFolder, private_base
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.views.index_source import IndexSource, SnapshotSeal
 from app.settings import Settings
 from app.vault import vault_beside
 from tests.soak.people import SmallIndexSource

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from app.gallery.matching import Candidate
-from app.gallery.replica import GalleryReplica
-from app.gallery.upkeep import Upkeep
+from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.upkeep import Upkeep
 from app.telemetry import set_up_logging
 from tests.soak.deployed import Deployed, deployed
 from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, embedding_of, templates_of

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from app.gallery.index import SegmentedIndex, TemplateIndex
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.upkeep import Limits
-from app.gallery.index_source import IndexSource
 from app.gallery.records import Gallery, NewTemplate
+from app.gallery.views.index_source import IndexSource
 from model.quality import Quality
 
 GALLERY, EXTRACTOR, DIMENSION = "soak", "net@0123456789ab", 32

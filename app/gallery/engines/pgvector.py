@@ -9,7 +9,6 @@ from typing import Any
 from psycopg import Connection, sql
 from psycopg.errors import InsufficientPrivilege, UndefinedTable
 
-from app.gallery.bounded_connection import BoundedConnection
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.engines.postgresql import (
@@ -22,6 +21,7 @@ from app.gallery.engines.postgresql import (
 from app.gallery.engines.protocol import STORAGE, prefix_of, storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
+from app.gallery.sql.bounded_connection import BoundedConnection
 from app.gallery.try_each import try_each
 
 HNSW_ABOVE = 20_000

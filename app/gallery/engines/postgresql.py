@@ -18,9 +18,9 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
-from app.gallery.bounded_connection import BoundedConnection, connection_options
-from app.gallery.database_failures import meaning
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.sql.bounded_connection import BoundedConnection, connection_options
+from app.gallery.sql.failures import meaning
 
 _MOST_IDLE = 10
 

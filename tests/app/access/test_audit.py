@@ -17,12 +17,12 @@ from app.access.caller import Caller, current_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
 from app.access.tables import AuditHeadRow, AuditRow
+from app.gallery.erasure.sweep_clock import refuse_sweep
 from app.gallery.errors import Busy, SubjectNotFound
 from app.gallery.journal import Event
 from app.gallery.records import NewTemplate
-from app.gallery.rows import Sessions
+from app.gallery.sql.rows import Sessions
 from app.gallery.store import GalleryStore
-from app.gallery.sweep_clock import refuse_sweep
 
 PEPPER = Pepper("x" * 32)
 

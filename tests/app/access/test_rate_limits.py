@@ -8,7 +8,7 @@ from sqlalchemy import Engine, func, select
 from app.access.errors import TooManyCalls
 from app.access.rate_limits import RateLimits, open_rates, owner_of_address
 from app.access.tables import RateBucketRow
-from app.gallery.database import open_engine
+from app.gallery.sql.database import open_engine
 
 
 class Clock:

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, inspect
 from app.access.audit_log import AuditLog
 from app.access.errors import AuditBroken
 from app.access.timeline import timeline_of
-from app.gallery.database import open_engine
 from app.gallery.journal import Event
-from app.gallery.migrations import migrate
-from app.gallery.rows import Sessions
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
+from app.gallery.sql.rows import Sessions
 from tests.app.access.test_audit import PEPPER
 from tests.http.test_faults import postgres
 from tests.postgresql import PostgreSQL, postgresql

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from app.gallery.archive import ArchiveReader, write_archive
-from app.gallery.archive_import import import_archive
-from app.gallery.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES, Manifest
 from app.gallery.crops import encode_crop
-from app.gallery.exporting import open_snapshot
+from app.gallery.moving.archive import ArchiveReader, write_archive
+from app.gallery.moving.archive_import import import_archive
+from app.gallery.moving.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES, Manifest
+from app.gallery.moving.exporting import open_snapshot
+from app.gallery.moving.portable import Stored
 from app.gallery.policy import WantedRates
-from app.gallery.portable import Stored
 from app.gallery.records import NewTemplate
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from app.gallery.database import open_engine
-from app.gallery.encryption import SealedRows
-from app.gallery.forgetting import Forgetting
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource
-from app.gallery.receipts import ReceiptSigner
+from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.receipts import ReceiptSigner
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.vault import Vault, open_vault
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.vault import Vault, open_vault
+from app.gallery.views.index_source import IndexSource
 
 EXTRACTOR, DIMENSION = "net@0123456789ab", 8
 

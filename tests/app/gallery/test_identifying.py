@@ -1,4 +1,4 @@
-"""Who is merged or erased while somebody is looked for."""
+"""What may be looked for, and who is merged or erased meanwhile."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -9,16 +9,17 @@ import pytest
 from sqlalchemy import Engine
 
 from app.gallery.consent import Terms
-from app.gallery.forgetting import Forgetting
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource
+from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.retention import Retention
+from app.gallery.errors import InvalidInput
 from app.gallery.matching import Candidate, MatchingRule
 from app.gallery.photos import PhotoReader
 from app.gallery.records import NewTemplate, Subject
-from app.gallery.replica import GalleryReplica
-from app.gallery.retention import Retention
 from app.gallery.service import GalleryService
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replica import GalleryReplica
 from model.image import ImageLimits
 from model.pipeline import Networks
 from model.quality import Quality, QualityLimits
@@ -68,6 +69,23 @@ def enroll(
 def named(service: GalleryService, probe: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str | None:
     (match,) = service.identify_embedding("people", probe.tolist(), threshold=1.0).matches
     return None if match.identity is None else match.identity.subject.key
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1.0, 1e200])
+def test_an_embedding_of_any_length_has_its_length_normalised(service: GalleryService, scale: float) -> None:
+    near = np.zeros(service.reader.dimension, np.float32)
+    near[:2] = 0.6, 0.8
+    enroll(service, "anna", near)
+    (match,) = service.identify_embedding("people", (near.astype(np.float64) * scale).tolist()).matches
+    assert match.identity is not None
+    assert match.identity.distance == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [0.0, float("inf"), float("nan")])
+def test_an_embedding_without_a_direction_is_refused(service: GalleryService, number: float) -> None:
+    enroll(service, "anna", np.eye(1, service.reader.dimension, dtype=np.float32)[0])
+    with pytest.raises(InvalidInput, match="finite numbers that are not all zero"):
+        service.identify_embedding("people", [number] * service.reader.dimension)
 
 
 def test_who_is_merged_or_erased_between_the_search_and_the_naming(service: GalleryService) -> None:

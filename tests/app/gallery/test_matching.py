@@ -19,7 +19,7 @@ from app.gallery.matching import (
     rank_candidates,
     subject_distances,
 )
-from app.gallery.owners import TemplateOwners
+from app.gallery.views.owners import TemplateOwners
 from model.training import template_rules
 
 DIMENSION = 8

@@ -22,9 +22,9 @@ from app.gallery.errors import (
     SubjectNotFound,
     TemplateNotFound,
 )
-from app.gallery.history import GalleryHistory
 from app.gallery.policy import FixedDistance, ThresholdPolicy, WantedRates
 from app.gallery.records import Enrolment, GalleryChanges, GallerySize, NewTemplate
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.tables import Base
 
@@ -335,7 +335,7 @@ def test_a_template_is_deleted_only_in_its_own_gallery(store: GalleryStore, new_
 def test_templates_are_read_in_blocks(
     store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.gallery.history._MANY", 3)
+    monkeypatch.setattr("app.gallery.sql.history._MANY", 3)
     templates = new_templates(7)
     made = enroll(store, "anna", templates)
     enroll(store, "bob", new_templates(1), gallery="others")

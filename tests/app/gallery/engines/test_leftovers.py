@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.gallery.consistency import check_gallery, repair_gallery
-from app.gallery.database import open_engine
-from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
+from app.gallery.engines.leftovers import EngineLeftovers
+from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.receipts import ReceiptSigner
 from app.gallery.errors import Busy, DatabaseUnavailable
-from app.gallery.forgetting import Forgetting
-from app.gallery.history import GalleryHistory
-from app.gallery.index_source import IndexSource
-from app.gallery.receipts import ReceiptSigner
 from app.gallery.records import Gallery, NewTemplate
-from app.gallery.reembedding import move_back
-from app.gallery.reembedding_store import ReembeddingStore
-from app.gallery.replicas import Replicas
+from app.gallery.reembedding.move import move_back
+from app.gallery.reembedding.store import ReembeddingStore
+from app.gallery.sealing.vault import open_vault
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.vault import open_vault
+from app.gallery.views.consistency import check_gallery, repair_gallery
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
-from tests.app.gallery.test_replica import identities, search
+from tests.app.gallery.views.test_replica import identities, search
 
 pytestmark = pytest.mark.galleries("people")
 OpenEngine = Callable[[], IndexEngine]

@@ -9,14 +9,14 @@ import pytest
 from psycopg import sql
 from sqlalchemy import make_url
 
-from app.gallery.backup import back_up, restore
-from app.gallery.database import open_engine
-from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
+from app.gallery.engines.leftovers import EngineLeftovers
 from app.gallery.engines.pgvector import PgvectorEngine
 from app.gallery.engines.protocol import STORAGE
-from app.gallery.migrations import migrate
+from app.gallery.moving.backup import back_up, restore
 from app.gallery.records import Gallery
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from tests.app.gallery.engines.conftest import EXTRACTOR, new_gallery
 from tests.app.gallery.engines.test_pgvector import bare_database

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.gallery.engine_leftovers import EngineLeftovers
 from app.gallery.engines import EngineIndex, IndexEngine, storage_prefix
+from app.gallery.engines.leftovers import EngineLeftovers
 from app.gallery.errors import Busy, DatabaseUnavailable
 from app.gallery.records import Gallery, NewTemplate
 from app.gallery.store import GalleryStore
@@ -245,7 +245,7 @@ def test_a_sweep_goes_on_behind_a_gallery_that_is_busy_and_forgets_only_what_is_
         assert (held(store, shared, gone), held(store, shared)) == ({}, {})
         assert held(store, shared, busy) == {EXTRACTOR: []}
         assert noted() == [storage_prefix(busy), storage_prefix(gone)]
-        patched.setattr("app.gallery.engine_leftovers.now", lambda: now() + timedelta(days=2))
+        patched.setattr("app.gallery.engines.leftovers.now", lambda: now() + timedelta(days=2))
         with pytest.raises(Busy):
             leftovers.sweep()
         assert noted() == [storage_prefix(busy)]

@@ -15,7 +15,6 @@ import pytest
 from psycopg import sql
 from sqlalchemy import inspect, make_url
 
-from app.gallery.database import open_engine
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.engines import EngineAddress, open_index_engine, storage_prefix
 from app.gallery.engines.hnsw import SCHEMA, graph_name
@@ -23,6 +22,7 @@ from app.gallery.engines.pgvector import _SETUP_LOCK, PgvectorEngine
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.errors import Busy, DatabaseUnavailable, IndexEngineUnusable
 from app.gallery.records import Gallery
+from app.gallery.sql.database import open_engine
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import DIMENSION, assert_nearest, unit_vectors
 from tests.postgresql import postgresql

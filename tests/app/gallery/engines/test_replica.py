@@ -11,11 +11,11 @@ import pytest
 from app.gallery.engines import IndexEngine
 from app.gallery.engines.protocol import EngineIndex
 from app.gallery.errors import DatabaseUnavailable
-from app.gallery.history import GalleryHistory
 from app.gallery.records import NewTemplate, TemplateBlock
-from app.gallery.replica import GalleryReplica
+from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from tests.app.gallery.test_replica import enroll, identities, search
+from app.gallery.views.replica import GalleryReplica
+from tests.app.gallery.views.test_replica import enroll, identities, search
 from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")

@@ -1,0 +1,1 @@
+"""How long people are kept, and how they are erased for good."""

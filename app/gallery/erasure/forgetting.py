@@ -1,0 +1,227 @@
+"""Erasing people for good: rows, keys, index entries, traces in snapshots, and what a restored backup brings back."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import Engine, func, select, update
+
+from app.gallery.erasure.receipts import ReceiptSigner
+from app.gallery.errors import GalleryNotFound
+from app.gallery.journal import Event, Journal, NoJournal
+from app.gallery.records import Gallery
+from app.gallery.sealing.vault import Vault
+from app.gallery.sql.database import empty_log
+from app.gallery.sql.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
+from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
+from app.gallery.try_each import try_each
+from model.errors import FacegalleryError
+
+_MANY = 1000
+_log = structlog.get_logger()
+
+
+EraseTraces = Callable[[Gallery, bool], int | None]
+"""Erases a gallery's snapshots, at once where asked; answers how many, None where it is left to another moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """What went besides the rows, and what could not yet go; a sweep tries again."""
+
+    snapshots: int
+    pending: tuple[str, ...]
+
+
+class Forgetting:
+    """Erases subjects. The rows go first, in one transaction; then the key, the log, the index, the snapshots.
+
+    The order matters: a trigger lists the key with the rows' transaction, so a crash in between loses nothing, and an
+    erasure that is refused (a full disk, a busy database) has destroyed no key.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        vault: Vault,
+        signer: ReceiptSigner,
+        *,
+        journal: Journal | None = None,
+        clock: Callable[[], datetime] = now,
+    ) -> None:
+        self.engine = engine
+        self.vault = vault
+        self.signer = signer
+        self._clock = clock
+        self._journal = journal or NoJournal()
+        self._sessions = Sessions(engine)
+        self._follow: Callable[[Gallery], None] = lambda _gallery: None
+        self._erase_traces: EraseTraces = lambda _gallery, _at_once: 0
+        self._drop_gone: Callable[[], None] = lambda: None
+
+    def connect(
+        self,
+        *,
+        follow: Callable[[Gallery], None],
+        erase_traces: EraseTraces,
+        drop_gone: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Name what follows an erasure: this process's index, the gallery's snapshots, those of galleries that went."""
+        self._follow, self._erase_traces, self._drop_gone = follow, erase_traces, drop_gone
+
+    def forget(self, gallery: str, key: str) -> dict[str, Any]:
+        """Erase a subject and all that is held about it; answers a signed receipt.
+
+        Raises:
+            GalleryNotFound, SubjectNotFound: as named; nothing was erased.
+        """
+        found, templates, keys = self._erase_rows("forget", gallery, key)
+        traces = self.finish(found, at_once=True)
+        erased = {"subjects": 1, "templates": templates, "keys": keys, "snapshots": traces.snapshots}
+        return self.signer.sign(
+            gallery=found, subject=key, erased_at=self._clock(), erased=erased, pending=list(traces.pending)
+        )
+
+    def erase(self, gallery: str, key: str) -> int:
+        """As `forget`, without a receipt; answers how many templates went."""
+        found, templates, _ = self._erase_rows("delete-subject", gallery, key)
+        self.finish(found)
+        return templates
+
+    def erase_those(self, gallery: Gallery, ids: Sequence[int], due: Due, *, why: str = "expire") -> int:
+        """Erase those of some subjects that are due still, now that the gallery is locked; answers how many.
+
+        The caller calls `finish` afterwards. `why` is the action that the journal gets.
+        """
+        keys, templates = list[str](), 0
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery.name, lock=True)
+            for row in session.scalars(select(SubjectRow).where(SubjectRow.id.in_(ids))).all():
+                if row.gallery_id == owner.id and due(gallery_of(owner), row):
+                    keys.append(row.key)
+                    templates += erase_subject(session, owner, row)
+            if keys:
+                session.flush()
+                self._journal.write(session, Event(why, owner.name, tuple(keys), {"templates": templates}))
+        return len(keys)
+
+    def finish(self, gallery: Gallery, *, at_once: bool = False) -> Traces:
+        """Destroy the keys of what was erased and whatever else remembers it; what fails waits for the next sweep.
+
+        Args:
+            gallery: in which something was erased.
+            at_once: have the snapshots written anew now, if this process may; else in the background.
+        """
+        pending = []
+        try:
+            self.destroy_keys()
+            if not empty_log(self.vault.engine):
+                pending.append("vault-log")
+        except FacegalleryError as error:
+            pending.append("key")
+            _log.error("erasure.pending", what="key", reason=str(error))
+        try:
+            if not empty_log(self.engine):
+                pending.append("database-log")
+        except FacegalleryError as error:
+            pending.append("database-log")
+            _log.error("erasure.pending", what="database-log", reason=str(error))
+        try:
+            self._follow(gallery)
+        except FacegalleryError as error:
+            pending.append("index")
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
+        snapshots: int | None = 0
+        try:
+            snapshots = self._erase_traces(gallery, at_once)
+            if snapshots is None:
+                pending.append("snapshots")
+        except (FacegalleryError, OSError) as error:
+            pending.append("snapshots")
+            _log.error("erasure.pending", what="snapshots", gallery=gallery.name, reason=str(error))
+        return Traces(snapshots or 0, tuple(pending))
+
+    def destroy_keys(self) -> int:
+        """Destroy the keys of all erased subjects; answers how many that were."""
+        query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed.is_(False)).limit(_MANY)
+        destroyed = 0
+        while True:
+            with self._sessions.reading() as session:
+                ids = session.scalars(query).all()
+            if not ids:
+                return destroyed
+            destroyed += self.vault.destroy(ids)
+            with self._sessions.writing() as session:
+                done = update(KeyToDestroyRow).where(KeyToDestroyRow.key_id.in_(ids))
+                session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
+
+    def try_again(self) -> None:
+        """Do what was left pending: keys to destroy, logs to empty, snapshots of galleries that are gone.
+
+        Raises:
+            FacegalleryError: what could not be done; the rest was.
+        """
+        try_each(
+            [
+                self.destroy_keys,
+                lambda: empty_log(self.vault.engine),
+                lambda: empty_log(self.engine),
+                self._drop_gone,
+            ]
+        )
+
+    def erase_what_came_back(self) -> int:
+        """Erase what a restored backup brought back, of the database or of the vault; answers how many subjects.
+
+        A subject whose key was destroyed is a forgotten one out of an old database. A key that this database has seen
+        destroyed and that is there again comes out of an old vault.
+        """
+        self._destroy_again()
+        galleries: dict[int, Gallery] = {}
+        erased = 0
+        for ids in self.vault.destroyed_keys():
+            with self._sessions.reading() as session:
+                query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
+                found = session.execute(query).all()
+                for gallery_id in {gallery_id for _, gallery_id in found} - set(galleries):
+                    if (row := session.get(GalleryRow, gallery_id)) is not None:
+                        galleries[gallery_id] = gallery_of(row)
+            for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
+                own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
+                with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
+                    erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
+        for gallery in galleries.values():
+            self.finish(gallery)
+        if erased:
+            _log.warning("subjects.erased_again", subjects=erased, reason="a backup brought back what was forgotten")
+        return erased
+
+    def _destroy_again(self) -> None:
+        after = ""
+        while True:
+            query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed, KeyToDestroyRow.key_id > after)
+            with self._sessions.reading() as session:
+                ids = session.scalars(query.order_by(KeyToDestroyRow.key_id).limit(_MANY)).all()
+            if not ids:
+                return
+            if again := self.vault.destroy(ids):
+                _log.warning("keys.destroyed_again", keys=again, reason="an old vault was restored")
+            after = ids[-1]
+
+    def _erase_rows(self, action: str, gallery: str, key: str) -> tuple[Gallery, int, int]:
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery, lock=True)
+            row = subject_row(session, owner, key)
+            inherited = select(func.count()).select_from(InheritedKeyRow).filter_by(subject_id=row.id)
+            keys = int(row.key_id is not None) + (session.scalar(inherited) or 0)
+            templates = erase_subject(session, owner, row)
+            session.flush()
+            self._journal.write(session, Event(action, gallery, (key,), {"templates": templates}))
+            return gallery_of(owner), templates, keys
+
+
+def _has_key_of(dead: set[str]) -> Due:
+    return lambda _gallery, row: row.key_id in dead

@@ -1,0 +1,230 @@
+"""Backup and restore of an SQLite database while it is used; PostgreSQL brings tools of its own."""
+
+import re
+import shutil
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import structlog
+from alembic.util.exc import CommandError
+from sqlalchemy import make_url
+
+from app.gallery.errors import BackupUnusable, Busy, InvalidInput
+from app.gallery.held_file import held
+from app.gallery.moving.undone_galleries import have_dropped, storage_beside
+from app.gallery.sql.database import make_private, open_engine
+from app.gallery.sql.epochs import begin_epoch
+from app.gallery.sql.migrations import migrate
+from model.replaced_file import flush_folder
+
+GALLERY_TABLES = frozenset({"alembic_version", "gallery", "template"})
+VAULT_TABLES = frozenset({"data_key", "vault_state"})
+_BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
+# In the name of a folder beside the file that is written, with eight characters of chance behind it.
+_DRAFT, _COPY = ".restoring-", ".copying-"
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_log = structlog.get_logger()
+
+
+def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES) -> int:
+    """Copy a database as it is at one moment, while others read and write it; answers the bytes.
+
+    The copy is one file, checked before it takes its place; only its owner may read it.
+
+    Args:
+        address: SQLAlchemy address of an SQLite database.
+        file: the copy; one that is there is replaced.
+        tables: that the database must have.
+
+    Raises:
+        BackupUnusable: it is no SQLite database, or is damaged.
+        Busy: another backup to the same file is under way.
+    """
+    database = _sqlite_file(address, "use pg_dump, or `facegallery export` for single galleries")
+    if not database.is_file():
+        raise BackupUnusable(f"there is no database {database}; run `facegallery migrate` first")
+    try:
+        # A folder takes in what SQLite keeps beside a file, and lets nobody else look into it.
+        with _drafts(file, _COPY, f"another backup to {file} is under way; wait until it has ended") as folder:
+            draft = folder / "draft.db"
+            draft.touch(0o600)
+            with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as copy:
+                source.backup(copy)
+                copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+                _check(copy, tables)
+            size = draft.stat().st_size
+            draft.replace(file)
+            flush_folder(file.parent)
+            return size
+    except sqlite3.Error as error:
+        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
+
+
+def restore(file: Path, address: str, *, timeout: float) -> int:
+    """Put a copy in the database's place, in one transaction, and begin a new epoch; answers the galleries.
+
+    The copy is brought up to this version's tables first; the file itself stays as it is. Services should be stopped:
+    what they acknowledge while this runs is lost with the rest that is newer than the copy.
+
+    Args:
+        file: made by `back_up`, or by `.backup` of the sqlite3 program.
+        address: SQLAlchemy address of the SQLite database; made where it is missing, set aside where it is damaged.
+        timeout: seconds to wait for others' locks.
+
+    Raises:
+        BackupUnusable: no copy of a database, damaged, or of a newer version; the database stays as it was.
+        Busy: another restore is under way, or others have the database locked; it stays as it was.
+    """
+    database = _sqlite_file(address, "use pg_restore and then `facegallery restore` without a file")
+    database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    refusal = f"another restore of {database} is under way; wait until it has ended"
+    with _drafts(database, _DRAFT, refusal, held_by=database.resolve()) as folder:
+        return _restore(file, database, folder, timeout)
+
+
+@contextmanager
+def _drafts(file: Path, mark: str, refusal: str, *, held_by: Path | None = None) -> Iterator[Path]:
+    """A folder beside a file for what is to become it, by one process at a time; those of the killed are removed."""
+    with held(held_by or file, refusal=refusal):
+        _remove_drafts(file, mark)
+        with tempfile.TemporaryDirectory(prefix=f"{file.name}{mark}", dir=file.parent) as folder:
+            yield Path(folder)
+
+
+def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
+    draft = folder / "draft.db"
+    try:
+        _take_copy(file, draft)
+        engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
+        try:
+            migrate(engine)
+            galleries = begin_epoch(engine)
+            have_dropped(engine, storage_beside(database))
+        finally:
+            engine.dispose()
+        with closing(sqlite3.connect(draft)) as copy:
+            _check(copy, GALLERY_TABLES)
+            if copy.execute("SELECT count(*) FROM gallery").fetchone() != (galleries,):
+                raise BackupUnusable(f"the copy beside {database} was changed meanwhile; run this again")
+            try:
+                _copy_into(database, copy, timeout)
+            except sqlite3.DatabaseError as error:
+                if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                    raise
+                _set_aside(database)
+                _copy_into(database, copy, timeout)
+    except CommandError as error:
+        raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED:
+            raise _in_use(database) from error
+        raise BackupUnusable(f"{file} cannot be restored to {database}: {error}") from error
+    return galleries
+
+
+def _take_copy(file: Path, draft: Path) -> None:
+    """Copy a file, which may lie where nothing can be written, and leave nothing beside it."""
+    file = file.resolve()  # a log lies beside the file, not beside a link to it
+    draft.touch(0o600)
+    logged = [suffix for suffix in ("-wal", "-journal") if _with_suffix(file, suffix).exists()]
+    # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.
+    mode = "mode=ro" if logged else "mode=ro&immutable=1"
+    try:
+        _copy(f"{file.as_uri()}?{mode}", draft)
+    except sqlite3.OperationalError as error:
+        if not logged or error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
+            raise
+        # The log cannot be read in that place, so nobody has the file open there either.
+        moved = draft.with_name("moved.db")
+        for suffix in ("", *logged):
+            shutil.copyfile(_with_suffix(file, suffix), _with_suffix(moved, suffix))
+        _copy(str(moved), draft)
+
+
+def _copy(source_address: str, draft: Path) -> None:
+    is_uri = source_address.startswith("file:")
+    with closing(sqlite3.connect(source_address, uri=is_uri)) as source, closing(sqlite3.connect(draft)) as copy:
+        source.backup(copy)
+        _check(copy, GALLERY_TABLES)
+
+
+def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float) -> None:
+    """Put a copy in a database's place, in one transaction.
+
+    Raises:
+        Busy: others have had the database locked for that many seconds.
+    """
+    make_private(database)
+    with closing(sqlite3.connect(database, timeout=timeout, isolation_level=None)) as target:
+        target.execute("BEGIN IMMEDIATE")  # waits for the lock no longer than that, which a backup would for ever
+        target.execute("ROLLBACK")
+        deadline = time.monotonic() + timeout
+
+        def watch(status: int, _left: int, _all: int) -> None:
+            if status & 0xFF in _LOCKED and time.monotonic() > deadline:
+                raise _in_use(database)
+
+        copy.backup(target, progress=watch)
+        target.execute("PRAGMA journal_mode=WAL")
+
+
+def _in_use(database: Path) -> Busy:
+    return Busy(f"{database} is in use; stop the services, then run this again")
+
+
+def _remove_drafts(file: Path, mark: str) -> None:
+    """Remove what processes that were killed have left; the file's lock is held."""
+    ours = re.compile(re.escape(file.name + mark) + r"\w{8}")
+    for path in file.parent.iterdir():
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(database: Path) -> None:
+    """Give a file that is no database any more another name, with what SQLite keeps beside it."""
+    aside = f"{database.name}.damaged-{uuid.uuid4().hex[:8]}"
+    for suffix in _BESIDE:
+        with suppress(FileNotFoundError):
+            _with_suffix(database, suffix).rename(database.with_name(aside + suffix))
+    _log.warning("database.set_aside", file=str(database.with_name(aside)))
+
+
+def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
+    (found,) = copy.execute("PRAGMA quick_check").fetchone()
+    tables = {name for (name,) in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if found != "ok":
+        raise BackupUnusable(f"the copy is damaged: {found}")
+    if not wanted <= tables and tables >= VAULT_TABLES:
+        raise BackupUnusable("that is a copy of a vault, which is put back as a file; see docs/operations.md")
+    if not wanted <= tables:
+        raise BackupUnusable("that is a database, but none of Facegallery's")
+
+
+def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
+    """See to it that a file which is about to be written is none of a database's own.
+
+    Raises:
+        InvalidInput: it is.
+    """
+    for address in addresses:
+        url = make_url(address)
+        if url.get_backend_name() == "sqlite" and url.database:
+            own = Path(url.database).resolve()
+            if file.resolve() in {_with_suffix(own, suffix) for suffix in _BESIDE}:
+                raise InvalidInput(f"{file} belongs to the running database; choose another name", part="file")
+
+
+def _sqlite_file(address: str, otherwise: str) -> Path:
+    url = make_url(address)
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        raise BackupUnusable(f"the database is {url.get_backend_name()}, not an SQLite file; {otherwise}")
+    return Path(url.database)
+
+
+def _with_suffix(database: Path, suffix: str) -> Path:
+    return database.with_name(database.name + suffix)

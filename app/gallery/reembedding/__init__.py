@@ -1,0 +1,1 @@
+"""A gallery moves to another extractor."""

@@ -1,0 +1,252 @@
+"""ReembeddingStore: the SQL of moving a gallery to another extractor."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, select
+from sqlalchemy.orm import Session
+
+from app.gallery.errors import MoveRefused
+from app.gallery.records import Gallery
+from app.gallery.reembedding.exchange import exchange_embeddings, has_spare
+from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.rows import (
+    EMBEDDING,
+    Sessions,
+    crop_identity,
+    gallery_of,
+    gallery_row,
+    have_snapshots_erased,
+    sealed_columns,
+    template_identity,
+)
+from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
+
+
+@dataclass(frozen=True, slots=True)
+class IncompleteSubject:
+    """A subject that has templates which cannot follow to another extractor."""
+
+    key: str
+    missing: int
+    templates: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCrop:
+    """A template's crop as a PNG file, empty where it does not open, and the digest that its pixels must have."""
+
+    template_id: int
+    sha256: str
+    image: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Spares:
+    """Embeddings of another extractor that a gallery has: `previous` where a switch left them behind."""
+
+    extractor: str
+    previous: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What came of a switch.
+
+    Args:
+        state: `done`; `waiting`, templates came that still must be embedded; `refused`, some would be left behind.
+        left_behind: subjects of which templates do not follow, as the transaction that switched found them.
+    """
+
+    state: Literal["done", "waiting", "refused"]
+    left_behind: tuple[IncompleteSubject, ...] = ()
+
+
+class ReembeddingStore:
+    """Embeddings of a second extractor beside a gallery's own, and the switch between the two."""
+
+    def __init__(self, engine: Engine, seals: RowSeals | None = None) -> None:
+        self._sessions = Sessions(engine)
+        self._seals = seals or PlainRows()
+
+    def spares(self, gallery: Gallery) -> Spares | None:
+        """Of which other extractor the gallery has embeddings; there is one at most."""
+        own = SpareEmbeddingRow.gallery_id == gallery.id
+        with self._sessions.reading() as session:
+            spare = session.scalar(select(SpareEmbeddingRow.extractor).where(own).limit(1))
+            left = session.scalar(select(SpareEmbeddingRow.extractor).where(own, SpareEmbeddingRow.previous).limit(1))
+            aside = session.scalar(select(SetAsideRow.extractor).where(SetAsideRow.gallery_id == gallery.id).limit(1))
+        found = spare or aside
+        return None if found is None else Spares(found, previous=(left or aside) is not None)
+
+    def count_missing(self, gallery: Gallery, extractor: str) -> int:
+        """How many templates have no embedding of an extractor yet."""
+        with self._sessions.reading() as session:
+            return (
+                session.scalar(
+                    select(func.count()).select_from(TemplateRow).where(_of(gallery.id), ~has_spare(extractor))
+                )
+                or 0
+            )
+
+    def incomplete(self, gallery: Gallery, extractor: str, *, with_crops: bool) -> list[IncompleteSubject]:
+        """Subjects with templates that cannot get an embedding of an extractor, by key.
+
+        Args:
+            gallery: that should move.
+            extractor: to which.
+            with_crops: whether a crop helps, because the extractor is at hand.
+        """
+        with self._sessions.reading() as session:
+            return _incomplete(session, gallery.id, extractor, with_crops=with_crops)
+
+    def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
+        """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
+        query = (
+            select(TemplateRow.id, *sealed_columns(TemplateRow), CropRow.image)
+            .select_from(TemplateRow)
+            .join(CropRow, CropRow.template_id == TemplateRow.id)
+            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .where(_of(gallery.id), TemplateRow.id > after, ~has_spare(extractor))
+            .order_by(TemplateRow.id)
+            .limit(limit)
+        )
+        with self._sessions.reading() as session:
+            rows = session.execute(query).all()
+        opened = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in rows])
+        return [
+            KeptCrop(row.id, row.crop_sha256, b"" if isinstance(image, Flaw) else image)
+            for row, image in zip(rows, opened, strict=True)
+        ]
+
+    def add(self, gallery: Gallery, extractor: str, ids: Sequence[int], embeddings: NDArray[np.float32]) -> None:
+        """Keep embeddings (N, D) of an extractor beside the gallery's; templates that are gone are passed over.
+
+        Raises:
+            GalleryNotFound: it was erased meanwhile.
+            MoveRefused: it belongs to another extractor by now, or has embeddings of a third.
+            KeyUnavailable: a subject's key is not in the vault.
+        """
+        with self._sessions.writing() as session:
+            owner = self._locked(session, gallery)
+            others = select(SpareEmbeddingRow.extractor).where(
+                SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor != extractor
+            )
+            if session.scalar(others.limit(1)) is not None:
+                raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
+            query = (
+                select(TemplateRow.id, *sealed_columns(TemplateRow))
+                .select_from(TemplateRow)
+                .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+                .where(TemplateRow.id.in_(ids), ~has_spare(extractor))
+            )
+            values = dict(zip(ids, embeddings, strict=True))
+            by_key: dict[str | None, list[tuple[int, RowIdentity]]] = {}
+            for row in session.execute(query):
+                by_key.setdefault(row.key_id, []).append((row.id, template_identity(row)))
+            for key_id, own in by_key.items():
+                plain = [(identity, values[one].astype(EMBEDDING).tobytes()) for one, identity in own]
+                for (template_id, _), sealed in zip(own, self._seals.seal(key_id, plain), strict=True):
+                    session.add(
+                        SpareEmbeddingRow(
+                            template_id=template_id,
+                            extractor=extractor,
+                            gallery_id=owner.id,
+                            previous=False,
+                            embedding=sealed,
+                        )
+                    )
+
+    def switch(
+        self,
+        gallery: Gallery,
+        extractor: str,
+        *,
+        dimension: int | None,
+        unusable: Collection[int],
+        with_crops: bool,
+        without_missing: bool = False,
+    ) -> Switch:
+        """Exchange a gallery's embeddings for those of another extractor, in one transaction.
+
+        See `exchange_embeddings`; the old ones stay beside the new. Who is left behind is found in that transaction, so
+        that nobody who was enrolled a moment ago is left behind without a word.
+
+        Args:
+            gallery: as it was when the move began.
+            extractor: to which.
+            dimension: of its embeddings; None: as those that are there.
+            unusable: templates whose crop is damaged.
+            with_crops: a template with a crop is waited for.
+            without_missing: switch although templates are left behind.
+
+        Raises:
+            MoveRefused: the gallery belongs to another extractor by now, or there is nothing to go back to.
+        """
+        with self._sessions.writing() as session:
+            owner = self._locked(session, gallery)
+            if with_crops and self._waiting(session, owner, extractor, unusable):
+                return Switch("waiting")
+            left_behind = tuple(_incomplete(session, owner.id, extractor, with_crops=False))
+            if left_behind and not without_missing:
+                return Switch("refused", left_behind)
+            exchange_embeddings(session, self._seals, owner, extractor, dimension=dimension)
+            return Switch("done", left_behind)
+
+    def discard(self, gallery: Gallery) -> int:
+        """Erase all embeddings of other extractors that the gallery has; answers how many those were.
+
+        Snapshots by these extractors are erased by the service, as after every erasure.
+        """
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery.name, lock=True)
+            erased = 0
+            for table in (SpareEmbeddingRow, SetAsideRow):
+                statement = delete(table).where(table.gallery_id == owner.id)
+                erased += cast(CursorResult[Any], session.execute(statement)).rowcount
+            have_snapshots_erased(owner)
+            return erased
+
+    @staticmethod
+    def _locked(session: Session, gallery: Gallery) -> GalleryRow:
+        owner = gallery_row(session, gallery.name, lock=True)
+        now = gallery_of(owner)
+        if (now.id, now.extractor) != (gallery.id, gallery.extractor):
+            raise MoveRefused(f"gallery {gallery.name!r} was moved or made anew meanwhile; look at it and try again")
+        return owner
+
+    @staticmethod
+    def _waiting(session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int]) -> bool:
+        """Whether a template could still be embedded: one with a crop that is not known to be damaged."""
+        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).limit(len(unusable) + 1)
+        return not set(session.scalars(query)) <= set(unusable)
+
+
+def _of(gallery_id: int) -> ColumnElement[bool]:
+    return TemplateRow.gallery_id == gallery_id
+
+
+def _has_crop() -> ColumnElement[bool]:
+    return exists().where(CropRow.template_id == TemplateRow.id).correlate(TemplateRow)
+
+
+def _incomplete(session: Session, gallery_id: int, extractor: str, *, with_crops: bool) -> list[IncompleteSubject]:
+    lost = ~has_spare(extractor) & ~_has_crop() if with_crops else ~has_spare(extractor)
+    missing = (
+        select(TemplateRow.subject_id, func.count().label("missing"))
+        .where(_of(gallery_id), lost)
+        .group_by(TemplateRow.subject_id)
+        .subquery()
+    )
+    templates = (
+        select(func.count()).where(TemplateRow.subject_id == SubjectRow.id).correlate(SubjectRow).scalar_subquery()
+    )
+    query = (
+        select(SubjectRow.key, missing.c.missing, templates)
+        .join(missing, missing.c.subject_id == SubjectRow.id)
+        .order_by(SubjectRow.key)
+    )
+    return [IncompleteSubject(*row) for row in session.execute(query)]

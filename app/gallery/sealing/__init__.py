@@ -1,0 +1,1 @@
+"""Encryption at rest: rows and files, and where the keys are."""

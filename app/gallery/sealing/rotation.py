@@ -1,0 +1,90 @@
+"""A change of the master key, by one process at a time: two would each drop the key that the other wraps with."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import text
+
+from app.gallery.errors import Busy, MasterKeyMissing
+from app.gallery.held_file import held
+from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
+from app.gallery.sealing.vault import Vault
+from app.gallery.sql.database import database_errors
+
+_REFUSAL = "another rotation of the master key is under way; wait until it has ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What a rotation did: the id of the key that wraps now, the keys wrapped anew, ids of the master keys before."""
+
+    master: str
+    wrapped: int
+    before: tuple[str, ...]
+
+
+def rotate_master_key(
+    vault: Vault, *, keep_old: bool = False, batch: int = 500, advance: Callable[[int], None] = lambda _: None
+) -> Rotation:
+    """Wrap every key of a vault anew with the first master key, or, where that wraps already, with a new one.
+
+    The new key is in the file before the vault names it, and an old one leaves the file when the vault names it no
+    more: what was interrupted goes on when it is run again.
+
+    Args:
+        vault: others may use it meanwhile.
+        keep_old: leave the old keys in the file.
+        batch: keys of one transaction, so that a serving process gets its turn.
+        advance: told how many keys were wrapped.
+
+    Raises:
+        Busy: another rotation is under way, of this vault or with this file.
+        MasterKeyMissing: a key that is needed is not at hand, or a new one would have to be made in the environment.
+        StorageUnwritable: the file's folder cannot be written.
+    """
+    with _alone(vault):
+        masters = vault.masters
+        if masters.file is not None:  # as it is now: another rotation may have ended since the vault was opened
+            masters = vault.masters = MasterKeys(read_master_keys(masters.file), file=masters.file)
+        if masters.first.id == vault.master and set(vault.wrapped_by()) <= {masters.first.id}:
+            if masters.file is None:
+                raise MasterKeyMissing(
+                    "put the new key in front of the old in FACEGALLERY_MASTER_KEY, a blank between them, restart the "
+                    "services and run this again; `facegallery master-key new` makes one"
+                )
+            masters.replace([MasterKey.make(), *masters.keys])
+        new, *old = masters.keys
+        vault.use_master(new)
+        wrapped_in_all = 0
+        while wrapped := vault.rewrap(batch):
+            wrapped_in_all += wrapped
+            advance(wrapped)
+        if masters.file is not None and not keep_old and os.access(masters.file.resolve().parent, os.W_OK):
+            _drop(masters, masters.file, {key.id for key in old} - {vault.master, *vault.wrapped_by()})
+        return Rotation(new.id, wrapped_in_all, tuple(key.id for key in old))
+
+
+def _drop(masters: MasterKeys, file: Path, unwanted: set[str]) -> None:
+    """Take keys out of the file; what somebody has put there by hand meanwhile stays."""
+    masters.replace([key for key in read_master_keys(file) if key.id not in unwanted])
+
+
+@contextmanager
+def _alone(vault: Vault) -> Iterator[None]:
+    """Hold the file of the master keys and the vault, which may be shared by machines, against other rotations."""
+    file, url = vault.masters.file, vault.engine.url
+    with ExitStack() as stack:
+        if file is not None and os.access(file.resolve().parent, os.W_OK):  # else nobody changes it from here
+            stack.enter_context(held(file.resolve(), refusal=_REFUSAL))
+        if url.get_backend_name() == "postgresql":
+            with database_errors():
+                connection = stack.enter_context(vault.engine.begin())
+                lock = text("SELECT pg_try_advisory_xact_lock(hashtext('facegallery master key'))")
+                if not connection.execute(lock).scalar_one():
+                    raise Busy(_REFUSAL)
+        elif url.database and Path(url.database).is_file():
+            stack.enter_context(held(Path(url.database).resolve(), refusal=_REFUSAL))
+        yield

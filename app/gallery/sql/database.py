@@ -1,0 +1,180 @@
+"""Engines for SQLite and PostgreSQL, set up alike, and their failures told apart."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from sqlite3 import Connection as SQLiteConnection
+from sqlite3 import OperationalError as SQLiteOperationalError
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.gallery.errors import Busy, DriverMissing
+from app.gallery.sql.failures import meaning
+
+
+def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
+    """Engine for a database's address.
+
+    Args:
+        address: SQLAlchemy address; `postgresql://` means psycopg 3.
+        timeout: seconds to wait for a connection or, on SQLite, for another writer; on PostgreSQL also for an answer,
+            once the request that waits is out of time (see `BoundedConnection`).
+        synchronous: SQLite's pragma: whether a commit waits for the disk.
+        immediate: SQLite: whether every transaction begins as a writer.
+
+    An error's text, which ends up in logs, holds no values: they are names, metadata, templates.
+
+    SQLite: write-ahead log, every commit flushed to the disk, foreign keys enforced, what is deleted is overwritten. A
+    transaction begins deferred, or immediate where the connection carries the execution option `immediate`, so that a
+    writer never has to upgrade. A new file, and what SQLite keeps beside it, is for its owner alone.
+
+    Raises:
+        DriverMissing: the package for PostgreSQL is not installed.
+    """
+    url = make_url(address)
+    if url.drivername in {"postgres", "postgresql"}:
+        url = url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "postgresql":
+        return _open_postgresql(url, timeout)
+    file: Path | None = None  # an address of SQLite's own names what is there
+    if url.database and url.database != ":memory:" and not url.database.startswith("file:"):
+        file = Path(url.database)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        json_deserializer=_read_json,
+        pool_timeout=timeout,
+        pool_size=10,
+        max_overflow=40,
+        connect_args={"timeout": timeout},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _make_private(*_: Any) -> None:
+        if file is not None:
+            make_private(file)
+
+    @event.listens_for(engine, "connect")
+    def _set_up(connection: SQLiteConnection, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin transactions on its own
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = immediate or connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def make_private(file: Path) -> None:
+    """Make an empty SQLite file for its owner alone, where there is none; SQLite gives its log and journal that mode.
+
+    Where it cannot be made, SQLite says so with the next connection.
+    """
+    with suppress(OSError):
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _open_postgresql(url: URL, timeout: float) -> Engine:
+    try:  # here, because the driver is an extra
+        from app.gallery.sql.bounded_connection import BoundedConnection, TookTooLong, connection_options
+    except ImportError as error:
+        raise DriverMissing(
+            f"PostgreSQL needs the package {error.name or 'psycopg'}; install `facegallery[postgres]`"
+        ) from error
+    engine = create_engine(
+        url,
+        hide_parameters=True,
+        json_deserializer=_read_json,
+        pool_pre_ping=True,
+        pool_timeout=timeout,
+        pool_size=10,
+        max_overflow=30,
+        connect_args={**connection_options(timeout, url.query), "patience": timeout},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: Any, _record: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> BoundedConnection:
+        return BoundedConnection.connect(*arguments, **options)
+
+    @event.listens_for(engine, "handle_error")
+    def _judge(context: ExceptionContext) -> None:
+        if isinstance(context.original_exception, TookTooLong):  # of this connection; the others are well
+            context.invalidate_pool_on_disconnect = False
+
+    return engine
+
+
+def _read_json(stored: str | bytes) -> Any:
+    """What a JSON column holds; metadata of an earlier version may be nested deeper than Python can read: nothing then.
+
+    As it depends on the depth of the calls around, one call would read what the next cannot.
+    """
+    try:
+        return json.loads(stored)
+    except RecursionError:
+        return {}
+
+
+def empty_log(engine: Engine) -> bool:
+    """Bring SQLite's write-ahead log into the file and cut it to nothing, so that erased rows stand in neither.
+
+    Answers False where another connection still reads from the log: a later call does it. PostgreSQL: does nothing.
+    """
+    return engine.dialect.name != "sqlite" or _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
+
+
+def rewrite_file(engine: Engine) -> None:
+    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too."""
+    if engine.dialect.name == "sqlite":
+        _run_alone(engine, "VACUUM")
+        empty_log(engine)
+
+
+def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
+    """Run a statement that SQLite takes outside of a transaction only; (1,) where it is busy."""
+    with database_errors():
+        connection = engine.raw_connection()
+    try:
+        driver = connection.driver_connection
+        assert isinstance(driver, SQLiteConnection)
+        (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
+        driver.execute("PRAGMA busy_timeout=200")  # nobody waits long for this
+        try:
+            found: tuple[int, ...] | None = driver.execute(statement).fetchone()
+        except SQLiteOperationalError:  # locked, full, or read-only: what matters is told by the next write
+            return (1,)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={patience}")
+        return found or (0,)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn a driver's failures into the service's errors; what is a bug stays what it is.
+
+    Raises:
+        Busy: another writer holds the lock, or all connections are taken.
+        StorageUnwritable: the disk is full or read-only, or the file cannot be opened.
+        DatabaseUnavailable: the database cannot be reached.
+    """
+    try:
+        yield
+    except PoolTimeout as error:
+        raise Busy("all database connections are in use; try again") from error
+    except DBAPIError as error:
+        away = error.connection_invalidated or isinstance(error, OperationalError)
+        translated = meaning(error.orig, away=away)
+        if translated is None:
+            raise
+        raise translated from error

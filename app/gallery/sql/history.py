@@ -1,0 +1,284 @@
+"""GalleryHistory: what a process's index is built from and follows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.gallery.points import Point
+from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
+from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.rows import (
+    EMBEDDING,
+    Sessions,
+    gallery_of,
+    gallery_row,
+    open_embeddings,
+    record_changes,
+    template_block,
+    template_identity,
+    template_rows,
+)
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, UtcDateTime, now
+
+_MANY = 10_000  # rows of one read when an index is built
+_ASKED = 500  # ids in one question, below the limits of either database
+_UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False}
+
+SILENCE = timedelta(hours=1)
+"""A process that has not reported for so long is taken for dead."""
+
+
+class GalleryHistory:
+    """The templates of galleries in blocks, and their changes by revision."""
+
+    def __init__(self, engine: Engine, seals: RowSeals | None = None) -> None:
+        self._sessions = Sessions(engine)
+        self._seals = seals or PlainRows()
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        """All templates of a gallery in blocks, in the order of their ids; one that does not open is left out."""
+        with self._sessions.reading() as session:
+            dimension = _dimension(session, gallery_id)
+        after = 0
+        while True:
+            with self._sessions.reading() as session:
+                rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
+                point = _point(session, gallery_id)  # after the rows, and by the same connection
+            if not rows:
+                return
+            block = template_block(rows, self._seals, dimension=dimension)
+            if len(block.ids):
+                yield replace(block, point=point)
+            after = rows[-1].id
+
+    def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
+        """The subjects of all templates of a gallery in blocks, in the order of the templates' ids."""
+        after, limit = 0, 10 * _MANY
+        while True:
+            query = (
+                select(TemplateRow.id, TemplateRow.subject_id)
+                .where(TemplateRow.gallery_id == gallery_id, TemplateRow.id > after)
+                .order_by(TemplateRow.id)
+                .limit(limit)
+            )
+            with self._sessions.reading() as session:
+                rows = np.array(session.execute(query).all(), np.int64).reshape(-1, 2)
+                point = _point(session, gallery_id)  # after the rows, and by the same connection
+            if not len(rows):
+                return
+            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
+            after = int(rows[-1, 0])
+
+    def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
+        """The embeddings (N, D) of templates (N,); a row of NaN for one that is gone or does not open."""
+        found = np.full((len(template_ids), dimension), np.nan, np.float32)
+        place = {template_id: row for row, template_id in enumerate(template_ids.tolist())}
+        wanted = list(place)
+        with self._sessions.reading() as session:
+            for first in range(0, len(wanted), _ASKED):
+                asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
+                block = template_block(
+                    template_rows(session, asked, after=0, limit=None), self._seals, dimension=dimension
+                )
+                for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
+                    found[place[template_id]] = embedding
+        return found
+
+    def flaws(self, template_ids: Sequence[int]) -> dict[int, Flaw]:
+        """Why templates do not open; one that does, or is gone, is left out."""
+        found: dict[int, Flaw] = {}
+        with self._sessions.reading() as session:
+            for first in range(0, len(template_ids), _ASKED):
+                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
+                rows = template_rows(session, asked, after=0, limit=None)
+                sealed = [SealedRow(row.key_id, template_identity(row), row.embedding) for row in rows]
+                for row, value in zip(rows, self._seals.open(sealed), strict=True):
+                    if isinstance(value, Flaw):
+                        found[row.id] = value
+        return found
+
+    def owners(self, gallery_id: int, template_ids: Sequence[int]) -> dict[int, int]:
+        """The subjects of a gallery's templates; one that is gone, or another gallery's, is left out."""
+        found: dict[int, int] = {}
+        with self._sessions.reading() as session:
+            for first in range(0, len(template_ids), _ASKED):
+                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
+                own = TemplateRow.gallery_id == gallery_id
+                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(own, asked))
+                found |= dict(rows.all())
+        return found
+
+    def has_more_than(self, gallery_id: int, templates: int) -> bool:
+        """Whether a gallery has more templates than that."""
+        query = select(TemplateRow.id).where(TemplateRow.gallery_id == gallery_id).order_by(TemplateRow.id)
+        with self._sessions.reading() as session:
+            return session.scalar(query.offset(templates).limit(1)) is not None
+
+    def galleries(self) -> dict[int, Gallery]:
+        """All galleries by id, with their present revisions."""
+        with self._sessions.reading() as session:
+            return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow))}
+
+    def gallery(self, gallery_id: int) -> Gallery | None:
+        """A gallery with its present revision, None where it is gone."""
+        with self._sessions.reading() as session:
+            row = session.get(GalleryRow, gallery_id)
+            return None if row is None else gallery_of(row)
+
+    def point(self, gallery_id: int) -> Point | None:
+        """Where in its history a gallery is at present, None where it is gone."""
+        with self._sessions.reading() as session:
+            return _point(session, gallery_id)
+
+    def contradiction(self, gallery_id: int, point: Point) -> str | None:
+        """Why a gallery's history does not go through a point, as that of a database that was set back.
+
+        None where it does, or where nobody knows any more, as the changes from there on were dropped: who follows from
+        that point finds the gap.
+        """
+        with self._sessions.reading() as session:
+            present = _point(session, gallery_id)
+            if present is None or point.revision > present.revision:
+                return f"it is of revision {point.revision}, the gallery of {present and present.revision}"
+            next_one = (ChangeRow.gallery_id == gallery_id) & (ChangeRow.revision == point.revision + 1)
+            mark: int | None = present.mark
+            if point.revision < present.revision:
+                mark = session.scalar(select(ChangeRow.previous).where(next_one).limit(1))
+        return f"its revision {point.revision} was undone" if mark not in {None, point.mark} else None
+
+    def changes(self, gallery_id: int, *, after: int, up_to: int) -> list[Change]:
+        """The changes of the revisions behind `after`, up to and with `up_to`, in order.
+
+        A template that does not open counts as gone.
+        """
+        query = (
+            select(ChangeRow, TemplateRow.subject_id, TemplateRow.crop_sha256, TemplateRow.embedding, SubjectRow.key_id)
+            .outerjoin(TemplateRow, TemplateRow.id == ChangeRow.template_id)
+            .outerjoin(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
+            .order_by(ChangeRow.revision, ChangeRow.template_id)
+        )
+        with self._sessions.reading() as session:
+            found = session.execute(query).all()
+            if not found:
+                return []
+            dimension = _dimension(session, gallery_id)
+        sealed = {
+            row.template_id: SealedRow(key_id, RowIdentity("template", gallery_id, subject_id, crop_sha256), embedding)
+            for row, subject_id, crop_sha256, embedding, key_id in found
+            if embedding is not None
+        }
+        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension)
+        embeddings = dict(zip(sealed, opened, strict=True))
+        return [
+            Change(
+                revision=row.revision,
+                kind=cast(Any, row.kind),
+                template_id=row.template_id,
+                subject_id=row.subject_id,
+                embedding=None
+                if (value := embeddings.get(row.template_id)) is None
+                else np.frombuffer(value, EMBEDDING),
+                mark=row.mark,
+                previous=row.previous,
+            )
+            for row, *_ in found
+        ]
+
+    def slice_of_changes(self, gallery_id: int, *, after: int, up_to: int) -> tuple[int, int]:
+        """Up to which revision changes are well read in one go, and how many revisions that are.
+
+        That is some ten thousand rows, and never the first half of a merge alone. Fewer revisions than lie in between
+        mean that some were dropped.
+        """
+        query = (
+            select(ChangeRow.revision, func.count(), func.min(ChangeRow.kind))
+            .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
+            .group_by(ChangeRow.revision)
+            .order_by(ChangeRow.revision)
+            .limit(_MANY + 2)
+        )
+        with self._sessions.reading() as session:
+            found = session.execute(query).all()
+        taken, rows, before = 0, 0, ""
+        for revision, count, kind in found:
+            rows += count
+            if taken and rows > _MANY and (before, kind) != ("remove", "add"):
+                return revision - 1, taken
+            taken, before = taken + 1, kind
+        return up_to, taken
+
+    def request_rebuild(self, gallery: str) -> Gallery:
+        """Have every process build its index of the gallery anew, beside its searches."""
+        with self._sessions.writing() as session:
+            owner = gallery_row(session, gallery, lock=True)
+            record_changes(session, owner, "rebuild", [(0, 0)])
+            session.flush()
+            return gallery_of(owner)
+
+    def snapshots_erased(self, gallery_id: int, erasure: str) -> None:
+        """Write down that no snapshot holds any more what was erased so far, unless more has been since."""
+        done = update(GalleryRow).where(GalleryRow.id == gallery_id, GalleryRow.erasure == erasure)
+        with self._sessions.writing() as session:
+            session.execute(done.values(erasure=None))
+
+    # -- who follows
+
+    def report(self, gallery_id: int, follower: str, revision: int) -> None:
+        """Write down how far a process, or a snapshot, has followed a gallery."""
+        with self._sessions.writing() as session:
+            there = select(GalleryRow.id).where(GalleryRow.id == gallery_id)
+            if session.scalar(there.with_for_update(key_share=True)) is None:
+                return
+            is_sqlite = session.get_bind().dialect.name == "sqlite"
+            report = {"revision": revision, "seen_at": _clock(session)}
+            insert = sqlite.insert if is_sqlite else postgresql.insert
+            row = insert(FollowerRow).values(gallery_id=gallery_id, name=follower, **report)
+            # Processes of one machine report the same snapshot at the same moment.
+            session.execute(row.on_conflict_do_update(index_elements=["gallery_id", "name"], set_=report))
+
+    def leave(self, followers: Sequence[str]) -> None:
+        """Forget followers that have ended."""
+        with self._sessions.writing() as session:
+            session.execute(delete(FollowerRow).where(FollowerRow.name.in_(followers)))
+
+    def prune(self, gallery_id: int, *, silent_for: timedelta = SILENCE) -> int:
+        """Drop the changes that every follower has behind it; answers how many rows that were.
+
+        A follower that was silent for so long, by the database's clock, is dropped; should it live on, it finds a gap
+        and loads anew. So is one that reported from so far in the future: the clock was wrong then, and as long as it
+        takes to get there the changes would stay.
+        """
+        with self._sessions.writing() as session:
+            followers = FollowerRow.gallery_id == gallery_id
+            silent = FollowerRow.seen_at < _clock(session, ago=silent_for)
+            silent |= FollowerRow.seen_at > _clock(session, ago=-silent_for)
+            session.execute(delete(FollowerRow).where(followers, silent), execution_options=_UNSYNCHRONISED)
+            floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
+            if floor is None:
+                return 0
+            old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
+            return cast(Any, session.execute(old)).rowcount or 0
+
+
+def _dimension(session: Session, gallery_id: int) -> int:
+    return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
+
+
+def _point(session: Session, gallery_id: int) -> Point | None:
+    row = session.execute(select(GalleryRow.revision, GalleryRow.mark).where(GalleryRow.id == gallery_id)).one_or_none()
+    return None if row is None else Point(*row)
+
+
+def _clock(session: Session, *, ago: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The present moment by the one clock that all processes see: PostgreSQL's, or that of SQLite's machine."""
+    if session.get_bind().dialect.name == "sqlite":
+        return literal(now() - ago, UtcDateTime)
+    return func.now() - literal(ago, Interval)

@@ -1,0 +1,69 @@
+"""Whether a process has a database open that is about to be replaced."""
+
+import sqlite3
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Engine, Interval, exists, func, inspect, literal, make_url, select
+
+from app.gallery.errors import DatabaseInUse
+from app.gallery.sql.database import database_errors, open_engine
+from app.gallery.tables import FollowerRow
+
+_SILENT = timedelta(seconds=60)  # a service reports every 30 s, and takes its rows away when it ends
+
+
+def refuse_in_use(address: str, *, timeout: float) -> None:
+    """Make sure that no service uses a database.
+
+    SQLite: no other process has it open. PostgreSQL, where anybody may look in: no service that has a gallery loaded
+    has reported within a minute; one that was killed counts so long.
+
+    Args:
+        address: SQLAlchemy address.
+        timeout: seconds to wait for PostgreSQL.
+
+    Raises:
+        DatabaseInUse: one does.
+        DatabaseUnavailable: PostgreSQL cannot be reached.
+    """
+    url = make_url(address)
+    if url.get_backend_name() == "sqlite":
+        used = url.database is not None and _is_open(Path(url.database))
+    else:
+        engine = open_engine(address, timeout=timeout)
+        try:
+            used = _is_followed(engine)
+        finally:
+            engine.dispose()
+    if used:
+        raise DatabaseInUse(
+            "a service uses the database; stop it first, or add --while-running and lose what it stores"
+        )
+
+
+def _is_open(database: Path) -> bool:
+    """Whether another connection has an SQLite file open: each holds a shared lock on it as long as it lives."""
+    if not database.is_file():
+        return False
+    own = f"{database.absolute().as_uri()}?mode=rw"
+    with closing(sqlite3.connect(own, uri=True, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("ROLLBACK")
+        except sqlite3.DatabaseError as error:  # what is damaged, or cannot be written, is told by what comes next
+            return error.sqlite_errorcode & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+    return False
+
+
+def _is_followed(engine: Engine) -> bool:
+    """Whether a process has reported lately, by the database's clock; snapshots, which are reported too, are none."""
+    recent = FollowerRow.seen_at > func.now() - literal(_SILENT, Interval())
+    recent &= FollowerRow.seen_at < func.now() + literal(_SILENT, Interval())  # else by a clock that was wrong
+    process = FollowerRow.name.not_like("snapshot %")
+    with database_errors(), engine.connect() as connection:
+        if not inspect(connection).has_table(FollowerRow.__tablename__):
+            return False
+        return bool(connection.scalar(select(exists().where(recent, process))))

@@ -1,0 +1,88 @@
+"""How far a process and its snapshots have followed each gallery, told to the others, which drop what nobody needs."""
+
+import contextvars
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from app.gallery.deadline import WaitLimit, waiting_at_most
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.replica import GalleryReplica
+
+_EVERY = 30.0  # seconds between two reports
+_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
+_LAST_PIECE = 2.0  # seconds for the report that is under way then
+
+
+class FollowerReports:
+    """Reports by a thread of its own: what the upkeep does may take long, and changes that it needs must stay.
+
+    A replica that is not loaded yet is reported as well. It needs every change from then on, and so nothing is dropped.
+
+    Args:
+        name: of the process.
+        replicas: those that it has.
+        history: that they follow.
+        quietly: calls a function with arguments, and lives on if it fails.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        replicas: Callable[[], list[GalleryReplica]],
+        history: GalleryHistory,
+        *,
+        quietly: Callable[..., None],
+    ) -> None:
+        self._name = name
+        self._replicas = replicas
+        self._history = history
+        self._quietly = quietly
+        self._reported = float("-inf")
+        self._ended = threading.Event()
+        self._limit = WaitLimit()
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="reports", daemon=True)
+
+    def start(self) -> None:
+        """Report all, now and from now on."""
+        self.report_all()
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has been."""
+        return self._thread.ident is not None
+
+    def stop(self) -> None:
+        """Report no more, and be no follower any more."""
+        self._ended.set()
+        self._limit.cut(_LAST_ANSWER)
+        if self._thread.is_alive():
+            self._thread.join(_LAST_PIECE)
+        self._quietly(self._history.leave, [self._name])
+
+    def report_all(self) -> None:
+        """Report every replica, and drop what all followers have behind them."""
+        self._reported = time.monotonic()
+        for replica in self._replicas():
+            self._quietly(self.report, replica)
+
+    def look(self) -> None:
+        """Report all if it is time; called every second or so."""
+        if time.monotonic() - self._reported >= _EVERY:
+            self.report_all()
+
+    def report(self, replica: GalleryReplica) -> None:
+        """Report one, with its snapshot."""
+        self._history.report(replica.gallery_id, self._name, replica.applied_revision)
+        if replica.snapshots is not None and (revision := replica.snapshots.lasting) >= 0:
+            place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
+            self._history.report(replica.gallery_id, place, revision)
+        self._history.prune(replica.gallery_id)
+
+    def _run(self) -> None:
+        with waiting_at_most(self._limit):
+            while not self._ended.wait(_EVERY):
+                self.report_all()

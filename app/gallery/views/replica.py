@@ -1,0 +1,305 @@
+"""One process's view of a gallery: an index that follows the revisions in SQL."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from app.gallery.deadline import holding
+from app.gallery.errors import Busy
+from app.gallery.index import SegmentedIndex, TemplateIndex
+from app.gallery.matching import Candidate, MatchingRule, find_candidates
+from app.gallery.points import Point
+from app.gallery.records import Gallery
+from app.gallery.snapshots.files import ViewReplaced
+from app.gallery.snapshots.kept import Snapshots
+from app.gallery.snapshots.sealed import KeyDestroyed
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.followed import FollowedView
+from app.gallery.views.gallery_reading import GalleryReading, GivenUp, never
+from app.gallery.views.owners import TemplateOwners
+from app.gallery.views.view import View
+from app.gallery.views.view_source import ViewSource
+
+_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew
+_log = structlog.get_logger()
+
+
+class GalleryReplica:
+    """An index, the subjects of its templates, and the revision up to which both are true.
+
+    `catch_up` before a search makes what any process has acknowledged visible here, with no message between processes:
+    it costs nothing where the revision is the same, and replays the change rows in between where it is not. Replaying
+    is idempotent, so rows read a moment later than their revision do no harm. Where the database has undone what this
+    view has followed (see `Point`), it is loaded anew.
+
+    Args:
+        gallery: whose view this is.
+        history: what is loaded and followed.
+        make_index: makes an empty index, or opens one outside the process.
+        snapshots: where views are kept on disk; None: nowhere.
+        tended: whether a background thread calls `follow` and `tend`, which then build what takes long; otherwise
+            `catch_up` does.
+    """
+
+    def __init__(
+        self,
+        gallery: Gallery,
+        history: GalleryHistory,
+        make_index: Callable[[], TemplateIndex],
+        snapshots: Snapshots | None = None,
+        *,
+        tended: bool = False,
+    ) -> None:
+        self.gallery = gallery  # as it was when this was made
+        self.gallery_id = gallery.id
+        self.name = gallery.name
+        self.extractor = gallery.extractor
+        self.snapshots = snapshots
+        self._history = history
+        self._reading = GalleryReading(gallery, history)
+        self._source = ViewSource(self._reading, make_index)
+        self._tended = tended
+        self._followed = FollowedView(self._reading, self._source, snapshots, tended=tended)
+        self._tending = threading.Lock()  # of what works on it at length
+
+    @property
+    def applied_revision(self) -> int:
+        """Revision up to which the index is true; -1 before the first load."""
+        return self.view.revision
+
+    @property
+    def point(self) -> Point:
+        """The applied revision with its mark."""
+        return self.view.point
+
+    def is_of(self, gallery: Gallery) -> bool:
+        """Whether it is that gallery's, and not one's that had its id in a history that was undone."""
+        return (self.gallery_id, self.gallery.created_at) == (gallery.id, gallery.created_at)
+
+    @property
+    def subjects(self) -> int:
+        """Number of subjects that have a template."""
+        return self.view.owners.subjects
+
+    @property
+    def templates(self) -> int:
+        """Number of templates; an index outside the process is not asked."""
+        return len(self.view.owners)
+
+    @property
+    def rebuild_wanted(self) -> bool:
+        """Whether somebody asked for a new index, and it is not there yet."""
+        return self._followed.rebuild_wanted
+
+    @property
+    def view(self) -> View:
+        """The present view."""
+        return self._followed.view
+
+    def catch_up(self, revision: int, mark: int | None = None) -> None:
+        """Bring the index to a revision that SQL has.
+
+        Args:
+            revision: that SQL has.
+            mark: of that revision; None: whichever it has.
+
+        Raises:
+            Busy: it has to be built, and that takes longer than a request may wait: `follow` does it.
+            TimedOut: the request is out of time; another thread was at it, and waits for the database.
+        """
+        if self._followed.is_at(revision, mark):
+            return
+        with holding(self._followed.lock):
+            if not self._followed.brought_to(revision, mark):
+                if self._tended and self._reading.large:
+                    raise Busy(f"the index of gallery {self.name!r} is being built; try again")
+                self._followed.put(self._followed.loaded(revision, never))
+        if self._followed.rebuild_wanted and not self._tended:
+            self.rebuild()
+
+    def follow(self, revision: int, mark: int | None = None, *, given_up: Callable[[], bool] = never) -> None:
+        """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
+
+        Args:
+            revision: that SQL has.
+            mark: of that revision; None: whichever it has.
+            given_up: whether the process is ending; the view stays as it is then.
+        """
+        with self._tending:
+            while not self._followed.is_at(revision, mark) and not given_up():
+                with self._followed.lock:
+                    lost = not self._followed.brought_to(revision, mark, slices=1)
+                if lost:
+                    try:
+                        self._followed.switch(self._followed.loaded(revision, given_up))
+                    except GivenUp:
+                        _log.info("index.given_up", gallery=self.name)
+                if lost or self.view.revision >= revision:
+                    return
+
+    def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
+        """The `top_k` nearest subjects of each probe (Q, D)."""
+        view = self.view  # one reading: a rebuild may switch it meanwhile
+        exact = None
+        if isinstance(view.index, SegmentedIndex) and not view.index.exact_vectors:
+            exact = self._exact_vectors
+        return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule, exact_vectors=exact)
+
+    def rebuild(self, given_up: Callable[[], bool] = never) -> None:
+        """Build everything from SQL beside the present view, which goes on answering, and switch.
+
+        Args:
+            given_up: whether the process is ending; the rebuild stays wanted then.
+        """
+        with self._tending:
+            gallery = self._reading.gallery()
+            if gallery is None or gallery.extractor != self.extractor:
+                return
+            self._followed.rebuild_wanted, done = False, False  # one that is asked for from now on is another
+            try:
+                done = self._followed.switch(self._source.built(fill=True, given_up=given_up))
+            except GivenUp:
+                _log.info("index.given_up", gallery=self.name)
+            finally:
+                self._followed.rebuild_wanted |= not done
+
+    def tend(self, given_up: Callable[[], bool] = never) -> bool:
+        """Do one piece of the work that keeps searches quick; answers whether there was any."""
+        if self._followed.rebuild_wanted:
+            self.rebuild(given_up)
+            return not self._followed.rebuild_wanted
+        with self._tending:
+            if self.view.owners.wants_folding:
+                self._followed.fold_owners()
+                return True
+            index = self.view.index
+            return index.maintain() if isinstance(index, SegmentedIndex) else False
+
+    @property
+    def neglected(self) -> bool:
+        """Whether work that keeps searches quick has been due for long."""
+        index = self.view.index
+        return self.view.owners.wants_folding or (isinstance(index, SegmentedIndex) and index.neglected)
+
+    def write_snapshot(self, *, erase: bool = False) -> int | None:
+        """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
+
+        Nor is one kept that is to be built anew, or whose gallery is gone, or of another extractor by now.
+
+        Args:
+            erase: let no embedding that was erased survive in the files.
+        """
+        if self.snapshots is None or not isinstance(self.view.index, SegmentedIndex):
+            return None
+        with self._tending:
+            revision = None
+            try:
+                for _ in range(_TRIES):
+                    try:
+                        revision = self._written(self.snapshots, erase=erase)
+                        break
+                    except (KeyDestroyed, ViewReplaced):
+                        # Another machine has erased something that the view may have had, or the view was undone.
+                        _log.info("snapshot.begun_anew", gallery=self.name)
+            except Exception:
+                if erase:
+                    self.snapshots.drop()
+                raise
+            if erase and revision is None:
+                self.snapshots.drop()
+            return revision
+
+    def _written(self, snapshots: Snapshots, *, erase: bool) -> int | None:
+        """Write a snapshot; answers its revision, or None where there is none.
+
+        Raises:
+            KeyDestroyed: something was erased meanwhile.
+            ViewReplaced: it was loaded anew meanwhile.
+        """
+        key = snapshots.take_key(anew=erase)  # before the gallery is read, so that it has what destroyed the last one
+        gallery = self._reading.gallery()
+        if self._followed.rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
+            return None
+        anew = erase if key is None else key.before is None
+        reached = not anew or self._reached(gallery.point)
+        written = self._to_be_written(anew=anew) if reached else None
+        if written is None:
+            return None
+        try:
+            # What the index takes in between is newer than the revision; replaying it again does no harm.
+            snapshots.write(*written, reach=partial(self._followed.reach, written[0]), key=key, erase=erase)
+        finally:
+            # Who erased the gallery meanwhile may have looked for snapshots before this one was there.
+            here = self._reading.present() is not None
+            if not here:
+                snapshots.erase()
+        return written[2].revision if here else None
+
+    def erase_snapshots(self) -> int:
+        """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
+
+        Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
+
+        Raises:
+            FacegalleryError: the vault or the database does not answer; the erasure is still to be followed.
+        """
+        if self.snapshots is None:
+            return 0
+        gallery = self._reading.gallery()
+        if gallery is None:
+            return 0
+        with suppress(Busy):  # a view that is behind is not written below
+            self.catch_up(*gallery.point)
+        with holding(self._tending):  # one that is being written is waited for
+            there = len(self.snapshots.revisions)
+            behind = not self._reached(gallery.point)
+            if not there or behind:
+                self.snapshots.drop()  # also the keys that an attempt before could not destroy
+        if there and not behind:
+            try:
+                self.write_snapshot(erase=True)
+            except OSError as error:
+                _log.error("snapshot.failed", gallery=self.name, reason=str(error))
+        if gallery.erasure is not None:
+            self._history.snapshots_erased(gallery.id, gallery.erasure)
+        return there
+
+    def adopt_snapshot(self) -> bool:
+        """Switch to a newer snapshot that another process of this machine has written, and share its memory."""
+        if self.snapshots is None or not isinstance(self.view.index, SegmentedIndex):
+            return False
+        with self._tending:
+            opened = self.snapshots.open_newer(self._reading.contradiction)
+            if opened is None:
+                return False
+            return self._followed.switch(View(*opened))
+
+    # -- inside
+
+    def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, Point] | None:
+        """The index, the owners and the point of one view, or None where it is of a kind that is not kept.
+
+        Args:
+            anew: nothing that was erased so far is in the index's codes or saved files.
+        """
+        while isinstance(index := self.view.index, SegmentedIndex):
+            if anew:
+                index.rewrite_erased()
+            with self._followed.lock:
+                view = self.view
+                if view.index is index:  # else it was loaded anew meanwhile
+                    return index, view.owners.copy(), view.point
+        return None
+
+    def _reached(self, point: Point) -> bool:
+        """Follow to a point by replaying; whether that was enough."""
+        with self._followed.lock:
+            return self._followed.brought_to(*point) and self.view.revision >= point.revision
+
+    def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._reading.embeddings(template_ids)

@@ -1,0 +1,271 @@
+"""What goes on in the background: indexes are tended, snapshots written, followers reported, old changes dropped."""
+
+import contextvars
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from app.gallery.deadline import WaitLimit, waiting_at_most
+from app.gallery.records import Gallery
+from app.gallery.snapshots.kept import Snapshots
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.follower_reports import FollowerReports
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replica import GalleryReplica
+from app.telemetry import INDEXED_TEMPLATES
+from model.errors import FacegalleryError
+
+_log = structlog.get_logger()
+_PAUSE = 1.0  # seconds between two looks
+_TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
+_REST = 10  # times as long as an erasure took, before the next
+_LOWER_PRIORITY = 10
+_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
+_LAST_PIECE = 5.0  # seconds for what is being done then
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What is known of a gallery's snapshots.
+
+    Args:
+        revision: of the last one; -1: there is none.
+        written: when, by the monotonic clock.
+        erase_from: the earliest moment of the next that an erasure asks for.
+        asked: when the vault was asked whether the last one still opens.
+        told: whether it was logged that they have no folder.
+    """
+
+    revision: int
+    written: float = float("-inf")
+    erase_from: float = float("-inf")
+    asked: float = float("-inf")
+    told: bool = False
+
+
+class Upkeep:
+    """One thread of low priority that tends the indexes of a process, and does chores at every look.
+
+    Of the processes that share a folder of snapshots one leads a gallery: it alone compresses, merges and writes
+    snapshots. The others take up what it has written, and so share its memory.
+
+    Args:
+        replicas: those that this process has.
+        history: that they follow.
+        source: where their indexes come from.
+        meet: told at every look of all galleries that there are.
+        drop: forgets a replica whose gallery is gone, or of another extractor by now.
+        chores: what else is done at every look.
+        pause: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        replicas: Callable[[], list[GalleryReplica]],
+        history: GalleryHistory,
+        source: IndexSource,
+        *,
+        meet: Callable[[Iterable[Gallery]], None] = lambda _galleries: None,
+        drop: Callable[[GalleryReplica], None] = lambda _replica: None,
+        chores: Sequence[Callable[[], None]] = (),
+        pause: float = _PAUSE,
+    ) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._replicas = replicas
+        self._history = history
+        self._source = source
+        self._meet = meet
+        self._drop = drop
+        self._chores = chores
+        self._pause = pause
+        self._ended = threading.Event()
+        self._limit = WaitLimit()
+        # In the caller's context, which says on whose behalf the chores are done.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
+        self._kept: dict[int, _Kept] = {}
+        self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
+        self._reports = FollowerReports(self.name, replicas, history, quietly=self._quietly)
+
+    def announce(self) -> None:
+        """Have others keep what the replicas need that are about to be loaded, or are there."""
+        self._reports.start()
+
+    def start(self) -> None:
+        """Begin, where nothing was announced with that as well."""
+        if not self._reports.started:
+            self.announce()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after a last snapshot of each gallery that has changed.
+
+        What waits for a database that does not answer is given up, and what takes long otherwise is left behind: there
+        is no last snapshot then, and the next start has more to replay.
+        """
+        self._ended.set()
+        self._limit.cut(_LAST_ANSWER)
+        if self._thread.is_alive():
+            self._thread.join(_LAST_PIECE)
+        if self._thread.is_alive():
+            _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
+        else:
+            for replica in self._replicas():
+                self._quietly(self._last_snapshot, replica)
+                if replica.snapshots is not None:
+                    replica.snapshots.resign()
+        self._reports.stop()
+
+    def tick(self) -> None:
+        """Look at every gallery once, and do the other chores."""
+        self._quietly(self._tend_all)
+        for chore in self._chores:
+            self._quietly(chore)
+        INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
+        self._reports.look()
+
+    def _run(self) -> None:
+        # Of this thread alone, on Linux: a search that wants the processor has it.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        with waiting_at_most(self._limit):
+            while not self._ended.wait(self._pause):
+                self.tick()
+
+    def _tend_all(self) -> None:
+        replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
+        galleries = self._history.galleries()
+        self._quietly(self._meet, galleries.values())
+        for replica in replicas:
+            if not self._ended.is_set():
+                self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
+        self._kept = {one: kept for one, kept in self._kept.items() if one in galleries}
+
+    def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
+        here = gallery is not None and replica.is_of(gallery)
+        if gallery is None or not here or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=not here)
+            return
+        if replica.applied_revision < 0:
+            self._reports.report(replica)
+        replica.follow(*gallery.point, given_up=self._ended.is_set)
+        if replica.applied_revision < 0:
+            return
+        if replica.rebuild_wanted:  # every process, whether it leads or not
+            replica.rebuild(self._ended.is_set)
+        snapshots = replica.snapshots
+        leads = snapshots is not None and self._leads(replica, snapshots)
+        if leads is False and snapshots is not None:
+            replica.adopt_snapshot()
+            if not replica.neglected:  # who leads may have no room for a snapshot
+                return
+        while not self._ended.is_set() and replica.tend(self._ended.is_set):
+            pass
+        if leads and snapshots is not None and self._source.snapshot_interval:
+            if gallery.erasure is not None:
+                self._quietly(self._erase, replica)
+            self._write_if_due(replica, snapshots)
+
+    def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
+        """Whether this process writes the snapshots; None where there is no folder for them, and each does its own."""
+        try:
+            leads = snapshots.lead()
+        except OSError as error:
+            if not self._of(replica).told:
+                _log.error("snapshot.no_folder", gallery=replica.name, reason=str(error))
+            self._of(replica).told = True
+            return None
+        self._of(replica).told = False
+        return leads
+
+    def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
+        """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
+        self._kept.pop(replica.gallery_id, None)
+        if replica.snapshots is not None:
+            replica.snapshots.resign()
+        if gone:
+            self._source.forget(replica.gallery)  # where that fails the next look tries again
+        self._drop(replica)
+        _log.info("gallery.let_go", gallery=replica.name, gone=gone)
+
+    def _erase(self, replica: GalleryReplica) -> None:
+        """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
+        kept, start = self._of(replica), time.monotonic()
+        if start < kept.erase_from:
+            return
+        gallery = self._history.gallery(replica.gallery_id)
+        if gallery is None or gallery.erasure is None:  # another machine has done it since, or a request here
+            return
+        try:
+            if replica.erase_snapshots():
+                kept.revision, kept.written = self._found(replica), time.monotonic()
+        finally:
+            kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
+
+    def _write_if_due(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+        kept, interval = self._of(replica), self._source.snapshot_interval
+        if replica.rebuild_wanted or time.monotonic() - kept.written < interval:
+            return
+        due = replica.applied_revision != kept.revision
+        if not due and time.monotonic() - kept.asked >= interval:
+            due, kept.asked = snapshots.outdated or self._found(replica) != kept.revision, time.monotonic()
+        if due:
+            self._write(replica)
+
+    def _write(self, replica: GalleryReplica) -> None:
+        kept = self._of(replica)
+        try:
+            revision = replica.write_snapshot()
+            kept.revision = -1 if revision is None else revision
+        except (OSError, FacegalleryError) as error:
+            # The service goes on without: a restart takes longer, and nothing is lost.
+            _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
+        finally:
+            kept.written = time.monotonic()
+
+    def _last_snapshot(self, replica: GalleryReplica) -> None:
+        gallery = self._history.gallery(replica.gallery_id)
+        here = gallery is not None and replica.is_of(gallery)
+        if gallery is None or not here or gallery.extractor != replica.extractor:
+            self._let_go(replica, gone=not here)
+            return
+        if replica.snapshots is None or not self._source.snapshot_interval or replica.rebuild_wanted:
+            return
+        if not self._leads(replica, replica.snapshots):
+            return
+        if gallery.erasure is not None:
+            self._of(replica).erase_from = float("-inf")
+            self._erase(replica)
+        if replica.applied_revision not in {-1, self._of(replica).revision}:
+            self._write(replica)
+
+    def _of(self, replica: GalleryReplica) -> _Kept:
+        kept = self._kept.get(replica.gallery_id)
+        return self._kept.setdefault(replica.gallery_id, _Kept(self._found(replica))) if kept is None else kept
+
+    @staticmethod
+    def _found(replica: GalleryReplica) -> int:
+        return replica.snapshots.lasting if replica.snapshots is not None else -1
+
+    def _quietly(self, work: Callable[..., object], *arguments: object) -> None:
+        """Do it, and live on if it fails: the next look tries again."""
+        try:
+            work(*arguments)
+        except FacegalleryError as error:
+            reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            if self._news(reason):
+                _log.warning("upkeep.failed", reason=reason)
+        except Exception as error:
+            if self._news(repr(error)):
+                _log.error("upkeep.failed", exc_info=error)
+
+    def _news(self, reason: str) -> bool:
+        """Whether a reason is to be told: what fails at every look is told once in a while."""
+        clock = time.monotonic()
+        self._told = {one: since for one, since in self._told.items() if clock - since < _TOLD_AGAIN}
+        return self._told.setdefault(reason, clock) == clock

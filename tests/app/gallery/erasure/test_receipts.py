@@ -1,0 +1,102 @@
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from app.gallery.erasure.receipts import ReceiptSigner, Standing, check_receipt, standing
+from app.gallery.errors import ReceiptInvalid
+from app.gallery.records import Gallery, Subject
+
+MOMENT = datetime(2026, 5, 1, tzinfo=UTC)
+SIGNER = ReceiptSigner(bytes(range(32)))
+
+
+def gallery(*, number: int = 3, revision: int = 7) -> Gallery:
+    return Gallery(number, "people", "net@1", 8, revision, None, MOMENT)
+
+
+def subject(created_at: datetime) -> Subject:
+    return Subject(5, "anna", {}, 1, created_at, created_at)
+
+
+def receipt() -> dict[str, Any]:
+    return SIGNER.sign(
+        gallery=gallery(), subject="Änna\n", erased_at=MOMENT, erased={"subjects": 1, "templates": 2}, pending=[]
+    )
+
+
+def test_a_receipt_survives_json_and_names_nobody_but_by_the_key() -> None:
+    made = receipt()
+    assert check_receipt(json.loads(json.dumps(made, indent=3)), SIGNER.public_key) == made
+    assert set(made) == {
+        "form",
+        "id",
+        "gallery",
+        "gallery_id",
+        "revision",
+        "subject",
+        "erased_at",
+        "erased",
+        "pending",
+        "public_key",
+        "signature",
+    }
+    assert receipt()["id"] != made["id"]
+
+
+def test_anybody_can_check_it_by_rfc_8032() -> None:
+    made = receipt()
+    signature = base64.b64decode(made.pop("signature"))
+    signed = json.dumps(made, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    Ed25519PublicKey.from_public_bytes(base64.b64decode(made["public_key"])).verify(signature, signed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"subject": "bob"},
+        {"revision": 8},
+        {"erased_at": "2026-05-02T00:00:00+00:00"},
+        {"erased": {"subjects": 1}},
+        {"note": "added"},
+        {"signature": ""},
+        {"signature": None},
+        {"signature": "!"},
+        {"form": "other"},
+        {"pending": ["key"]},
+    ],
+)
+def test_a_changed_receipt_is_found(change: dict[str, Any]) -> None:
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(receipt() | change, SIGNER.public_key)
+
+
+@pytest.mark.parametrize("value", [None, [], "x", {}, 3])
+def test_what_is_no_receipt_is_refused(value: object) -> None:
+    with pytest.raises(ReceiptInvalid, match="no receipt"):
+        check_receipt(value, SIGNER.public_key)
+
+
+def test_a_receipt_that_brings_its_own_key_proves_nothing() -> None:
+    forged = ReceiptSigner(bytes(32)).sign(gallery=gallery(), subject="anna", erased_at=MOMENT, erased={}, pending=[])
+    with pytest.raises(ReceiptInvalid, match="changed, or signed by another key"):
+        check_receipt(forged, SIGNER.public_key)
+
+
+@pytest.mark.parametrize("key", ["", "x", base64.b64encode(bytes(31)).decode()])
+def test_a_malformed_key_is_refused(key: str) -> None:
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(receipt(), key)
+
+
+def test_a_replayed_receipt_is_held_against_the_gallery() -> None:
+    later, earlier = subject(MOMENT + timedelta(seconds=1)), subject(MOMENT - timedelta(days=1))
+    assert standing(receipt(), gallery(), None) is Standing.ERASED
+    assert standing(receipt(), gallery(revision=9), later) is Standing.ENROLLED_AGAIN
+    assert standing(receipt(), gallery(revision=9), earlier) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(revision=6), None) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(number=4), later) is Standing.OTHER_GALLERY
+    assert standing(receipt(), None, None) is Standing.OTHER_GALLERY

@@ -1,0 +1,191 @@
+"""A gallery that moves loses nobody without a word, and no crop."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import Engine, text
+
+from app.gallery.moving.exporting import open_snapshot
+from app.gallery.records import NewTemplate
+from app.gallery.reembedding.move import Move, move_back
+from app.gallery.reembedding.store import ReembeddingStore, Switch
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.resealing import seal_plain_rows
+from app.gallery.sealing.vault import Vault
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
+from app.gallery.store import GalleryStore
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replica import GalleryReplica
+
+Templates = Callable[[int], list[NewTemplate]]
+OLD, NEW = "old@1", "new@1"
+
+
+def with_crops(templates: list[NewTemplate]) -> list[NewTemplate]:
+    return [replace(one, crop=b"a picture of " + one.crop_sha256.encode()) for one in templates]
+
+
+def enroll(store: GalleryStore, key: str, templates: list[NewTemplate], extractor: str = OLD) -> None:
+    store.enroll("people", key, templates, metadata=None, extractor=extractor, dimension=8)
+
+
+def move(store: GalleryStore) -> None:
+    """Move the gallery to the new extractor, with made-up embeddings."""
+    gallery, moves = store.gallery("people"), ReembeddingStore(store.engine, store.seals)
+    ids = [one.id for one in store.templates("people", subject=None, after=0, limit=99).items]
+    moves.add(gallery, NEW, ids, np.eye(len(ids), 8, dtype=np.float32))
+    assert moves.switch(gallery, NEW, dimension=8, unusable=(), with_crops=True) == Switch("done")
+
+
+def templates_of(store: GalleryStore) -> dict[str, int]:
+    return {one.key: one.templates for one in store.subjects("people", after=0, limit=9).items}
+
+
+def crops_of(store: GalleryStore) -> set[bytes]:
+    moves = ReembeddingStore(store.engine, store.seals)
+    return {one.image for one in moves.crops_to_embed(store.gallery("people"), "third@1", after=0, limit=9)}
+
+
+def count(engine: Engine, table: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0)
+
+
+@pytest.fixture
+def moved(sealed_store: GalleryStore, new_templates: Templates) -> GalleryStore:
+    """A gallery that moved with its only subject."""
+    enroll(sealed_store, "anna", new_templates(1))
+    move(sealed_store)
+    return sealed_store
+
+
+@pytest.mark.parametrize("without_missing", [False, True])
+@pytest.mark.parametrize("crops", [False, True])
+def test_who_is_enrolled_at_the_last_moment_is_not_set_aside_without_a_word(
+    moved: GalleryStore,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    without_missing: bool,
+    crops: bool,
+) -> None:
+    switch = ReembeddingStore.switch
+
+    def late(self: ReembeddingStore, *arguments: object, **named: object) -> Switch:
+        enroll(moved, "bob", with_crops(new_templates(2)) if crops else new_templates(2), NEW)
+        return switch(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ReembeddingStore, "switch", late)
+    back: Move = move_back(moved, "people", None, without_missing=without_missing)
+    assert [(one.key, one.missing, one.templates) for one in back.incomplete] == [("bob", 2, 2)]
+    assert (back.state, back.gallery.extractor) == (("moved", OLD) if without_missing else ("incomplete", NEW))
+    assert templates_of(moved) == {"anna": 1, "bob": 0 if without_missing else 2}
+
+
+def test_a_crop_is_set_aside_with_its_template_and_comes_back(moved: GalleryStore, new_templates: Templates) -> None:
+    photos = with_crops(new_templates(2))
+    enroll(moved, "bob", photos, NEW)
+    assert move_back(moved, "people", None, without_missing=True).state == "moved"
+    assert (templates_of(moved), crops_of(moved)) == ({"anna": 1, "bob": 0}, set())
+    forth = move_back(moved, "people", None)
+    assert (forth.gallery.extractor, forth.incomplete) == (NEW, ())
+    assert (templates_of(moved), crops_of(moved)) == ({"anna": 1, "bob": 2}, {one.crop for one in photos})
+    assert count(moved.engine, "set_aside_template") == 0
+
+
+def test_a_photo_enrolled_again_without_its_crop_gets_the_one_that_was_set_aside(
+    moved: GalleryStore, new_templates: Templates
+) -> None:
+    (photo,) = with_crops(new_templates(1))
+    enroll(moved, "bob", [photo], NEW)
+    move_back(moved, "people", None, without_missing=True)
+    enroll(moved, "bob", [replace(photo, crop=None)])
+    (again,) = moved.templates("people", subject="bob", after=0, limit=9).items
+    moves = ReembeddingStore(moved.engine, moved.seals)
+    moves.add(moved.gallery("people"), NEW, [again.id], np.eye(1, 8, dtype=np.float32))
+    assert move_back(moved, "people", None).gallery.extractor == NEW
+    assert moved.templates("people", subject="bob", after=0, limit=9).items == (again,)
+    assert (crops_of(moved), count(moved.engine, "set_aside_template")) == ({photo.crop}, 0)
+
+
+def test_crops_that_are_set_aside_follow_a_merge(moved: GalleryStore, new_templates: Templates) -> None:
+    both, one = with_crops(new_templates(2))
+    enroll(moved, "bob", [both, one], NEW)
+    enroll(moved, "carl", [replace(both, crop=None)], NEW)
+    move_back(moved, "people", None, without_missing=True)
+    moved.merge_subjects("people", "bob", "carl")
+    assert move_back(moved, "people", None).gallery.extractor == NEW
+    assert (templates_of(moved), crops_of(moved)) == ({"anna": 1, "carl": 2}, {both.crop, one.crop})
+
+
+def test_crops_that_are_set_aside_are_exported_and_erased_with_their_subject(
+    moved: GalleryStore, new_templates: Templates
+) -> None:
+    (photo,) = with_crops(new_templates(1))
+    enroll(moved, "bob", [photo], NEW)
+    move_back(moved, "people", None, without_missing=True)
+    for crops in (True, False):
+        with open_snapshot(moved.engine, "people", subject="bob", seals=moved.seals) as snapshot:
+            (old,) = snapshot.old_embeddings(crops=crops)
+            assert (old.crop, snapshot.unreadable) == (photo.crop if crops else None, 0)
+    moved.delete_subject("people", "bob")
+    assert count(moved.engine, "set_aside_template") == 0
+
+
+def test_crops_from_before_encryption_are_sealed_where_they_are_set_aside(
+    store: GalleryStore, vault: Vault, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    move(store)
+    (photo,) = with_crops(new_templates(1))
+    enroll(store, "bob", [photo], NEW)
+    move_back(store, "people", None, without_missing=True)
+    seal_plain_rows(store.engine, SealedRows(vault))
+    sealed = GalleryStore(store.engine, seals=SealedRows(vault))
+    with sealed.engine.connect() as connection:
+        assert photo.crop not in connection.scalar(text("SELECT crop FROM set_aside_template"))
+    move_back(sealed, "people", None)
+    assert crops_of(sealed) == {photo.crop}
+
+
+def test_a_step_down_keeps_what_is_set_aside_but_its_crops(moved: GalleryStore, new_templates: Templates) -> None:
+    enroll(moved, "bob", with_crops(new_templates(1)), NEW)
+    move_back(moved, "people", None, without_missing=True)
+    migrate(moved.engine, "0005")
+    migrate(moved.engine)
+    move_back(moved, "people", None)
+    assert (templates_of(moved), crops_of(moved)) == ({"anna": 1, "bob": 1}, set())
+
+
+def test_who_was_set_aside_and_merged_meanwhile_is_found_at_once_when_the_gallery_is_back(
+    store: GalleryStore, new_templates: Templates, tmp_path: Path
+) -> None:
+    source, history = IndexSource(kind="flat", folder=tmp_path / "index"), GalleryHistory(store.engine)
+    aside, kept = new_templates(2)
+    enroll(store, "aside", [aside])
+    enroll(store, "kept", [kept])
+
+    def process() -> GalleryReplica:
+        gallery = store.gallery("people")
+        replica = GalleryReplica(
+            gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True
+        )
+        replica.catch_up(*gallery.point)
+        return replica
+
+    living = process()
+    living.write_snapshot()
+    gallery, moves = store.gallery("people"), ReembeddingStore(store.engine)
+    (template,) = store.templates("people", subject="kept", after=0, limit=9).items
+    moves.add(gallery, NEW, [template.id], np.eye(1, 8, dtype=np.float32))
+    moves.switch(gallery, NEW, dimension=8, unusable=(), with_crops=True, without_missing=True)
+    merged = store.merge_subjects("people", "aside", "kept")
+    move_back(store, "people", None)
+    living.catch_up(*store.gallery("people").point)
+    for replica in (living, process()):  # before anything is done in the background
+        found = replica.search(np.stack([aside.embedding, kept.embedding]), top_k=1, rule="best")
+        assert [near[0].subject_id for near in found] == [merged.id] * 2

@@ -1,0 +1,92 @@
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, inspect
+
+import app.access.tables  # noqa: F401  maps its tables on the same base
+from app.gallery.errors import SchemaOutdated
+from app.gallery.records import NewTemplate
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema, migrate
+from app.gallery.store import GalleryStore
+from app.gallery.tables import Base
+
+TABLES = {"alembic_version", *Base.metadata.tables}
+
+
+def tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"sqlite_sequence"}
+
+
+def differences(engine: Engine) -> list[object]:
+    with engine.connect() as connection:
+        options = {"compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+
+def test_the_scripts_make_the_mapped_tables(empty_engine: Engine) -> None:
+    migrate(empty_engine)
+    assert tables(empty_engine) == TABLES
+    assert differences(empty_engine) == []
+    check_schema(empty_engine)
+
+
+def test_the_way_down_and_up_again_gives_the_same_tables(engine: Engine) -> None:
+    migrate(engine, "base")
+    assert tables(engine) == {"alembic_version"}
+    migrate(engine)
+    assert tables(engine) == TABLES
+    assert differences(engine) == []
+
+
+def test_one_step_down_and_up_again(engine: Engine) -> None:
+    migrate(engine, "-1")
+    with pytest.raises(SchemaOutdated):
+        check_schema(engine)
+    migrate(engine)
+    check_schema(engine)
+
+
+def test_a_version_is_gone_to_by_its_id_in_both_directions(engine: Engine) -> None:
+    migrate(engine, "0001")
+    with pytest.raises(SchemaOutdated, match="version 0001"):
+        check_schema(engine)
+    migrate(engine, "head")
+    check_schema(engine)
+
+
+def test_migrating_what_is_up_to_date_keeps_everything(
+    engine: Engine, store: GalleryStore, new_templates: Callable[[int], list[NewTemplate]]
+) -> None:
+    made = store.enroll("people", "anna", new_templates(2), metadata={"room": 1}, extractor="net@1", dimension=8)
+    migrate(engine)
+    assert store.subject("people", "anna") == made.subject
+
+
+def test_an_empty_database_is_not_served(empty_engine: Engine) -> None:
+    with pytest.raises(SchemaOutdated, match=r"^the database has no tables yet; run `facegallery migrate`$"):
+        check_schema(empty_engine)
+    assert tables(empty_engine) == set()
+
+
+def test_an_outdated_database_is_not_served(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+    with pytest.raises(
+        SchemaOutdated, match=r"^the database has tables of version 0000, not \w+; run `facegallery migrate`$"
+    ):
+        check_schema(engine)
+
+
+def test_several_migrations_at_once_are_done_once(database_url: str) -> None:
+    def bring_up(_: int) -> None:
+        engine = open_engine(database_url, timeout=30)
+        migrate(engine)
+        check_schema(engine)
+        engine.dispose()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(bring_up, range(3)))

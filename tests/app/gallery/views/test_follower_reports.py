@@ -1,0 +1,102 @@
+"""Who follows a gallery says so before it needs what others would drop, and goes on saying it."""
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
+
+import pytest
+from sqlalchemy import select, update
+
+from app.gallery.records import NewTemplate, TemplateBlock
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.store import GalleryStore
+from app.gallery.tables import FollowerRow, now
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.replicas import Replicas
+from app.gallery.views.upkeep import Upkeep
+from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.views.test_replica import enroll
+from tests.app.gallery.views.test_upkeep import Endless
+
+pytestmark = pytest.mark.galleries("people")
+Templates = Callable[[int], list[NewTemplate]]
+
+
+def reported(store: GalleryStore) -> dict[str, tuple[int, datetime]]:
+    with store.engine.connect() as connection:
+        rows = connection.execute(select(FollowerRow.name, FollowerRow.revision, FollowerRow.seen_at))
+        return {name: (revision, seen_at) for name, revision, seen_at in rows}
+
+
+class WrittenMeanwhile(GalleryHistory):
+    """In which somebody is enrolled while everything is read, and another process has that behind it at once."""
+
+    def __init__(self, store: GalleryStore, new_templates: Templates) -> None:
+        super().__init__(store.engine)
+        self._store, self._new_templates = store, new_templates
+        self.builds = 0
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        yield from super().template_blocks(gallery_id)
+        self.builds += 1
+        enroll(self._store, f"late {self.builds}", self._new_templates(1))
+        self.report(gallery_id, "another", self._store.gallery("people").revision)
+        self.prune(gallery_id)
+
+
+def test_a_new_process_loads_once_while_others_write(store: GalleryStore, new_templates: Templates) -> None:
+    enroll(store, "anna", new_templates(2))
+    history = WrittenMeanwhile(store, new_templates)
+    replicas = Replicas(store, history, IndexSource(kind="flat"), extractor=EXTRACTOR)
+    replicas.start([])
+    try:
+        assert replicas.up_to_date("people").templates == 3
+        assert history.builds == 1
+    finally:
+        replicas.stop()
+    assert list(reported(store)) == ["another"]
+
+
+def test_a_gallery_that_comes_later_is_loaded_once(store: GalleryStore, new_templates: Templates) -> None:
+    enroll(store, "anna", new_templates(2))
+    history, gallery = WrittenMeanwhile(store, new_templates), store.gallery("people")
+    replica = GalleryReplica(gallery, history, partial(IndexSource(kind="flat").make, gallery), tended=True)
+    Upkeep(lambda: [replica], history, IndexSource(kind="flat")).tick()
+    replica.catch_up(*store.gallery("people").point)
+    assert (history.builds, replica.templates) == (1, 3)
+
+
+def test_reports_go_on_while_an_index_is_built(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.views.follower_reports._EVERY", 0.01)
+    enroll(store, "anna", new_templates(2))
+    gallery, history = store.gallery("people"), Endless(store)
+    history.endless = True
+    replica = GalleryReplica(gallery, history, partial(IndexSource(kind="flat").make, gallery), tended=True)
+    upkeep = Upkeep(lambda: [replica], history, IndexSource(kind="flat"), pause=0.01)
+    upkeep.start()
+    try:
+        assert history.begun.wait(60)
+        revision, first = reported(store)[upkeep.name]
+        assert revision == -1  # everything from now on is needed
+        while reported(store)[upkeep.name][1] == first:
+            pass
+    finally:
+        upkeep.stop()
+    assert reported(store) == {}
+
+
+def test_who_reported_by_a_clock_that_was_ahead_does_not_keep_changes_for_years(
+    store: GalleryStore, new_templates: Templates
+) -> None:
+    history, gallery = GalleryHistory(store.engine), store.gallery("people")
+    history.report(gallery.id, "killed in 2037", 0)
+    with store.engine.begin() as connection:
+        connection.execute(update(FollowerRow).values(seen_at=now() + timedelta(days=4000)))
+    for number in range(3):
+        enroll(store, f"subject {number}", new_templates(1))
+    history.report(gallery.id, "living", 3)
+    assert history.prune(gallery.id) == 3
+    assert list(reported(store)) == ["living"]
