@@ -16,12 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from app.access.caller import Caller, current_caller
 from app.access.opening import open_audit, open_gate
 from app.access.settings_watch import note_settings
-from app.api import enroll, faces, forget, galleries, health, identify, problems, subjects, templates, verify
+from app.api import enroll, faces, forget, galleries, health, identify, openapi, problems, subjects, templates, verify
 from app.api.authentication import Authentication
 from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
 from app.api.request_line import RequestLine
-from app.api.schemas.problems import Problem
 from app.api.security_headers import SecurityHeaders
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.erasure.forgetting import Forgetting
@@ -148,6 +147,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Facegallery",
         version=version("facegallery"),
         summary="Enroll people from photos, identify them in others, call strangers unknown.",
+        description=openapi.DESCRIPTION,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.docs else None,
@@ -186,28 +188,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for module in (enroll, identify, verify, faces, galleries, forget, subjects, templates, health):
         app.include_router(module.router)
-    _describe_problems(app)
+    openapi.describe(app)
     return app
-
-
-def _describe_problems(app: FastAPI) -> None:
-    """Put the problem document into the OpenAPI components that the routes' errors refer to."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, object]:
-        document = generate()
-        components = document.setdefault("components", {}).setdefault("schemas", {})
-        if "Problem" not in components:
-            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components.update(schema.pop("$defs", {}))
-            components["Problem"] = schema
-        for path in document["paths"].values():
-            for operation in path.values():
-                invalid = operation.get("responses", {}).get("422")
-                if invalid and "HTTPValidationError" in str(invalid):
-                    del operation["responses"]["422"]
-        components.pop("HTTPValidationError", None)
-        components.pop("ValidationError", None)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

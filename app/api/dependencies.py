@@ -39,12 +39,13 @@ async def _settings(request: Request) -> Settings:
 
 Service = Annotated[GalleryService, Depends(_service)]
 ServiceSettings = Annotated[Settings, Depends(_settings)]
-Image = Annotated[UploadFile, File(description="JPEG, PNG, WebP, BMP or GIF")]
+PHOTO = "JPEG, PNG, WebP, BMP or GIF; unless the operator set other limits, of 20 MiB and 50 million pixels at most"
+Image = Annotated[UploadFile, File(description=PHOTO)]
 ThresholdForm = Annotated[
     float | None, Form(ge=0, le=2, allow_inf_nan=False, description="largest distance to accept; empty: the policy's")
 ]
 MaxFaces = Annotated[int, Form(ge=1, le=100, description="the largest faces only")]
-SubjectPath = Annotated[str, Path(description="key of the subject")]
+SubjectPath = Annotated[str, Path(description="key of the person; slashes may stand as they are")]
 Limit = Annotated[int, Query(ge=1, le=1000, description="entries of a page")]
 
 

@@ -65,10 +65,16 @@ def enroll(
     settings: ServiceSettings,
     response: Response,
     subject: Annotated[str, Form(description="key of the person, 1 to 200 characters", examples=["ada"])],
-    images: Annotated[list[UploadFile], File(description="photos that show one face each", max_length=100)],
+    images: Annotated[
+        list[UploadFile],
+        File(
+            description="photos that show one face each; at most 20 unless the operator set another limit",
+            max_length=100,
+        ),
+    ],
     gallery: GalleryForm,
     metadata: Annotated[
-        str | None, Form(description="JSON object to keep with the subject", examples=['{"badge": 17}'])
+        str | None, Form(description="JSON object to keep with the subject, at most 16 KiB", examples=['{"badge": 17}'])
     ] = None,
     consent: Annotated[
         str | None,

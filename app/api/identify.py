@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from app.access.caller import Caller
 from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs, require_scores, shown_distance
-from app.api.dependencies import FORM_LIMITS, Service, ServiceSettings, form_error, found_face, read_photo
+from app.api.dependencies import FORM_LIMITS, PHOTO, Service, ServiceSettings, form_error, found_face, read_photo
 from app.api.photo_threads import in_photo_thread
 from app.api.problems import body_not_kept, error_responses
 from app.api.schemas.identify import CandidateBody, Decision, EmbeddingProbe, IdentifiedFace, IdentifyAnswer
@@ -35,14 +35,14 @@ class PhotoProbe(BaseModel):
 
     gallery: str = Field(DEFAULT_GALLERY, description="name of the gallery")
     threshold: Distance | None = Field(None, description="largest distance to accept; empty: the policy's")
-    top_k: int = Field(5, ge=1, le=100, description="candidates a face")
+    top_k: int = Field(5, ge=1, le=100, description="candidates of a face at most")
     max_faces: int = Field(20, ge=1, le=100, description="the largest faces only")
     all_candidates: bool = Field(False, description="list candidates beyond the threshold as well")
 
 
 _FORM: dict[str, Any] = PhotoProbe.model_json_schema()
 _FORM["properties"] = {
-    "image": {"type": "string", "format": "binary", "description": "JPEG, PNG, WebP, BMP or GIF"},
+    "image": {"type": "string", "contentMediaType": "application/octet-stream", "description": PHOTO},
     **_FORM["properties"],
 }
 _FORM["required"] = ["image"]

@@ -42,6 +42,10 @@ def list_templates(
     dependencies=[needs(Scope.DELETE)],
     responses=error_responses(GalleryNotFound, TemplateNotFound, StorageUnwritable),
 )
-def delete_template(service: Service, gallery: GalleryPath, template: Annotated[int, Path(ge=1, le=2**63 - 1)]) -> None:
+def delete_template(
+    service: Service,
+    gallery: GalleryPath,
+    template: Annotated[int, Path(ge=1, le=2**63 - 1, description="id of the template")],
+) -> None:
     """Erase one template; the subject stays, also without any."""
     service.delete_template(gallery, template)

@@ -130,6 +130,34 @@ def test_openapi_has_no_loose_reference(client: TestClient) -> None:
     assert set(references(document)) <= known
 
 
+def test_openapi_says_enough_for_a_generated_client(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    called = {operation["operationId"] for _path, _method, operation in operations(document)}
+    silent = [
+        f"{schema}.{name}"
+        for schema, body in schemas.items()
+        for name, part in body.get("properties", {}).items()
+        if "description" not in part and "$ref" not in str(part)
+    ]
+    answers = document["paths"]["/verify"]["post"]["responses"]
+
+    assert silent == []
+    assert {"enroll", "identify", "verify", "list_subjects", "forget_subject"} <= called
+    assert schemas["Body_verify"]["properties"]["image"]["format"] == "binary"
+    assert schemas["GalleryChange"]["properties"]["keep_days"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 36500,
+    }
+    assert {"X-Request-ID", "Facegallery-Extractor"} == set(answers["200"]["headers"])
+    assert "Retry-After" in answers["503"]["headers"]
+    assert "WWW-Authenticate" in answers["401"]["headers"]
+    assert {tag for _, _, operation in operations(document) for tag in operation["tags"]} == {
+        tag["name"] for tag in document["tags"]
+    }
+
+
 def test_every_example_of_openapi_works(tmp_path: Path, portrait: bytes) -> None:
     places = {"gallery": "default", "subject": "ada", "template": "1", "slug": "no-face"}
     worked = set()

@@ -4,21 +4,26 @@ from pydantic import BaseModel, Field
 
 from model.quality import Quality as FaceQuality
 
+ExtractorField = Field(
+    description="identity of the extractor, name and digest; only embeddings of one extractor can be compared",
+    examples=["sface@29f1db2ece7b"],
+)
+
 
 class Point(BaseModel):
     """A place in the photo, in pixels from its upper left corner."""
 
-    x: float
-    y: float
+    x: float = Field(description="to the right")
+    y: float = Field(description="down")
 
 
 class Box(BaseModel):
-    """A rectangle in the photo, in pixels."""
+    """A rectangle in the photo, in pixels; it may go beyond the edges."""
 
-    x: float
-    y: float
-    width: float
-    height: float
+    x: float = Field(description="left side")
+    y: float = Field(description="upper side")
+    width: float = Field(description="above 0")
+    height: float = Field(description="above 0")
 
 
 class Landmarks(BaseModel):
@@ -37,9 +42,9 @@ class Quality(BaseModel):
     detection_score: float = Field(description="0 to 1")
     face_size: float = Field(description="shorter side of the box in pixels")
     sharpness: float = Field(description="variance of the Laplacian of the aligned crop")
-    yaw: float = Field(description="degrees, estimated from the landmarks")
-    pitch: float = Field(description="degrees, estimated from the landmarks")
-    roll: float = Field(description="degrees, from the eyes")
+    yaw: float = Field(description="degrees sideways, estimated from the landmarks")
+    pitch: float = Field(description="degrees up or down, estimated from the landmarks")
+    roll: float = Field(description="degrees of tilt, from the eyes")
 
     @classmethod
     def of(cls, quality: FaceQuality) -> "Quality":
@@ -66,18 +71,20 @@ class FoundFace(BaseModel):
 class Detection(BaseModel):
     """Faces of a photo, largest first."""
 
-    extractor: str
-    faces: list[FoundFace]
+    extractor: str = ExtractorField
+    faces: list[FoundFace] = Field(description="none where no face was found")
 
 
 class EmbeddedFace(FoundFace):
     """A face with its embedding."""
 
-    embedding: list[float] = Field(description="L2-normalised")
+    embedding: list[float] = Field(
+        description="of length 1 (L2-normalised); as many numbers as the extractor gives, 128 for `sface`"
+    )
 
 
 class Embedding(BaseModel):
     """Faces of a photo with their embeddings, largest first."""
 
-    extractor: str
-    faces: list[EmbeddedFace]
+    extractor: str = ExtractorField
+    faces: list[EmbeddedFace] = Field(description="none where no face was found")

@@ -5,6 +5,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.api.schemas.faces import ExtractorField
 from app.api.schemas.privacy import PrivacyBody
 from app.api.schemas.thresholds import PolicyBody
 from app.gallery.policy import ThresholdPolicy, policy_to_json
@@ -18,8 +19,8 @@ class GalleryCreation(PrivacyBody):
         extra="forbid", json_schema_extra={"examples": [{"name": "staff", "policy": {"fpir": 0.01}}]}
     )
 
-    name: str
-    policy: PolicyBody | None = None
+    name: str = Field(description="1 to 200 characters, no slash", examples=["staff"])
+    policy: PolicyBody | None = Field(None, description="null: the service's")
 
 
 class GalleryChange(PrivacyBody):
@@ -29,7 +30,7 @@ class GalleryChange(PrivacyBody):
         extra="forbid", json_schema_extra={"examples": [{"policy": {"fpir": 0.001}}], "minProperties": 1}
     )
 
-    policy: PolicyBody | None = None
+    policy: PolicyBody | None = Field(None, description="null: back to the service's; left out: as it is")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -41,19 +42,22 @@ class GalleryChange(PrivacyBody):
 class GalleryBody(BaseModel):
     """A gallery."""
 
-    name: str
-    extractor: str
-    dimension: int
-    revision: int
-    subjects: int
-    templates: int
-    policy: float | dict[str, float] = Field(description="the policy in force")
+    name: str = Field(description="its name", examples=["default"])
+    extractor: str = ExtractorField
+    dimension: int = Field(description="numbers of an embedding", examples=[128])
+    revision: int = Field(description="grows with every change of its templates")
+    subjects: int = Field(description="people in it, those without a template too")
+    templates: int = Field(description="templates in it")
+    policy: float | dict[str, float] = Field(
+        description="the policy in force: a distance, or rates (`fpir`, `fmr`)",
+        examples=[{"fpir": 0.01, "fmr": 0.0001}],
+    )
     own_policy: bool = Field(description="false where the service's policy applies")
     threshold: float | None = Field(description="the distance that follows now; null where another extractor runs")
-    created_at: datetime
+    created_at: datetime = Field(description="when it was made")
     require_consent: bool = Field(False, description="whether nobody is enrolled without a consent")
-    keep_days: int | None = Field(None, description="days from enrolment to erasure")
-    unseen_days: int | None = Field(None, description="days without an identification to erasure")
+    keep_days: int | None = Field(None, description="days from enrolment to erasure; null: no rule")
+    unseen_days: int | None = Field(None, description="days without an identification to erasure; null: no rule")
 
     @classmethod
     def of(cls, gallery: Gallery, size: GallerySize, policy: ThresholdPolicy, threshold: float | None) -> "GalleryBody":
@@ -78,4 +82,4 @@ class GalleryBody(BaseModel):
 class Galleries(BaseModel):
     """All galleries, by name."""
 
-    galleries: list[GalleryBody]
+    galleries: list[GalleryBody] = Field(description="those that the key is for; all at once, without pages")

@@ -4,16 +4,18 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from app.api.schemas.faces import ExtractorField
+
 
 class Alive(BaseModel):
     """The process answers."""
 
-    status: Literal["alive"] = "alive"
+    status: Literal["alive"] = Field("alive", description="always the same")
 
 
 class Ready(BaseModel):
     """The service can work."""
 
-    status: Literal["ready"] = "ready"
-    extractor: str
+    status: Literal["ready"] = Field("ready", description="always the same")
+    extractor: str = ExtractorField
     lag: int = Field(description="revisions that this process has yet to follow")

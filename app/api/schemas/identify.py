@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.api.schemas.faces import FoundFace
+from app.api.schemas.faces import ExtractorField, FoundFace
 from app.api.schemas.numbers import Whole
 from app.api.schemas.thresholds import Distance
 from app.gallery.identifying import NamedCandidate
@@ -13,12 +13,14 @@ from app.gallery.identifying import NamedCandidate
 class CandidateBody(BaseModel):
     """A subject and how far it is from the probe."""
 
-    subject: str
+    subject: str = Field(description="key of the person", examples=["ada"])
     distance: float = Field(
-        description="of all its templates by the service's matching rule; of two decimals without the scope `scores`"
+        description="0 to 2, of all its templates by the service's matching rule; of two decimals without the scope "
+        "`scores`",
+        examples=[0.54],
     )
-    template: int = Field(description="the nearest template")
-    metadata: dict[str, Any]
+    template: int = Field(description="id of the nearest template")
+    metadata: dict[str, Any] = Field(description="what the caller keeps with the person")
 
     @classmethod
     def of(cls, candidate: NamedCandidate, *, distance: float) -> "CandidateBody":
@@ -47,12 +49,12 @@ class IdentifiedFace(FoundFace, Decision):
 class IdentifyAnswer(BaseModel):
     """The decision on every face; for a sent embedding `probe` instead of `faces`."""
 
-    gallery: str
-    extractor: str
-    subjects: int = Field(description="size of the gallery that was searched")
-    threshold: float = Field(description="largest distance that was accepted")
-    faces: list[IdentifiedFace] = []
-    probe: Decision | None = None
+    gallery: str = Field(description="its name", examples=["default"])
+    extractor: str = ExtractorField
+    subjects: int = Field(description="size of the gallery that was searched: its people with a template")
+    threshold: float = Field(description="largest distance that was accepted, 0 to 2", examples=[1.07])
+    faces: list[IdentifiedFace] = Field([], description="of a photo, largest first; none where no face was found")
+    probe: Decision | None = Field(None, description="of an embedding that was sent; null for a photo")
 
 
 class EmbeddingProbe(BaseModel):
@@ -64,8 +66,11 @@ class EmbeddingProbe(BaseModel):
         json_schema_extra={"examples": [{"embedding": [0.0883883476] * 128, "gallery": "default"}]},
     )
 
-    embedding: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, max_length=4096)]
-    gallery: str = "default"
-    threshold: Distance | None = None
-    top_k: Whole = Field(5, ge=1, le=100)
-    all_candidates: bool = False
+    embedding: Annotated[
+        list[Annotated[float, Field(allow_inf_nan=False)]],
+        Field(min_length=1, max_length=4096, description="as `POST /embed` answers it; of any length above 0"),
+    ]
+    gallery: str = Field("default", description="name of the gallery")
+    threshold: Distance | None = Field(None, description="largest distance to accept; null: the policy's")
+    top_k: Whole = Field(5, ge=1, le=100, description="candidates at most")
+    all_candidates: bool = Field(False, description="list candidates beyond the threshold as well")

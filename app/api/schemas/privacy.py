@@ -3,15 +3,15 @@
 from datetime import datetime
 from typing import Annotated, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, field_validator
 
 from app.api.schemas.moments import Moment
-from app.api.schemas.numbers import Whole
+from app.api.schemas.numbers import whole
 from app.gallery.consent import MAX_DAYS, Consent, RuleChanges
 from app.gallery.names import normalise_name
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Days = Annotated[Whole, Field(ge=1, le=MAX_DAYS)]
+Days = Annotated[int, Field(ge=1, le=MAX_DAYS), BeforeValidator(whole)]
 
 
 class ConsentBody(BaseModel):
@@ -19,8 +19,8 @@ class ConsentBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    purpose: Text = Field(description="what for")
-    granted_at: Moment
+    purpose: Text = Field(description="what for", examples=["access to the lab"])
+    granted_at: Moment = Field(description="when it was given")
     reference: Text | None = Field(None, description="where the proof lies, as the number of a form")
     expires_at: Moment | None = Field(None, description="the person is erased from this moment")
 
@@ -62,22 +62,22 @@ class PrivacyBody(BaseModel):
 class Erased(BaseModel):
     """How many of each were erased."""
 
-    subjects: int
-    templates: int
+    subjects: int = Field(description="always 1")
+    templates: int = Field(description="of the person")
     keys: int = Field(description="keys destroyed, or to be destroyed where `pending` says so")
-    snapshots: int
+    snapshots: int = Field(description="of the index, written anew or removed on this machine")
 
 
 class Receipt(BaseModel):
     """A signed statement that a person was erased; the signature covers everything else (see the privacy page)."""
 
-    form: str
+    form: str = Field(description="form and version of receipts", examples=["facegallery-receipt-1"])
     id: str = Field(description="random; two erasures have two")
-    gallery: str
-    gallery_id: int
+    gallery: str = Field(description="its name")
+    gallery_id: int = Field(description="tells it from a later one of the same name")
     revision: int = Field(description="the gallery's, with the erasure")
-    subject: str
-    erased_at: datetime
+    subject: str = Field(description="key of the person")
+    erased_at: datetime = Field(description="when")
     erased: Erased
     pending: list[str] = Field(description="what a sweep has yet to do: key, vault-log, database-log, index, snapshots")
     public_key: str = Field(description="Ed25519, 32 bytes as base64")
@@ -87,5 +87,5 @@ class Receipt(BaseModel):
 class ReceiptKey(BaseModel):
     """The key that receipts are checked with."""
 
-    algorithm: str = "Ed25519"
+    algorithm: str = Field("Ed25519", description="RFC 8032")
     public_key: str = Field(description="32 bytes as base64")

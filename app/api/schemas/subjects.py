@@ -13,11 +13,11 @@ from app.gallery.records import Subject
 class SubjectBody(BaseModel):
     """An enrolled person."""
 
-    subject: str
-    metadata: dict[str, Any]
-    templates: int
-    created_at: datetime
-    updated_at: datetime
+    subject: str = Field(description="key of the person", examples=["ada"])
+    metadata: dict[str, Any] = Field(description="what the caller keeps with the person", examples=[{"badge": 17}])
+    templates: int = Field(description="how many there are")
+    created_at: datetime = Field(description="first enrolment")
+    updated_at: datetime = Field(description="last change of templates, key, metadata, consent or expiry")
     consent: ConsentBody | None = None
     expires_at: datetime | None = Field(None, description="moment from which the person is erased")
     seen_at: datetime | None = Field(None, description="last identification, where the gallery has `unseen_days`")
@@ -40,8 +40,8 @@ class SubjectBody(BaseModel):
 class SubjectPage(BaseModel):
     """A page of subjects; ask again with `cursor` = `next_cursor` until it is null."""
 
-    subjects: list[SubjectBody]
-    next_cursor: str | None
+    subjects: list[SubjectBody] = Field(description="in the order of their enrolment")
+    next_cursor: str | None = Field(description="null: this is the last page")
 
 
 class SubjectChange(BaseModel):
@@ -51,13 +51,13 @@ class SubjectChange(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"metadata": {"badge": 17}}], "minProperties": 1}
     )
 
-    subject: str | None = None
-    metadata: dict[str, Any] | None = None
+    subject: str | None = Field(None, description="the new key")
+    metadata: dict[str, Any] | None = Field(None, description="takes the place of all there is; at most 16 KiB")
     merge_into: str | None = Field(
         None, description="key of the subject that gets this one's templates; this one is erased"
     )
     consent: ConsentBody | None = None
-    expires_at: Moment | None = None
+    expires_at: Moment | None = Field(None, description="moment from which the person is erased")
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:

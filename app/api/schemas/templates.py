@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.api.schemas.faces import Quality
 from app.gallery.records import Template
@@ -11,11 +11,11 @@ from app.gallery.records import Template
 class StoredTemplate(BaseModel):
     """A template without its embedding."""
 
-    id: int
-    subject: str
+    id: int = Field(description="never given twice, below 2⁵³")
+    subject: str = Field(description="key of the person", examples=["ada"])
     quality: Quality
-    crop_sha256: str
-    created_at: datetime
+    crop_sha256: str = Field(description="of the aligned face's pixels, in hexadecimal")
+    created_at: datetime = Field(description="when it was enrolled")
 
     @classmethod
     def of(cls, template: Template) -> "StoredTemplate":
@@ -32,5 +32,5 @@ class StoredTemplate(BaseModel):
 class TemplatePage(BaseModel):
     """A page of templates; ask again with `cursor` = `next_cursor` until it is null."""
 
-    templates: list[StoredTemplate]
-    next_cursor: str | None
+    templates: list[StoredTemplate] = Field(description="in the order of their enrolment")
+    next_cursor: str | None = Field(description="null: this is the last page")
