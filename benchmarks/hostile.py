@@ -13,11 +13,10 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 
 import httpx
 from PIL import Image
-from serving import running_service
+from serving import resident_bytes, running_service
 
 from tests.fuzz.hostile_images import png_of_16_bits
 
@@ -41,7 +40,7 @@ def main() -> None:
                 except httpx.TransportError:  # refused while it was being sent
                     return 0
 
-            before = _resident(url)
+            before = resident_bytes(url)
             peak, seconds, statuses = _watched(url, arguments, send)
             alive = client.get("/readyz").status_code
         answers = ", ".join(f"{count}× {status or 'cut off'}" for status, count in sorted(statuses.items()))
@@ -68,7 +67,7 @@ def _watched(url: str, arguments: argparse.Namespace, send: Callable[[int], int]
     def watch() -> None:
         nonlocal peak
         while not done.wait(0.05):
-            peak = max(peak, _resident(url))
+            peak = max(peak, resident_bytes(url))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -79,20 +78,6 @@ def _watched(url: str, arguments: argparse.Namespace, send: Callable[[int], int]
     done.set()
     watcher.join()
     return peak, seconds, statuses
-
-
-def _resident(url: str) -> int:
-    """Bytes of resident memory of the process that listens there."""
-    port = f"{int(url.rsplit(':', 1)[1]):04X}"
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = (fields[9] for fields in sockets if fields[1].endswith(f":{port}") and fields[3] == "0A")
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if any(str(file.readlink()) == f"socket:[{inode}]" for file in (process / "fd").iterdir()):
-                return int((process / "statm").read_text().split()[1]) * 4096
-        except OSError:  # it is gone, or another account's
-            continue
-    raise RuntimeError(f"no process listens on {url}")
 
 
 if __name__ == "__main__":

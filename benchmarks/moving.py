@@ -6,12 +6,14 @@ Everything but the last part runs as an operator runs it, as `facegallery` comma
 temporary folder; the start of a command, 1.5 s of the processor, is in its figure. Embeddings are drawn as
 `index_data.py` says, three templates for each person; with `--photos`, a folder with a folder of photos for each person
 is imported as well. The last part is the exchange of embeddings at the end of `facegallery reembed`: until it is over
-nobody else writes to SQLite. With `--only-starts` the gallery is filled and the service started, and no more.
+nobody else writes to SQLite. A start says how much memory the service has then, and an import of photos how long a kept
+crop is. With `--only-starts` the gallery is filled and the service started, and no more.
 """
 
 import argparse
 import os
 import resource
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from drawn_gallery import DIMENSION, Place, fill
-from serving import service_on
+from serving import resident_bytes, service_on
 
 from app.commands.options import opened_store
 from app.gallery.reembedding.store import ReembeddingStore
@@ -41,6 +43,8 @@ def main() -> None:
         here.command("migrate")
         with opened_store() as store:
             _timed("store them by transactions of 1,000 people", lambda: fill(store, arguments.templates))
+        database, vault = ((here.folder / name).stat().st_size / 1e6 for name in ("gallery.db", "vault.db"))
+        print(f"database: {database:.0f} MB, vault: {vault:.0f} MB")
         if arguments.only_starts:
             _start_all(here, Path(folder))
             return
@@ -60,6 +64,14 @@ def main() -> None:
                 f"import of {count} photos", lambda: there.command("import", str(arguments.photos), "-g", "new")
             )
             print(f"{count / taken:.1f} photos in a second of the processor")
+            os.environ["FACEGALLERY_KEEP_CROPS"] = "true"
+            _timed(
+                "the same again, which adds the crops",
+                lambda: there.command("import", str(arguments.photos), "-g", "new"),
+            )
+            with sqlite3.connect(there.folder / "gallery.db") as database:
+                crops, size = database.execute("select count(*), avg(length(image)) from crop").fetchone()
+            print(f"{crops} sealed crops of {size:.0f} bytes each")
         with opened_store() as store:
             _exchange(store)
 
@@ -73,10 +85,11 @@ def _start_all(filled: Place, folder: Path) -> None:
 
 
 def _started(name: str, place: Place) -> None:
-    """Print how long a start of the service took, until `/readyz` said yes."""
+    """Print how long a start of the service took, until `/readyz` said yes, and the process's resident memory then."""
     start = time.perf_counter()
-    with service_on(place.settings):
-        print(f"start of the service {name}: {time.perf_counter() - start:.1f} s", flush=True)
+    with service_on(place.settings) as url:
+        taken = time.perf_counter() - start
+        print(f"start of the service {name}: {taken:.1f} s, {resident_bytes(url) / 1e6:.0f} MB", flush=True)
 
 
 def _timed(name: str, work: Callable[[], object]) -> float:

@@ -57,6 +57,20 @@ def service_on(settings: Mapping[str, str]) -> Iterator[str]:
             process.wait()
 
 
+def resident_bytes(url: str) -> int:
+    """Bytes of resident memory of the process that listens at a service's URL."""
+    port = f"{int(url.rsplit(':', 1)[1]):04X}"
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = (fields[9] for fields in sockets if fields[1].endswith(f":{port}") and fields[3] == "0A")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(str(file.readlink()) == f"socket:[{inode}]" for file in (process / "fd").iterdir()):
+                return int((process / "statm").read_text().split()[1]) * 4096
+        except OSError:  # it is gone, or another account's
+            continue
+    raise RuntimeError(f"no process listens on {url}")
+
+
 def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:

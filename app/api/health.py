@@ -32,8 +32,8 @@ async def healthz() -> Alive:
 async def readyz(service: Service) -> Ready | JSONResponse:
     """The networks are loaded, the indexes built, and the database answers.
 
-    `lag` counts the revisions that this process has yet to follow, in the gallery where it is most behind; it makes
-    them up before it answers a search there.
+    `lag` counts the revisions that this process has yet to follow, in the gallery where it is most behind; it
+    catches up before it answers a search there.
     """
     try:
         lag = await to_thread.run_sync(service.lag, limiter=_not_queued)

@@ -140,7 +140,7 @@ class Replicas:
         try_each(partial(self.of, gallery) for gallery in galleries if gallery.extractor == self._extractor)
 
     def lag(self) -> int:
-        """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
+        """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""
         present = {gallery.id: gallery.point for gallery in self._store.galleries()}
         return max((_behind(one.point, present.get(one.gallery_id)) for one in self.all()), default=0)
 
