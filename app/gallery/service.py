@@ -88,7 +88,7 @@ class GalleryService:
             self.replicas.start([self.retention.look, self.store.journal.tidy])
 
     def lag(self) -> int:
-        """How many revisions this process is behind, in the gallery where it is most; its next call makes it up."""
+        """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""
         return self.replicas.lag()
 
     def close(self) -> None:

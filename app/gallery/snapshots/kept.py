@@ -1,14 +1,12 @@
 """Views of a gallery on disk, so that a restart replays only what came since, and processes share memory."""
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.snapshots.files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshots.lead import SnapshotLead
-from app.gallery.snapshots.sealed import FAILURES, SealedSnapshots, SealingKey, SnapshotKeys, set_aside
+from app.gallery.snapshots.sealed import SealedSnapshots, SealingKey, SnapshotKeys, set_aside
 from app.gallery.snapshots.steady_look import look_steadily
+from app.gallery.snapshots.unsealing import Unsealing
 from app.gallery.views.owners import TemplateOwners
 from model.replaced_file import flush_folder
 
@@ -54,12 +53,13 @@ class Snapshots:
     ) -> None:
         place = snapshot_place(gallery)
         self.folder = folder / place
-        self._sealed = None
+        self._name = gallery.name
+        self._sealed = self._unsealing = None
         if sealed is not None:
             name = f"{gallery.id}/{gallery.created_at.astimezone(UTC).isoformat()}/{gallery.extractor}"
             self._sealed = SealedSnapshots(sealed[0] / place, place=name, gallery=gallery.id, keys=sealed[1])
+            self._unsealing = Unsealing(self.folder, self._sealed, gallery=gallery.name)
         self._of = SnapshotsOfGallery(gallery.id, gallery.created_at, gallery.extractor, gallery.dimension)
-        self._name = gallery.name
         self._open_index = open_index
         self._lead = SnapshotLead(self.folder)
         self._known = -1  # revision of the newest that this process has written or opened
@@ -141,8 +141,8 @@ class Snapshots:
 
     def _erase_others(self, place: Path) -> None:
         """Remove what lies there of older revisions and of extractors that the gallery has left."""
-        if self._sealed is not None:
-            with self._opening():  # removes what a killed process had opened halfway
+        if self._unsealing is not None:
+            with self._unsealing.alone():  # removes what a killed process had opened halfway
                 self._sweep(keep=place)  # what another has opened since the first sweep
         for path in self.folder.parent.iterdir():
             if path != self.folder:
@@ -164,7 +164,7 @@ class Snapshots:
         draft.mkdir(mode=0o700)
         try:
             templates = write_files(draft, self._of, index, owners, point, reach)
-            place = self.folder / f"{point.revision:020d}"
+            place = self._place(point.revision)
             if place.exists():  # the same revision, told anew, as after a compaction
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
@@ -192,12 +192,10 @@ class Snapshots:
         while left := set(self.revisions) - tried:  # listed anew each time: another process may replace what is there
             found = max(left)
             tried.add(found)
-            place = self.folder / f"{found:020d}"
+            place = self._place(found)
 
             def look(found: int = found, place: Path = place) -> Opened | None:
-                if not self._is_open(place, found):
-                    return None
-                return self._open(place, found, contradiction)
+                return self._open(place, found, contradiction) if self._lies_open(place, found) else None
 
             try:
                 opened = look_steadily(self._places(found), look)
@@ -221,12 +219,13 @@ class Snapshots:
         """What is wrong with the snapshots that are there; they stay where they are."""
         found = []
         for revision in self.revisions:
+            place = self._place(revision)
 
-            def look(revision: int = revision) -> None:
-                if self._sealed is not None:
-                    self._try_sealed(revision)
-                if self._is_open(self.folder / f"{revision:020d}", revision):
-                    self._open(self.folder / f"{revision:020d}", revision, contradiction)
+            def look(revision: int = revision, place: Path = place) -> None:
+                if self._unsealing is not None:
+                    self._unsealing.try_copy(revision)
+                if self._lies_open(place, revision):
+                    self._open(place, revision, contradiction)
 
             try:
                 look_steadily(self._places(revision), look)
@@ -237,7 +236,7 @@ class Snapshots:
     def set_all_aside(self, reason: str) -> None:
         """Trust no snapshot that is there."""
         for revision in self.revisions:
-            self._set_aside(self.folder / f"{revision:020d}", reason)
+            self._set_aside(self._place(revision), reason)
 
     def erase(self) -> None:
         """Remove every trace from the disk."""
@@ -248,62 +247,13 @@ class Snapshots:
     def _places(self, revision: int) -> list[Path]:
         """Where the snapshot of a revision lies, open and sealed."""
         sealed = [] if self._sealed is None else [self._sealed.place_of(revision)]
-        return [self.folder / f"{revision:020d}", *sealed]
+        return [self._place(revision), *sealed]
 
-    def _is_open(self, place: Path, revision: int) -> bool:
-        """Whether the snapshot lies open, now that its sealed copy was opened if it did not.
+    def _place(self, revision: int) -> Path:
+        return self.folder / f"{revision:020d}"
 
-        One process of the machine opens it, the others wait. False where it cannot be opened though nothing is wrong
-        with it: there is no room, or its key was destroyed.
-        """
-        if self._sealed is None or place.exists():
-            return place.exists()
-        with self._opening() as draft:
-            if place.exists():
-                return True
-            start = time.perf_counter()
-            try:
-                if not self._sealed.open(revision, draft):
-                    return False
-                draft.rename(place)
-                if not self._sealed.place_of(revision).exists():  # erased while it was being opened
-                    shutil.rmtree(place, ignore_errors=True)
-                    return False
-            except FAILURES as error:
-                _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
-                return False
-        seconds = round(time.perf_counter() - start, 2)
-        _log.info("snapshot.unsealed", gallery=self._name, revision=revision, seconds=seconds)
-        return True
-
-    def _try_sealed(self, revision: int) -> None:
-        """Open a sealed copy to see whether it opens, and remove what came out.
-
-        Raises:
-            SnapshotDamaged: it does not.
-        """
-        if self._sealed is None or revision not in self._sealed.revisions:
-            return
-        with self._opening() as draft:
-            try:
-                self._sealed.open(revision, draft)
-            except FAILURES as error:
-                _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
-
-    @contextmanager
-    def _opening(self) -> Iterator[Path]:
-        """An empty folder to open a sealed copy in, for one process at a time; removed in the end, if it is there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "opening").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.folder.glob("opening-*"):  # by a process that was killed over it
-                shutil.rmtree(left, ignore_errors=True)
-            draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
-            draft.mkdir(mode=0o700)
-            try:
-                yield draft
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
+    def _lies_open(self, place: Path, revision: int) -> bool:
+        return place.exists() if self._unsealing is None else self._unsealing.opened(revision, place)
 
     def _open(self, place: Path, revision: int, contradiction: Callable[[Point], str | None]) -> Opened:
         start = time.perf_counter()

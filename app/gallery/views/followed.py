@@ -66,7 +66,7 @@ class FollowedView:
             return self._halfway or self._view.point
 
     def brought_to(self, revision: int, mark: int | None, *, slices: int | None = None) -> bool:
-        """Replay what has come, or so many slices of it; False where nothing but loading helps."""
+        """Replay what has come, or so many slices of it; False where nothing but loading helps. The lock is held."""
         if self._view.revision < 0:
             return False
         if self._halfway is not None and self._reading.contradiction(self._halfway) is not None:

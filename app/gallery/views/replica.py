@@ -147,7 +147,7 @@ class GalleryReplica:
         view = self.view  # one reading: a rebuild may switch it meanwhile
         exact = None
         if isinstance(view.index, SegmentedIndex) and not view.index.exact_vectors:
-            exact = self._exact_vectors
+            exact = self._reading.embeddings
         return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule, exact_vectors=exact)
 
     def rebuild(self, given_up: Callable[[], bool] = never) -> None:
@@ -300,6 +300,3 @@ class GalleryReplica:
         """Follow to a point by replaying; whether that was enough."""
         with self._followed.lock:
             return self._followed.brought_to(*point) and self.view.revision >= point.revision
-
-    def _exact_vectors(self, template_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._reading.embeddings(template_ids)

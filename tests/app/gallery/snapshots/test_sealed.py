@@ -22,6 +22,7 @@ from app.gallery.sealing.vault import DataKeyRow, Vault
 from app.gallery.snapshots.kept import Snapshots
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.gallery.snapshots.sealed import SealedSnapshots
+from app.gallery.snapshots.unsealing import Unsealing
 from app.gallery.sql.epochs import begin_epoch
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
@@ -810,7 +811,7 @@ def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
 ) -> None:
     templates = new_templates(2)
     leader, _ = with_anna_erased(machine, templates)
-    monkeypatch.setattr(Snapshots, "_opening", full)
+    monkeypatch.setattr(Unsealing, "alone", full)
     leader.erase_snapshots()
     monkeypatch.undo()
     assert machine.sealed() == []

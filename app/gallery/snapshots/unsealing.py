@@ -1,0 +1,90 @@
+"""Sealed copies of snapshots, opened into the folder in memory where processes share them."""
+
+import fcntl
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from app.gallery.snapshots.sealed import FAILURES, SealedSnapshots
+
+_log = structlog.get_logger()
+
+
+class Unsealing:
+    """Opens sealed copies of one gallery's snapshots; one process of a machine does, the others wait and find it done.
+
+    Args:
+        folder: in memory, of that gallery and extractor; an opened copy lies there under its revision.
+        sealed: the copies.
+        gallery: name of the gallery, for the log.
+    """
+
+    def __init__(self, folder: Path, sealed: SealedSnapshots, *, gallery: str) -> None:
+        self._folder = folder
+        self._sealed = sealed
+        self._gallery = gallery
+
+    def opened(self, revision: int, place: Path) -> bool:
+        """Whether a snapshot lies open at a place, now that its copy was opened if it did not.
+
+        False where it cannot be opened though nothing is wrong with it: there is no room, or its key was destroyed.
+
+        Raises:
+            SnapshotDamaged: the copy is.
+        """
+        if place.exists():
+            return True
+        with self.alone() as draft:
+            if place.exists():
+                return True
+            start = time.perf_counter()
+            try:
+                if not self._sealed.open(revision, draft):
+                    return False
+                draft.rename(place)
+                if not self._sealed.place_of(revision).exists():  # erased while it was being opened
+                    shutil.rmtree(place, ignore_errors=True)
+                    return False
+            except FAILURES as error:
+                self._warn(revision, error)
+                return False
+        seconds = round(time.perf_counter() - start, 2)
+        _log.info("snapshot.unsealed", gallery=self._gallery, revision=revision, seconds=seconds)
+        return True
+
+    def try_copy(self, revision: int) -> None:
+        """Open a copy, if it is there, to see whether it opens, and remove what came out.
+
+        Raises:
+            SnapshotDamaged: it does not.
+        """
+        if revision not in self._sealed.revisions:
+            return
+        with self.alone() as draft:
+            try:
+                self._sealed.open(revision, draft)
+            except FAILURES as error:
+                self._warn(revision, error)
+
+    @contextmanager
+    def alone(self) -> Iterator[Path]:
+        """An empty folder to open a copy in, while no other process opens one; removed in the end, if it is there."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / "opening").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in self._folder.glob("opening-*"):  # by a process that was killed over it
+                shutil.rmtree(left, ignore_errors=True)
+            draft = self._folder / f"opening-{uuid.uuid4().hex[:8]}"
+            draft.mkdir(mode=0o700)
+            try:
+                yield draft
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+
+    def _warn(self, revision: int, error: Exception) -> None:
+        _log.warning("snapshot.not_opened", gallery=self._gallery, revision=revision, reason=str(error))
