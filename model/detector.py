@@ -15,7 +15,7 @@ from model.runtime import Network, Precision, Runtime, open_network
 
 STRIDES = (8, 16, 32)
 _OVERVIEW_SIZE = 240
-_OVERLAP = 0.3
+_OVERLAP = 0.3  # intersection over union, above which two boxes overlap
 _PART = 0.8
 _MOST_CANDIDATES = 5000
 
@@ -140,7 +140,7 @@ def decode(outputs: Sequence[NDArray[np.float32]], width: int, score_threshold: 
     return rows[np.argsort(-rows[:, 14], kind="stable")[:_MOST_CANDIDATES]]
 
 
-def non_maximum_suppression(rows: NDArray[np.float32], overlap: float = _OVERLAP) -> NDArray[np.intp]:
+def non_maximum_suppression(rows: NDArray[np.float32]) -> NDArray[np.intp]:
     """Choose the boxes that stay if of two for the same face the better one wins.
 
     Two boxes are for the same face if they overlap, or if more than four fifths of one lie in the other: in a face much
@@ -148,7 +148,6 @@ def non_maximum_suppression(rows: NDArray[np.float32], overlap: float = _OVERLAP
 
     Args:
         rows: shape (N, 15), as `decode` gives them, in any order.
-        overlap: intersection over union, 0 to 1, above which two boxes overlap.
 
     Returns:
         Indices of the rows that stay, the best score first.
@@ -164,7 +163,7 @@ def non_maximum_suppression(rows: NDArray[np.float32], overlap: float = _OVERLAP
         across = np.minimum(right[best], right[rest]) - np.maximum(left[best], left[rest])
         down = np.minimum(bottom[best], bottom[rest]) - np.maximum(top[best], top[rest])
         shared = np.maximum(across, 0) * np.maximum(down, 0)
-        apart = shared <= overlap * (areas[best] + areas[rest] - shared)
+        apart = shared <= _OVERLAP * (areas[best] + areas[rest] - shared)
         waiting = rest[apart & (shared <= _PART * np.minimum(areas[best], areas[rest]))]
     return np.array(kept, dtype=np.intp)
 

@@ -29,13 +29,12 @@ class Photo:
         return self.path.stem
 
 
-def list_photos(folder: Path, people: int | None = None) -> tuple[Photo, ...]:
+def list_photos(folder: Path) -> tuple[Photo, ...]:
     """Return the photos in PERSON/FILE below a folder, in the order of the names.
 
     Args:
         folder: a folder that holds a folder for each person; hidden ones, other files, and links to nothing are
             passed over.
-        people: only so many people, the first ones.
 
     Raises:
         DatasetError: the folder is not there, or holds no photos of this form.
@@ -45,7 +44,7 @@ def list_photos(folder: Path, people: int | None = None) -> tuple[Photo, ...]:
     persons = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     photos = tuple(
         Photo(path, person.name)
-        for person in persons[:people]
+        for person in persons
         for path in sorted(person.iterdir())
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
     )

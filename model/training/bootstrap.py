@@ -42,9 +42,9 @@ def difference(one: Draws, other: Draws) -> Draws:
     return Draws(one.estimate - other.estimate, one.replicates - other.replicates)
 
 
-def draw_people(people: int, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.int64]:
+def draw_people(people: int, replicates: int = REPLICATES) -> NDArray[np.int64]:
     """Return how often each person is drawn in each replicate, shape (R, P); the same every time."""
-    return np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), replicates)
+    return np.random.default_rng(0).multinomial(people, np.full(people, 1 / people), replicates)
 
 
 def verification_draws(

@@ -96,33 +96,30 @@ def steer_by(photos: LabelledCrops, embed: Callable[[NDArray[np.uint8]], NDArray
     return steer(embed(clean), embed(degraded), photos.labels)
 
 
-def steer(
-    clean: NDArray[np.float32], degraded: NDArray[np.float32], labels: NDArray[np.int64], *, splits: int = SPLITS
-) -> Steering:
+def steer(clean: NDArray[np.float32], degraded: NDArray[np.float32], labels: NDArray[np.int64]) -> Steering:
     """Measure both conditions.
+
+    The people are divided `SPLITS` times into enrolled and strangers; FNIR is the mean over those divisions in which
+    somebody enrolled has a photo left to be searched for.
 
     Args:
         clean: embeddings of the clean photos, (N, D).
         degraded: embeddings of degraded copies of the same photos, (N, D).
         labels: who is on each, (N,).
-        splits: how often the people are divided into enrolled and strangers; FNIR is the mean over those divisions in
-            which somebody enrolled has a photo left to be searched for.
 
     Raises:
         DatasetError: there is one person alone, or nobody enrolled has more photos than are enrolled.
     """
     if not can_steer(labels):
         raise DatasetError(f"these figures need two people, one of them with more than {ENROLLED} photos")
-    return Steering(_condition(clean, clean, labels, splits), _condition(clean, degraded, labels, splits))
+    return Steering(_condition(clean, clean, labels), _condition(clean, degraded, labels))
 
 
-def _condition(
-    gallery: NDArray[np.float32], probes: NDArray[np.float32], labels: NDArray[np.int64], splits: int
-) -> Condition:
+def _condition(gallery: NDArray[np.float32], probes: NDArray[np.float32], labels: NDArray[np.int64]) -> Condition:
     distances = distances_between(probes, gallery)
     same = labels[:, None] == labels[None, :]
     other_photo = ~np.eye(len(labels), dtype=np.bool_)
-    rates = [_fnir(distances, labels, np.random.default_rng(split)) for split in range(splits)]
+    rates = [_fnir(distances, labels, np.random.default_rng(split)) for split in range(SPLITS)]
     measured = [rate for rate in rates if rate is not None]
     if not measured:
         raise DatasetError(f"too few people have more than {ENROLLED} photos: none of them was ever enrolled")

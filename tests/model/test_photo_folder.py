@@ -30,12 +30,6 @@ def test_hidden_files_and_what_is_no_photo_are_passed_over(tmp_path: Path) -> No
     assert [photo.name for photo in list_photos(tmp_path)] == ["a", "link"]
 
 
-def test_only_the_first_people_on_request(tmp_path: Path) -> None:
-    touch(tmp_path, "Ann/a.jpg", "Bob/a.jpg", "Bob/b.jpg", "Cy/a.jpg")
-
-    assert [photo.subject for photo in list_photos(tmp_path, people=2)] == ["Ann", "Bob", "Bob"]
-
-
 def test_a_folder_that_is_not_there_or_has_no_photos_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere is not a folder"):
         list_photos(tmp_path / "nowhere")

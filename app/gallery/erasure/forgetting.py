@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import structlog
@@ -50,12 +49,10 @@ class Forgetting:
         signer: ReceiptSigner,
         *,
         journal: Journal | None = None,
-        clock: Callable[[], datetime] = now,
     ) -> None:
         self.engine = engine
         self.vault = vault
         self.signer = signer
-        self._clock = clock
         self._journal = journal or NoJournal()
         self._sessions = Sessions(engine)
         self._follow: Callable[[Gallery], None] = lambda _gallery: None
@@ -82,7 +79,7 @@ class Forgetting:
         traces = self.finish(found, at_once=True)
         erased = {"subjects": 1, "templates": templates, "keys": keys, "snapshots": traces.snapshots}
         return self.signer.sign(
-            gallery=found, subject=key, erased_at=self._clock(), erased=erased, pending=list(traces.pending)
+            gallery=found, subject=key, erased_at=now(), erased=erased, pending=list(traces.pending)
         )
 
     def erase(self, gallery: str, key: str) -> int:
