@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -49,6 +50,16 @@ def test_every_command_is_listed(program: str, commands: object) -> None:
     names = getattr(get_command(commands), "commands")  # type: ignore[arg-type]  # noqa: B009
     assert names
     assert [name for name in names if f"`{program} {name}" not in page("operations.md")] == []
+
+
+def test_every_option_is_told_somewhere() -> None:
+    def options(command: Any) -> set[str]:
+        below = [options(one) for one in getattr(command, "commands", {}).values()]
+        return {name for one in command.params for name in one.opts if name.startswith("--")}.union(*below)
+
+    text = "".join(path.read_text() for path in PAGES)
+    told_by_typer = {"--help", "--install-completion", "--show-completion"}
+    assert [name for name in sorted(options(get_command(facegallery)) - told_by_typer) if name not in text] == []
 
 
 def test_every_training_setting_is_listed_with_its_meaning() -> None:
