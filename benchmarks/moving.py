@@ -43,8 +43,8 @@ def main() -> None:
         here.command("migrate")
         with opened_store() as store:
             _timed("store them by transactions of 1,000 people", lambda: fill(store, arguments.templates))
-        database, vault = ((here.folder / name).stat().st_size / 1e6 for name in ("gallery.db", "vault.db"))
-        print(f"database: {database:.0f} MB, vault: {vault:.0f} MB")
+        stored, sealed = ((here.folder / name).stat().st_size / 1e6 for name in ("gallery.db", "vault.db"))
+        print(f"database: {stored:.0f} MB, vault: {sealed:.0f} MB")
         if arguments.only_starts:
             _start_all(here, Path(folder))
             return
