@@ -16,7 +16,20 @@ from starlette.middleware.cors import CORSMiddleware
 from app.access.caller import Caller, current_caller
 from app.access.opening import open_audit, open_gate
 from app.access.settings_watch import note_settings
-from app.api import enroll, faces, forget, galleries, health, identify, openapi, problems, subjects, templates, verify
+from app.api import (
+    docs_page,
+    enroll,
+    faces,
+    forget,
+    galleries,
+    health,
+    identify,
+    openapi,
+    problems,
+    subjects,
+    templates,
+    verify,
+)
 from app.api.authentication import Authentication
 from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
@@ -152,9 +165,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         generate_unique_id_function=openapi.operation_id,
         lifespan=lifespan,
         redirect_slashes=False,
-        openapi_url="/openapi.json" if settings.docs else None,
+        openapi_url=docs_page.OPENAPI if settings.docs else None,
+        docs_url=None,
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.service, app.state.settings, app.state.gate = service, settings, gate
     # The last one added is the first that a request meets.
@@ -188,5 +201,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for module in (enroll, identify, verify, faces, galleries, forget, subjects, templates, health):
         app.include_router(module.router)
+    if settings.docs:
+        app.include_router(docs_page.router)
     openapi.describe(app)
     return app

@@ -258,7 +258,8 @@ def test_every_answer_keeps_browsers_in_check(client: TestClient, address: str) 
     policy = headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'")
     assert "frame-ancestors 'none'" in policy
-    assert ("cdn" in policy) == (address == "/docs")
+    assert ("script-src 'self'" in policy) == (address == "/docs")
+    assert "http" not in policy
     assert "Access-Control-Allow-Origin" not in headers
     assert "Strict-Transport-Security" not in headers
 
@@ -277,9 +278,18 @@ def test_pages_of_named_origins_may_call_and_no_others(tmp_path: Path) -> None:
         assert client.get("/galleries", headers={"Origin": "https://desk.example.org"}).status_code == 401
 
 
+def test_the_page_of_documents_has_all_that_it_loads_from_the_service_itself(client: TestClient) -> None:
+    page = client.get("/docs").text
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
+    kinds = [client.get(address).headers["Content-Type"].split(";")[0] for address in loaded]
+    assert sorted(kinds) == ["image/png", "text/css", "text/javascript"]
+    assert "url: '/openapi.json'" in page
+    assert client.get("/docs/redoc.standalone.js").status_code == 422
+
+
 def test_the_page_of_documents_can_be_switched_off(tmp_path: Path) -> None:
     with running(Settings(data_dir=tmp_path, docs=False, _env_file=None)) as client:
-        for address in ("/docs", "/openapi.json", "/redoc"):
+        for address in ("/docs", "/docs/swagger-ui.css", "/openapi.json", "/redoc"):
             assert is_problem(client.get(address), 404, "http")
 
 
