@@ -19,6 +19,7 @@ from app.gallery.held_file import held
 from app.gallery.moving.undone_galleries import have_dropped, storage_beside
 from app.gallery.sql.database import make_private, open_engine, sqlite_address
 from app.gallery.sql.epochs import begin_epoch
+from app.gallery.sql.failures import in_words
 from app.gallery.sql.migrations import migrate
 from model.replaced_file import flush_folder
 
@@ -63,7 +64,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
             flush_folder(file.parent)
             return size
     except sqlite3.Error as error:
-        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
+        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {in_words(error)}") from error
 
 
 def restore(file: Path, address: str, *, timeout: float) -> int:
@@ -126,7 +127,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED:
             raise _in_use(database) from error
-        raise BackupUnusable(f"{file} cannot be restored to {database}: {error}") from error
+        raise BackupUnusable(f"{file} cannot be restored to {database}: {in_words(error)}") from error
     return galleries
 
 

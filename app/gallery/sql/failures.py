@@ -10,6 +10,12 @@ _DISK_FULL, _READ_ONLY = "53100", "25006"
 _LOCKED = {"55P03", "40001", "40P01"}
 
 
+def in_words(failure: BaseException | None) -> str:
+    """What a driver's failure says; to SQLite a disk without room for its locks is an I/O error."""
+    full = getattr(failure, "sqlite_errorname", None) == "SQLITE_IOERR_SHMSIZE"
+    return "the disk is full" if full else str(failure)
+
+
 def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | None:
     """The service's error for a driver's, or None for what is a bug.
 
@@ -17,7 +23,7 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         failure: of the driver, SQLite's or PostgreSQL's.
         away: whether a failure that is none of those known means that the database is away.
     """
-    text, state = str(failure).lower(), getattr(failure, "sqlstate", None)
+    text, state = in_words(failure).lower(), getattr(failure, "sqlstate", None)
     if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
         return StorageUnwritable("the database's disk is full; nothing was stored")
     if state == _READ_ONLY or "readonly" in text:
