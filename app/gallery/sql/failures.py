@@ -1,12 +1,17 @@
 """What a database's failure means to who asked, whether through SQLAlchemy or the driver alone."""
 
-from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+import re
+
+from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from model.errors import FacegalleryError
 
 CANCELLED = "57014"
 """What PostgreSQL calls a statement that was cancelled, by us (see `BoundedConnection`) or by a limit of its own."""
 
 _DISK_FULL, _READ_ONLY = "53100", "25006"
+_OTHER_TABLES = re.compile(
+    r"no such (table|column): |table \w+ (has no column named|already exists)|duplicate column name: "
+)
 _LOCKED = {"55P03", "40001", "40P01"}
 
 
@@ -32,6 +37,8 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "malformed" in text or "not a database" in text:
         return DatabaseUnavailable("the database's file is damaged; restore a backup (`facegallery restore`)")
+    if _OTHER_TABLES.match(text):  # an operational error to SQLite's driver, as if the database were away
+        return SchemaOutdated(f"the database's tables are those of another version ({failure}); stop what runs of it")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
     if state == CANCELLED:
