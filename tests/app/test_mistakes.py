@@ -91,7 +91,7 @@ def test_a_disk_without_room_for_anything_is_called_full(facegallery: Facegaller
     facegallery("migrate")
     facegallery("master-key", "status")
     program = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))\n"
         "from app.cli import main; main()"
     )
     for words, place in (
