@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 from app.gallery.errors import InvalidInput
 from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.policy import ThresholdPolicy, parse_policy
+from app.gallery.sql.database import sqlite_address
 from model.quality import QualityLimits
 
 _QUALITY = QualityLimits()
@@ -200,6 +201,22 @@ class Settings(BaseSettings):
             raise ValueError("it is blank; leave it out for its default")
         return value if info.field_name in _SECRETS else value.strip()
 
+    @field_validator(
+        "data_dir",
+        "index_dir",
+        "runtime_dir",
+        "weights_dir",
+        "master_key_file",
+        "tls_key",
+        "tls_certificate",
+        mode="before",
+    )
+    @classmethod
+    def _check_path(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("~"):  # a folder of that name would be made
+            raise ValueError("only a shell knows what `~` stands for; write the whole path, or `./~` for such a folder")
+        return value
+
     @field_validator("threshold_policy", mode="before")
     @classmethod
     def _parse_policy(cls, value: object) -> object:
@@ -251,7 +268,7 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_url(self) -> str:
         """The database's address: `database_url`, or SQLite in `data_dir`."""
-        return self.database_url or f"sqlite:///{(self.data_dir / 'facegallery.db').as_posix()}"
+        return self.database_url or sqlite_address(self.data_dir / "facegallery.db")
 
     @property
     def snapshots_dir(self) -> Path:
@@ -261,7 +278,7 @@ class Settings(BaseSettings):
     @property
     def sqlalchemy_vault_url(self) -> str:
         """The vault's address: `vault_url`, or SQLite in `data_dir`."""
-        return self.vault_url or f"sqlite:///{(self.data_dir / 'vault.db').as_posix()}"
+        return self.vault_url or sqlite_address(self.data_dir / "vault.db")
 
     @property
     def master_key_path(self) -> Path:

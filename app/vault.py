@@ -4,6 +4,7 @@ import structlog
 from sqlalchemy import Engine, inspect
 
 from app.gallery.errors import MasterKeyMissing
+from app.gallery.sealing.key_users import note_use
 from app.gallery.sealing.resealing import check_vault, has_sealed_subjects, seal_at_first_start
 from app.gallery.sealing.vault import Vault, VaultStateRow, open_vault
 from app.gallery.sql.database import database_errors, open_engine
@@ -29,12 +30,14 @@ def vault_of(settings: Settings, *, expected: bool) -> Vault:
         raise MasterKeyMissing(_TOGETHER)
     engine = open_engine(settings.sqlalchemy_vault_url, timeout=settings.database_timeout)
     _keep_apart(engine)
-    return open_vault(
+    vault = open_vault(
         engine,
         master_key=settings.master_key.get_secret_value() if settings.master_key else None,
         master_key_file=settings.master_key_path,
         expected=expected,
     )
+    note_use(vault)
+    return vault
 
 
 def _keep_apart(engine: Engine) -> None:

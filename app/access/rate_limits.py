@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from app.access.errors import TooManyCalls
 from app.access.tables import RateBucketRow
-from app.gallery.sql.database import database_errors, open_engine
+from app.gallery.sql.database import database_errors, open_engine, sqlite_address
 
 _SWEEP_EVERY = 1000  # calls, on average, after which full buckets are removed
 _CLOCKS_DIFFER = 5.0  # seconds, at most, between the clocks of processes that share buckets
@@ -84,7 +84,9 @@ def open_rates(engine: Engine, *, timeout: float) -> Engine:
     """
     if engine.dialect.name != "sqlite" or not engine.url.database:
         return engine
-    rates = open_engine(f"sqlite:///{engine.url.database}-rates", timeout=timeout, synchronous="OFF", immediate=True)
+    rates = open_engine(
+        sqlite_address(f"{engine.url.database}-rates"), timeout=timeout, synchronous="OFF", immediate=True
+    )
     table = RateBucketRow.__table__
     assert isinstance(table, Table)
     with database_errors():

@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as a page that loads nothing from elsewhere: script, style and icon are the service's."""
+"""GET /docs: the OpenAPI document as a page that loads nothing from elsewhere."""
 
 from pathlib import Path
 from typing import Literal

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import opened_database
+from app.commands.options import opened_database, tell_plain_subjects
 from app.commands.places import check_place
 from app.gallery.moving import backup
 from app.gallery.sql.epochs import begin_epoch
@@ -48,7 +48,8 @@ def restore_command(
         refuse_in_use(settings.sqlalchemy_url, timeout=settings.database_timeout)
     if file is not None:
         galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
-    else:
-        with opened_database() as engine:
+    with opened_database() as engine:
+        if file is None:
             galleries = begin_epoch(engine)
+        tell_plain_subjects(engine)
     print(f"restored {galleries} galleries; every index is built anew on its next use")

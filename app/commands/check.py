@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.options import Exit, JsonOption, complain, opened_service
+from app.commands.options import Exit, JsonOption, complain, opened_service, tell_plain_subjects
 from app.commands.tables import print_table
 from app.gallery.names import normalise_gallery_name
 from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
@@ -43,6 +43,7 @@ def check_command(
             rows.append(row)
             if repair and row.mendable:
                 repair_gallery(found, service.history, service.indexes)
+        tell_plain_subjects(service.store.engine)
     if as_json:
         print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
     else:

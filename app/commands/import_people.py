@@ -14,7 +14,7 @@ import typer
 from app.commands.options import Exit, JsonOption, complain, opened_service
 from app.commands.places import check_place
 from app.commands.progress import shown_progress
-from app.gallery.errors import RefusedPhoto, StorageUnwritable
+from app.gallery.errors import Busy, DatabaseUnavailable, RefusedPhoto, StorageUnwritable
 from app.gallery.moving.archive import ArchiveReader
 from app.gallery.moving.archive_import import import_archive
 from app.gallery.moving.import_sources import people_of_folder, people_of_table
@@ -57,6 +57,9 @@ def import_command(
     except KeyboardInterrupt as stop:
         complain("stopped; what was stored stays, and running it again goes on from there", style="yellow")
         raise typer.Exit(Exit.STOPPED) from stop
+    except (Busy, DatabaseUnavailable, StorageUnwritable):  # of the one transaction that failed
+        complain("people stored until now stay; running it again goes on from there", style="yellow")
+        raise
     name, outcome = done
     if as_json:
         print(json.dumps(_document(name, outcome), ensure_ascii=False))

@@ -61,6 +61,12 @@ def rotate_command(
     vault.close()
     _record(Event("rotate-master-key", details={"master": done.master, "keys": done.wrapped}))
     print(f"master key {done.master} wraps every key")
+    for key, place in done.needed.items():
+        complain(
+            f"{key} stays in the file: the vault at {place} needs it, too. Rotate that one as well; where it is gone, "
+            "take its comment out of the file and run this again",
+            style="yellow",
+        )
     if done.before:
         complain(f"backups of the vault from before open with {', '.join(done.before)} only", style="yellow")
 

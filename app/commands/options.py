@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from app.access.opening import open_audit
 from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.resealing import count_plain_subjects
 from app.gallery.service import GalleryService
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import check_schema
@@ -85,6 +86,15 @@ def opened_store() -> Iterator[GalleryStore]:
         finally:
             store.close()
             vault.close()
+
+
+def tell_plain_subjects(engine: Engine) -> None:
+    """Tell of subjects that a backup from before encryption has brought back, which are named nowhere as they are."""
+    if count := count_plain_subjects(engine):
+        complain(
+            f"{count} subjects are from before encryption and named nowhere until `facegallery master-key seal`",
+            style="yellow",
+        )
 
 
 def complain(sentence: str, *, style: str) -> None:

@@ -24,6 +24,7 @@ __all__ = ["facegallery"]  # a fixture
         ("WORKERS", "-1", "FACEGALLERY_WORKERS: Input should be greater than or equal to 0"),
         ("INDEX", "foo", "FACEGALLERY_INDEX: Input should be 'auto', 'flat', 'compressed', 'exact', 'pgvector'"),
         ("DATA_DIR", " ", "FACEGALLERY_DATA_DIR: it is blank; leave it out for its default"),
+        ("DATA_DIR", "~/faces", "FACEGALLERY_DATA_DIR: only a shell knows what `~` stands for; write the whole path"),
         ("QUEUE_TIMEOUT", "inf", "FACEGALLERY_QUEUE_TIMEOUT: Input should be a finite number"),
         ("AUDIT_DAYS", "1e9", "FACEGALLERY_AUDIT_DAYS: Input should be less than or equal to 36500"),
         ("TLS_KEY", "key.pem", "FACEGALLERY_TLS_CERTIFICATE and FACEGALLERY_TLS_KEY: TLS needs both"),
@@ -63,6 +64,45 @@ def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) 
     done = Facegallery(tmp_path / place)("migrate")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {tmp_path / 'file'}")
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b=c#d", "100%41", "umläut\nd", "q'u\"o`te "], ids=["query", "percent", "line", "quote"]
+)
+def test_a_data_folder_has_any_name(tmp_path: Path, name: str) -> None:
+    data = tmp_path / name / "data"
+    facegallery = Facegallery(data)
+    for words in (
+        ("migrate",),
+        ("master-key", "rotate"),
+        ("backup", tmp_path / name / "n.db"),
+        ("backup", "--vault", tmp_path / name / "v.db"),
+        ("restore", tmp_path / name / "n.db"),
+        ("master-key", "status"),
+    ):
+        done = facegallery(*words)
+        assert done.returncode == 0, done.stderr
+        assert "SAWarning" not in done.stderr
+    assert {"facegallery.db", "vault.db", "master.key"} <= {file.name for file in data.iterdir()}
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+
+
+def test_a_disk_without_room_for_anything_is_called_full(facegallery: Facegallery, tmp_path: Path) -> None:
+    facegallery("migrate")
+    facegallery("master-key", "status")
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))\n"
+        "from app.cli import main; main()"
+    )
+    for words, place in (
+        (("check",), "the database's disk is full"),
+        (("master-key", "rotate"), "the database's disk is full"),
+        (("backup", tmp_path / "n.db"), "the disk is full"),
+    ):
+        command = [sys.executable, "-c", program, *map(str, words)]
+        done = subprocess.run(command, env=facegallery.environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert place in done.stderr
 
 
 def test_what_is_not_there_is_named(facegallery: Facegallery, tmp_path: Path) -> None:

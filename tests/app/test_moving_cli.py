@@ -356,3 +356,20 @@ def test_a_fixed_distance_that_comes_with_another_extractors_embeddings_is_told(
     for archive_file, told in (("a.zip", False), ("b.zip", True)):
         done = facegallery("import", tmp_path / archive_file, "--gallery", archive_file)
         assert (done.returncode, "is a fixed distance, which means something else now" in done.stderr) == (0, told)
+
+
+def test_a_backup_from_before_encryption_says_what_it_needs(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    facegallery("migrate", "0004", "--yes")  # opens what is sealed
+    facegallery("backup", tmp_path / "old.db")
+    for done in (facegallery("restore", tmp_path / "old.db"), facegallery("check")):
+        assert "1 subjects are from before encryption" in done.stderr
+        assert "`facegallery master-key seal`" in done.stderr
+    assert facegallery("master-key", "seal").returncode == 0
+    done = facegallery("check")
+    assert (done.returncode, "encryption" in done.stderr) == (0, False)
+    (face,) = json.loads(facegallery("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
+    assert face["subject"] == "Eileen Collins"

@@ -10,6 +10,7 @@ import pytest
 
 from app.commands.places import check_place
 from app.gallery.errors import InvalidInput, StorageUnwritable
+from app.gallery.held_file import held
 from tests.app.test_cli import Facegallery, facegallery
 
 __all__ = ["facegallery"]  # a fixture
@@ -93,6 +94,29 @@ def test_what_a_killed_backup_leaves_the_next_one_removes(with_gallery: Facegall
     assert left[0].stat().st_mode & 0o077 == 0
     assert with_gallery("backup", tmp_path / "out" / "n.db").returncode == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["n.db"]
+
+
+def test_what_a_killed_backup_leaves_under_another_name_is_removed_too(
+    with_gallery: Facegallery, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for name in ("monday.db", "tuesday.db"):
+        assert _ended(with_gallery, out / name, "backup", signal.SIGKILL) == -signal.SIGKILL
+    for name in ("mine.copying-12345678", ".copying-12345678"):
+        (out / name).mkdir()
+        (out / name / "letter").touch()
+    (out / "a.copying-b.db.copying-12345678").mkdir()
+    with held(out / "tuesday.db", refusal="a backup is under way"):
+        assert with_gallery("backup", out / "wednesday.db").returncode == 0
+        assert len(list(out.glob("monday.db.copying-*"))) == 0
+        assert len(list(out.glob("tuesday.db.copying-*"))) == 1
+    assert with_gallery("backup", out / "thursday.db").returncode == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".copying-12345678",
+        "mine.copying-12345678",
+        "thursday.db",
+        "wednesday.db",
+    ]
 
 
 def _ended(facegallery: Facegallery, file: Path, command: str, by: signal.Signals) -> int:

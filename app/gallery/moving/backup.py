@@ -17,8 +17,9 @@ from sqlalchemy import make_url
 from app.gallery.errors import BackupUnusable, Busy, InvalidInput
 from app.gallery.held_file import held
 from app.gallery.moving.undone_galleries import have_dropped, storage_beside
-from app.gallery.sql.database import make_private, open_engine
+from app.gallery.sql.database import make_private, open_engine, sqlite_address
 from app.gallery.sql.epochs import begin_epoch
+from app.gallery.sql.failures import in_words
 from app.gallery.sql.migrations import migrate
 from model.replaced_file import flush_folder
 
@@ -27,6 +28,7 @@ VAULT_TABLES = frozenset({"data_key", "vault_state"})
 _BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
 # In the name of a folder beside the file that is written, with eight characters of chance behind it.
 _DRAFT, _COPY = ".restoring-", ".copying-"
+_OURS = ("draft.db", "moved.db")  # what lies in it, and what SQLite keeps beside these
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _log = structlog.get_logger()
 
@@ -62,7 +64,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
             flush_folder(file.parent)
             return size
     except sqlite3.Error as error:
-        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {error}") from error
+        raise BackupUnusable(f"the database {database} cannot be copied to {file}: {in_words(error)}") from error
 
 
 def restore(file: Path, address: str, *, timeout: float) -> int:
@@ -92,6 +94,8 @@ def _drafts(file: Path, mark: str, refusal: str, *, held_by: Path | None = None)
     """A folder beside a file for what is to become it, by one process at a time; those of the killed are removed."""
     with held(held_by or file, refusal=refusal):
         _remove_drafts(file, mark)
+        if mark == _COPY:  # copies often have the day in their name, so that there is no next to the same file
+            _remove_other_copies(file)
         with tempfile.TemporaryDirectory(prefix=f"{file.name}{mark}", dir=file.parent) as folder:
             yield Path(folder)
 
@@ -100,7 +104,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
     draft = folder / "draft.db"
     try:
         _take_copy(file, draft)
-        engine = open_engine(f"sqlite:///{draft.as_posix()}", timeout=timeout)
+        engine = open_engine(sqlite_address(draft), timeout=timeout)
         try:
             migrate(engine)
             galleries = begin_epoch(engine)
@@ -123,7 +127,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED:
             raise _in_use(database) from error
-        raise BackupUnusable(f"{file} cannot be restored to {database}: {error}") from error
+        raise BackupUnusable(f"{file} cannot be restored to {database}: {in_words(error)}") from error
     return galleries
 
 
@@ -181,8 +185,23 @@ def _remove_drafts(file: Path, mark: str) -> None:
     """Remove what processes that were killed have left; the file's lock is held."""
     ours = re.compile(re.escape(file.name + mark) + r"\w{8}")
     for path in file.parent.iterdir():
-        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+        if ours.fullmatch(path.name) and path.is_dir() and not path.is_symlink() and _holds_drafts_alone(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _holds_drafts_alone(folder: Path) -> bool:
+    try:
+        return all(path.name.startswith(_OURS) for path in folder.iterdir())
+    except OSError:  # of another user
+        return False
+
+
+def _remove_other_copies(file: Path) -> None:
+    """Remove what killed backups to other files have left in a file's folder; those under way keep theirs."""
+    names = {path.name.rpartition(_COPY)[0] for path in file.parent.glob(f"*{_COPY}*")}
+    for other in sorted(names - {"", file.name}):
+        with suppress(Busy, OSError), held(file.with_name(other), refusal=""):
+            _remove_drafts(file.with_name(other), _COPY)
 
 
 def _set_aside(database: Path) -> None:

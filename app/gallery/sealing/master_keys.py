@@ -7,6 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,7 +111,7 @@ class MasterKeys:
         """
         if self.file is None:
             raise MasterKeyMissing("master keys from FACEGALLERY_MASTER_KEY are changed where that variable is set")
-        _write(self.file, keys, over=True)
+        _write(self.file, keys, read_comments(self.file), over=True)
         self._keys = tuple(keys)
 
     def _find(self, key_id: str) -> MasterKey | None:
@@ -133,7 +134,7 @@ def load_master_keys(text: str | None, file: Path, *, make: bool) -> MasterKeys:
         return MasterKeys(_parse(text, "FACEGALLERY_MASTER_KEY"))
     if make and not file.exists():
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _write(file, [MasterKey.make()], over=False):
+        if _write(file, [MasterKey.make()], [_HEADER], over=False):
             _log.warning("master_key.made", file=str(file), advice="keep a copy apart from the database and the vault")
     return MasterKeys(read_master_keys(file), file=file)
 
@@ -160,6 +161,24 @@ def read_master_keys(file: Path) -> tuple[MasterKey, ...]:
     return _parse(" ".join(lines), str(file))
 
 
+def read_comments(file: Path) -> list[str]:
+    """The comments of a file of master keys, or of one that is not there the usual first line."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):  # which whoever reads the keys is told
+        return [_HEADER]
+    return [line.strip() for line in lines if line.lstrip().startswith("#")]
+
+
+def write_comments(file: Path, comments: Sequence[str]) -> None:
+    """Give a file of master keys other comments.
+
+    Raises:
+        MasterKeyMissing, StorageUnwritable: it cannot be read or written.
+    """
+    _write(file, read_master_keys(file), comments, over=True)
+
+
 def _parse(text: str, where: str) -> tuple[MasterKey, ...]:
     words = text.split()
     keys = []
@@ -176,18 +195,22 @@ def _parse(text: str, where: str) -> tuple[MasterKey, ...]:
     return tuple(keys)
 
 
-def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> bool:
-    """Write the file whole or not at all; one that is there stays unless `over` is set. Answers whether it wrote."""
+def _write(file: Path, keys: Sequence[MasterKey], comments: Sequence[str], *, over: bool) -> bool:
+    """Write the file whole or not at all; one that is there stays unless `over` is set. Answers whether it wrote.
+
+    Who could read it before, the owner and its group, still can: it may be root who rotates for a service.
+    """
     file = file.resolve()  # a link stays, and leads to the new keys
     draft = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
         handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(handle, "w") as writer:
-                writer.write("\n".join([_HEADER, *(key.written for key in keys), ""]))
+                writer.write("\n".join([*comments, *(key.written for key in keys), ""]))
                 writer.flush()
                 os.fsync(writer.fileno())
             if over:
+                _hand_over(draft, file)
                 draft.replace(file)
             else:
                 try:
@@ -200,3 +223,11 @@ def _write(file: Path, keys: Sequence[MasterKey], *, over: bool) -> bool:
         return True
     except OSError as error:
         raise StorageUnwritable(f"the master key's file {file} cannot be written: {error.strerror}") from error
+
+
+def _hand_over(draft: Path, file: Path) -> None:
+    """Give a draft the owner and the group of the file whose place it takes, where there is one and the system lets."""
+    with suppress(FileNotFoundError, PermissionError):
+        before = file.stat()
+        os.chown(draft, before.st_uid, before.st_gid)
+        draft.chmod(0o600 | before.st_mode & 0o040)

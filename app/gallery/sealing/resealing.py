@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.orm import Session
 
 from app.gallery.errors import KeyUnavailable, TemplateTampered
@@ -23,6 +23,12 @@ def has_sealed_subjects(engine: Engine) -> bool:
     """Whether a subject of the database has a key in some vault."""
     with Sessions(engine).reading() as session:
         return session.scalar(select(SubjectRow.id).where(SubjectRow.key_id.is_not(None)).limit(1)) is not None
+
+
+def count_plain_subjects(engine: Engine) -> int:
+    """How many subjects have rows from before encryption, as where a backup of that time was restored."""
+    with Sessions(engine).reading() as session:
+        return session.scalar(select(func.count()).where(SubjectRow.key_id.is_(None))) or 0
 
 
 def check_vault(engine: Engine, vault: Vault) -> None:

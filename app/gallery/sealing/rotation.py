@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from app.gallery.errors import Busy, MasterKeyMissing
 from app.gallery.held_file import held
+from app.gallery.sealing.key_users import needed_by_others, write_note
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.database import database_errors
@@ -19,11 +20,19 @@ _REFUSAL = "another rotation of the master key is under way; wait until it has e
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """What a rotation did: the id of the key that wraps now, the keys wrapped anew, ids of the master keys before."""
+    """What a rotation did.
+
+    Attributes:
+        master: id of the key that wraps now.
+        wrapped: how many keys were wrapped anew.
+        before: ids of the master keys before.
+        needed: those of them that stay in the file, as another vault needs them, each with the place of one.
+    """
 
     master: str
     wrapped: int
     before: tuple[str, ...]
+    needed: dict[str, str]
 
 
 def rotate_master_key(
@@ -32,7 +41,7 @@ def rotate_master_key(
     """Wrap every key of a vault anew with the first master key, or, where that wraps already, with a new one.
 
     The new key is in the file before the vault names it, and an old one leaves the file when the vault names it no
-    more: what was interrupted goes on when it is run again.
+    more, nor any other that has noted its use of the file: what was interrupted goes on when it is run again.
 
     Args:
         vault: others may use it meanwhile.
@@ -57,14 +66,24 @@ def rotate_master_key(
                 )
             masters.replace([MasterKey.make(), *masters.keys])
         new, *old = masters.keys
+        file = masters.file
+        if file is not None and not os.access(file.resolve().parent, os.W_OK):
+            file = None  # somebody else changes it
+        if file is not None:
+            write_note(vault, file, also=(new.id,))
         vault.use_master(new)
         wrapped_in_all = 0
         while wrapped := vault.rewrap(batch):
             wrapped_in_all += wrapped
             advance(wrapped)
-        if masters.file is not None and not keep_old and os.access(masters.file.resolve().parent, os.W_OK):
-            _drop(masters, masters.file, {key.id for key in old} - {vault.master, *vault.wrapped_by()})
-        return Rotation(new.id, wrapped_in_all, tuple(key.id for key in old))
+        before, needed = tuple(key.id for key in old), dict[str, str]()
+        if file is not None:
+            write_note(vault, file)
+            if not keep_old:
+                others = needed_by_others(vault, file)
+                needed = {key: others[key] for key in before if key in others}
+                _drop(masters, file, {*before} - {vault.master, *vault.wrapped_by(), *needed})
+        return Rotation(new.id, wrapped_in_all, before, needed)
 
 
 def _drop(masters: MasterKeys, file: Path, unwanted: set[str]) -> None:

@@ -17,6 +17,11 @@ from app.gallery.errors import Busy, DriverMissing
 from app.gallery.sql.failures import meaning
 
 
+def sqlite_address(file: str | Path) -> str:
+    """SQLAlchemy address of an SQLite file, whose path may hold what parts an address: `?`, `#`, `%`."""
+    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
+
+
 def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
     """Engine for a database's address.
 

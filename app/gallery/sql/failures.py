@@ -1,13 +1,24 @@
 """What a database's failure means to who asked, whether through SQLAlchemy or the driver alone."""
 
-from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+import re
+
+from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from model.errors import FacegalleryError
 
 CANCELLED = "57014"
 """What PostgreSQL calls a statement that was cancelled, by us (see `BoundedConnection`) or by a limit of its own."""
 
 _DISK_FULL, _READ_ONLY = "53100", "25006"
+_OTHER_TABLES = re.compile(
+    r"no such (table|column): |table \w+ (has no column named|already exists)|duplicate column name: "
+)
 _LOCKED = {"55P03", "40001", "40P01"}
+
+
+def in_words(failure: BaseException | None) -> str:
+    """What a driver's failure says; to SQLite a disk without room for its locks is an I/O error."""
+    full = getattr(failure, "sqlite_errorname", None) == "SQLITE_IOERR_SHMSIZE"
+    return "the disk is full" if full else str(failure)
 
 
 def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | None:
@@ -17,7 +28,7 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         failure: of the driver, SQLite's or PostgreSQL's.
         away: whether a failure that is none of those known means that the database is away.
     """
-    text, state = str(failure).lower(), getattr(failure, "sqlstate", None)
+    text, state = in_words(failure).lower(), getattr(failure, "sqlstate", None)
     if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
         return StorageUnwritable("the database's disk is full; nothing was stored")
     if state == _READ_ONLY or "readonly" in text:
@@ -26,6 +37,8 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "malformed" in text or "not a database" in text:
         return DatabaseUnavailable("the database's file is damaged; restore a backup (`facegallery restore`)")
+    if _OTHER_TABLES.match(text):  # an operational error to SQLite's driver, as if the database were away
+        return SchemaOutdated(f"the database's tables are those of another version ({failure}); stop what runs of it")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
     if state == CANCELLED:

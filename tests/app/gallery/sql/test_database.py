@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine, event, make_url
 
 from app.gallery.deadline import WaitLimit, waiting_at_most, within
-from app.gallery.errors import Busy, DatabaseUnavailable, StorageUnwritable
+from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from app.gallery.records import NewTemplate
 from app.gallery.sql.database import database_errors, open_engine
 from app.gallery.sql.migrations import migrate
@@ -210,6 +210,23 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
         pytest.raises(DatabaseUnavailable, match=r"^the database does not answer; try again$"),
     ):
         GalleryStore(engine).galleries()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["DROP TABLE change", "ALTER TABLE subject DROP COLUMN seen_at", "ALTER TABLE gallery RENAME COLUMN revision TO r"],
+)
+def test_tables_of_another_version_are_no_database_that_is_away(
+    sqlite_url: str, new_templates: Templates, change: str
+) -> None:
+    with opened(sqlite_url) as engine:
+        migrate(engine)
+        store = GalleryStore(engine)
+        make_gallery(store)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(change)
+        with pytest.raises(SchemaOutdated, match="tables are those of another version"):
+            store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
 
 
 def test_a_database_that_came_back_is_used_again(postgresql_server: str, postgresql_url: str) -> None:
