@@ -204,6 +204,11 @@ def test_a_png_file_of_chunks_without_end_is_refused(kind: bytes) -> None:
         decode_image(file[:at] + empty * MAX_PIECES + file[at:])
 
 
+def test_a_photo_with_unreadable_exif_data_is_still_a_photo() -> None:
+    file = encoded(Image.fromarray(PICTURE), "PNG", exif=b"Exif\0\0no TIFF header at all")
+    np.testing.assert_array_equal(decode_image(file), PICTURE)
+
+
 def test_exif_data_comes_in_so_many_parts_and_no_more(astronaut_jpeg: bytes) -> None:
     part = b"\xff\xe1" + struct.pack(">H", 1008) + b"Exif\0\0" + b"x" * 1000
     assert decode_image(_segments(astronaut_jpeg, part, MAX_EXIF_PARTS)).shape == (512, 512, 3)
