@@ -79,7 +79,7 @@ def policy_from_json(value: object) -> ThresholdPolicy:
     """Policy from a decoded JSON value; the inverse of `policy_to_json`."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return FixedDistance(_to_float(value))
-    if isinstance(value, dict) and value and set(value) <= {"fpir", "fmr"}:
+    if isinstance(value, dict) and set(value) <= {"fpir", "fmr"}:
         rates = {name: rate for name, rate in value.items() if rate is not None}
         if all(isinstance(rate, int | float) and not isinstance(rate, bool) for rate in rates.values()):
             return WantedRates(**{name: _to_float(rate) for name, rate in rates.items()})

@@ -98,3 +98,9 @@ def test_a_crop_is_black_beyond_the_photo_and_nowhere_else(at: tuple[float, floa
     outside[max(0, top - 2) : bottom + 2, max(0, left - 2) : right + 2] = False
     assert crop[inside].min(initial=255) == 255
     assert crop[outside].max(initial=0) == 0
+
+
+@pytest.mark.parametrize("times", [1, 2.5, 10])
+def test_a_crop_within_a_photo_is_black_nowhere(times: float) -> None:
+    white = np.full((int(150 * times), int(150 * times), 3), 255, np.uint8)
+    assert align_face(white, (TEMPLATE_LANDMARKS + 19) * times).min() == 255

@@ -49,9 +49,33 @@ def test_a_nose_to_the_right_of_the_picture_is_a_positive_yaw() -> None:
     assert head_pose([tuple(point) for point in points])[0] > 20
 
 
-def test_a_face_at_the_edge_counts_what_is_in_the_photo() -> None:
-    face = Face((-30, 10, 60, 80), tuple((float(x), float(y)) for x, y in TEMPLATE_LANDMARKS), 0.9)
-    assert measure_quality(face, np.zeros((100, 100, 3), np.uint8), np.zeros((112, 112, 3), np.uint8)).face_size == 30
+@pytest.mark.parametrize(("shift", "direction"), [(-4, 1), (4, -1)])
+def test_a_nose_near_the_eyes_looks_up_and_one_near_the_mouth_down(shift: float, direction: int) -> None:
+    points = TEMPLATE_LANDMARKS.copy()
+    points[2, 1] += shift
+    before, after = (head_pose([tuple(point) for point in one])[1] for one in (TEMPLATE_LANDMARKS, points))
+    assert abs(before) < 15
+    assert (after - before) * direction > 10
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((-30.0, 10.0, 60.0, 80.0), 30),
+        ((10.0, -30.0, 80.0, 60.0), 30),
+        ((80.0, 10.0, 60.0, 80.0), 20),
+        ((10.0, 80.0, 80.0, 60.0), 20),
+        ((120.0, 10.0, 60.0, 80.0), 0),
+    ],
+)
+def test_a_face_at_an_edge_counts_what_is_in_the_photo(box: tuple[float, float, float, float], size: float) -> None:
+    face = Face(box, tuple((float(x), float(y)) for x, y in TEMPLATE_LANDMARKS), 0.9)
+    assert measure_quality(face, np.zeros((100, 100, 3), np.uint8), np.zeros((112, 112, 3), np.uint8)).face_size == size
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_face_that_just_keeps_every_limit_is_enrolled(side: int) -> None:
+    assert complaints(Quality(0.8, 40, 10, 60 * side, 45 * side, 60 * side), QualityLimits()) == ()
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,15 @@ def test_a_full_bucket_gives_a_burst_and_then_the_rate(rates: Engine, clock: Clo
     limits.take("ada")
 
 
+def test_a_refusal_says_when_the_callers_own_bucket_has_a_token(rates: Engine, clock: Clock) -> None:
+    limits = RateLimits(rates, rate=0.1, burst=1, clock=clock)
+    for owner in ("bob", "ada", "carl"):
+        limits.take(owner)
+        clock.now += 2
+    with pytest.raises(TooManyCalls, match="in 6 s"):
+        limits.take("ada")
+
+
 def test_a_refused_call_takes_nothing_and_a_bucket_does_not_run_over(rates: Engine, clock: Clock) -> None:
     limits = RateLimits(rates, rate=1, burst=2, clock=clock)
     limits.take("ada")

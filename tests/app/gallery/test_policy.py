@@ -198,6 +198,12 @@ def test_beyond_the_table_the_distance_is_stricter_than_the_true_tail(rows_per_d
     assert distance_at(fmr, table_of(rows_per_decade=rows_per_decade, last=1e-6)) < distance_of(fmr)
 
 
+def test_beyond_the_table_the_slope_of_its_last_decade_goes_on() -> None:
+    rows = [(1e-6, 0.8), (2e-6, 0.99), (1.05e-5, 1.0), (1e-3, 1.1)]  # the second is far off the line of its neighbours
+    slope = (1.0 - 0.8) / math.log10(10.5)
+    assert distance_at(1e-8, [FmrThreshold(*row) for row in rows]) == pytest.approx(0.8 - 2 * slope)
+
+
 def test_the_shipped_card_gives_a_usable_threshold_at_any_size() -> None:
     table = read_card(Path(model.__file__).parent / "weights" / "sface").thresholds
     found = [threshold_for(WantedRates(fpir=0.01), table, 10**exponent) for exponent in range(2, 8)]
@@ -247,6 +253,11 @@ def test_a_policy_is_read_in_both_forms() -> None:
 def test_what_is_no_policy_is_refused(text: str) -> None:
     with pytest.raises(InvalidInput):
         parse_policy(text)
+
+
+@pytest.mark.parametrize("distance", [0, 2])
+def test_the_ends_of_the_range_are_distances(distance: int) -> None:
+    assert parse_policy(str(distance)) == FixedDistance(distance)
 
 
 @pytest.mark.parametrize("value", ["-0.1", "2.001", "1e9", "NaN", "Infinity", "-Infinity"])

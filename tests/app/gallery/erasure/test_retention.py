@@ -131,6 +131,19 @@ def test_subjects_not_seen_are_erased_and_those_seen_stay(
     assert keys(sealed_store) == ["anna"]
 
 
+def test_who_was_seen_a_moment_ago_is_not_counted_as_due(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    gallery = sealed_store.change_gallery("people", {"unseen_days": 10})
+    clock.turn(days=9)
+    retention.saw(gallery, [sealed_store.subject("people", "anna")])
+    clock.turn(days=9)
+    assert retention.due() == {}
+    clock.turn(days=1)
+    assert retention.due() == {"people": 1}
+
+
 def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
     sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
 ) -> None:
@@ -356,6 +369,7 @@ def test_an_enrolment_by_a_clock_that_leapt_erases_nobody(
     sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
 ) -> None:
     made = enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    retention.look()  # at the clock, too; not again for an hour
     clock.turn(days=4000)
     with pytest.raises(ClockDoubtful):
         enroll(sealed_store, "anna", new_templates(1), due=retention.is_due_still)
@@ -481,6 +495,8 @@ def test_consent_is_asked_for_where_the_rules_say_so() -> None:
 def test_terms_that_make_no_sense_are_refused() -> None:
     day = timedelta(days=1)
     assert check_terms({"expires_at": None, "consent": None}, NOW) == {"expires_at": None, "consent": None}
+    lasting = Terms(expires_at=NOW + day, consent=Consent("x", NOW + day / 2, None, NOW + day))
+    assert check_terms(lasting, NOW) == lasting
     for terms, part in (
         (Terms(expires_at=NOW), "expires_at"),
         (Terms(consent=Consent("x", NOW - 2 * day, None, NOW)), "consent.expires_at"),

@@ -152,6 +152,20 @@ def test_removed_rows_are_compacted() -> None:
     assert parts(index).segments == ()
 
 
+def test_an_index_that_nobody_tends_is_neglected_by_its_tail_or_by_its_dead() -> None:
+    index, vectors = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS), strangers(8001, seed=0)
+    index.add(np.arange(8000), vectors[:8000])
+    seen = [index.neglected]
+    index.add(np.array([8000]), vectors[8000:])
+    seen.append(index.neglected)
+    settle(index)
+    seen.append(index.neglected)
+    for gone in (np.arange(2200), np.arange(2200, 2400)):
+        index.remove(gone)
+        seen.append(index.neglected)
+    assert seen == [False, True, False, False, True]
+
+
 def test_a_small_gallery_that_comes_and_goes_takes_no_memory_for_the_gone() -> None:
     vectors = strangers(50, seed=0)
     index = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS)

@@ -69,6 +69,13 @@ def test_folded_owners_follow_what_happened_meanwhile(
     assert folded.subjects == owners.subjects
 
 
+def test_what_is_removed_from_the_arrays_has_no_owner() -> None:
+    owners = TemplateOwners(np.array([5, 9]), np.array([1, 1]))
+    owners.remove([5])
+    assert owners.subjects_of(np.array([5, 9])).tolist() == [UNKNOWN, 1]
+    assert (owners.subject_of(5), owners.templates_of(1), len(owners)) == (None, (9,), 1)
+
+
 def test_pairs_come_by_template_whatever_order_they_were_given_in() -> None:
     owners = TemplateOwners(np.array([5, 3, 9]), np.array([1, 2, 1]))
     assert [values.tolist() for values in owners.pairs()] == [[3, 5, 9], [2, 1, 1]]
