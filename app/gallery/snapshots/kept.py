@@ -1,14 +1,12 @@
 """Views of a gallery on disk, so that a restart replays only what came since, and processes share memory."""
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.snapshots.files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshots.lead import SnapshotLead
+from app.gallery.snapshots.opening import opening
 from app.gallery.snapshots.sealed import FAILURES, SealedSnapshots, SealingKey, SnapshotKeys, set_aside
 from app.gallery.snapshots.steady_look import look_steadily
 from app.gallery.views.owners import TemplateOwners
@@ -86,6 +85,11 @@ class Snapshots:
         self._lead.resign()
 
     @property
+    def lead_sign(self) -> int | None:
+        """The last sign of life of the process that leads (see `SnapshotLead`)."""
+        return self._lead.sign
+
+    @property
     def outdated(self) -> bool:
         """Whether another machine erased something and destroyed the key of what this one has sealed."""
         return self._sealed is not None and self._sealed.key_destroyed
@@ -142,8 +146,10 @@ class Snapshots:
     def _erase_others(self, place: Path) -> None:
         """Remove what lies there of older revisions and of extractors that the gallery has left."""
         if self._sealed is not None:
-            with self._opening():  # removes what a killed process had opened halfway
+            with opening(self.folder):  # removes what a killed process had opened halfway
                 self._sweep(keep=place)  # what another has opened since the first sweep
+        for path in self.folder.glob("damaged-*"):
+            shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.parent.iterdir():
             if path != self.folder:
                 shutil.rmtree(path, ignore_errors=True)
@@ -258,7 +264,7 @@ class Snapshots:
         """
         if self._sealed is None or place.exists():
             return place.exists()
-        with self._opening() as draft:
+        with opening(self.folder) as draft:
             if place.exists():
                 return True
             start = time.perf_counter()
@@ -284,26 +290,11 @@ class Snapshots:
         """
         if self._sealed is None or revision not in self._sealed.revisions:
             return
-        with self._opening() as draft:
+        with opening(self.folder) as draft:
             try:
                 self._sealed.open(revision, draft)
             except FAILURES as error:
                 _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
-
-    @contextmanager
-    def _opening(self) -> Iterator[Path]:
-        """An empty folder to open a sealed copy in, for one process at a time; removed in the end, if it is there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "opening").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in self.folder.glob("opening-*"):  # by a process that was killed over it
-                shutil.rmtree(left, ignore_errors=True)
-            draft = self.folder / f"opening-{uuid.uuid4().hex[:8]}"
-            draft.mkdir(mode=0o700)
-            try:
-                yield draft
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
 
     def _open(self, place: Path, revision: int, contradiction: Callable[[Point], str | None]) -> Opened:
         start = time.perf_counter()
