@@ -52,7 +52,7 @@ class GalleryHistory:
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
             if not rows:
                 return
-            block = template_block(rows, self._seals, dimension=dimension)
+            block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
             if len(block.ids):
                 yield replace(block, point=point)
             after = rows[-1].id
@@ -83,9 +83,8 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             for first in range(0, len(wanted), _ASKED):
                 asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
-                block = template_block(
-                    template_rows(session, asked, after=0, limit=None), self._seals, dimension=dimension
-                )
+                rows = template_rows(session, asked, after=0, limit=None)
+                block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
                 for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
                     found[place[template_id]] = embedding
         return found
@@ -174,7 +173,7 @@ class GalleryHistory:
             for row, subject_id, crop_sha256, embedding, key_id in found
             if embedding is not None
         }
-        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension)
+        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension, sessions=self._sessions)
         embeddings = dict(zip(sealed, opened, strict=True))
         return [
             Change(
