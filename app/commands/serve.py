@@ -1,6 +1,7 @@
 """`facegallery serve`."""
 
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from app.settings import Settings, split_list, unknown_settings
 from app.telemetry import set_up_logging
 
 _log = structlog.get_logger()
+_OPEN_FILES = 65_536
 
 
 @contextmanager
@@ -59,6 +61,7 @@ def serve_command(
     set_up_logging(form=settings.log_format, level=settings.log_level)
     for sentence in unknown_settings():
         _log.warning("setting.unknown", meaning=sentence)
+    _raise_open_files()
     count = settings.processes
     if count > 1:
         # Each process reads the settings for itself.
@@ -87,3 +90,11 @@ def serve_command(
         limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
+
+
+def _raise_open_files() -> None:
+    """Have more files open than a shell allows where the system lets us: one for each gallery, one for each caller."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

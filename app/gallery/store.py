@@ -304,7 +304,7 @@ class GalleryStore:
         with self._sessions.reading() as session:
             rows = template_rows(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
             dimension = session.scalar(select(GalleryRow.dimension).join(SubjectRow).where(SubjectRow.id == subject_id))
-        return template_block(rows, self.seals, dimension=dimension or 0)
+        return template_block(rows, self.seals, dimension=dimension or 0, sessions=self._sessions)
 
     def record(self, event: Event) -> None:
         """Keep an event of its own in the journal, such as an export, at once."""

@@ -1,6 +1,7 @@
 """What only a process and a socket show: a body that is too large is not read to its end, and the log."""
 
 import json
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -91,3 +92,16 @@ def test_as_many_connections_as_are_set_are_answered(serve: Callable[..., Server
             if again == [200] * most:
                 break
         assert again == [200] * most
+
+
+def test_a_thousand_galleries_do_not_meet_the_limit_of_a_shell(tmp_path: Path) -> None:
+    """The process that leads a gallery's snapshots has a file open for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        server = Server(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    allowed = Path(f"/proc/{server.process.pid}/limits").read_text().partition("Max open files")[2].split()[0]
+    assert server.stop() in {0, -15}
+    assert int(allowed) == min(hard, 65_536)

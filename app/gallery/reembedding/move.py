@@ -2,10 +2,17 @@
 
 Embeddings of the new extractor are made beside the old from crops that were kept; what is enrolled or erased meanwhile
 is followed. One transaction then exchanges the two. The old ones stay, so that the same exchange leads back.
+
+Where people are enrolled all the time each pass leaves those who came meanwhile to the next. As soon as they are few
+enough for one batch, the transaction that exchanges embeds them itself, while nobody else writes to the gallery. Where
+they do not become fewer from pass to pass, as more come than can be embedded, batch after batch is embedded so: whoever
+enrolls is slowed down until the move has caught up.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,7 +27,7 @@ from app.gallery.store import GalleryStore
 from model.errors import UnsupportedImage
 from model.extractor import Extractor
 
-_BATCH = 128  # crops that are embedded and kept in one transaction
+_BATCH = 128  # crops that are embedded in one go, and kept in one transaction
 _log = structlog.get_logger()
 
 
@@ -74,10 +81,11 @@ def move_gallery(
     incomplete = moves.incomplete(gallery, target, with_crops=True)
     if incomplete and not without_missing:
         return Move("incomplete", gallery, 0, tuple(incomplete))
-    embedded, unusable = 0, set[int]()
+    embedded, unusable, made, catching_up = 0, set[int](), math.inf, True
     while True:
-        made, damaged = _embed_all(moves, gallery, extractor, progress)
-        embedded, unusable = embedded + made, damaged
+        if catching_up:
+            before, (made, unusable) = made, _embed_all(moves, gallery, extractor, progress)
+            embedded, catching_up = embedded + made, made < before
         # Counted again there: somebody may have been enrolled without a crop, or a crop may be damaged.
         switch = moves.switch(
             gallery,
@@ -86,7 +94,11 @@ def move_gallery(
             unusable=unusable,
             with_crops=True,
             without_missing=without_missing,
+            embed=partial(_embed, extractor),
+            at_most=_BATCH,
         )
+        embedded, unusable = embedded + switch.embedded, unusable | switch.unusable
+        progress(switch.embedded)
         if switch.state == "refused":
             return Move("incomplete", gallery, embedded, switch.left_behind)
         if switch.state == "done":
@@ -133,20 +145,24 @@ def previous_extractor(store: GalleryStore, name: str) -> str:
 def _embed_all(
     moves: ReembeddingStore, gallery: Gallery, extractor: Extractor, progress: Callable[[int], None]
 ) -> tuple[int, set[int]]:
-    """Embed every crop whose template has no new embedding; answers how many, and whose crops are damaged."""
-    made, damaged, after = 0, set[int](), 0
-    while crops := moves.crops_to_embed(gallery, extractor.card.identity, after=after, limit=_BATCH):
+    """Embed the crops that there are now whose template has no new embedding; those that come meanwhile are left.
+
+    Answers how many were embedded, and the templates whose crops are damaged.
+    """
+    made, damaged, after, last = 0, set[int](), 0, moves.last_template(gallery)
+    while after < last and (crops := moves.crops_to_embed(gallery, extractor.card.identity, after=after, limit=_BATCH)):
         after = crops[-1].template_id
-        ids, pixels = _decoded(crops)
+        ids, embeddings = _embed(extractor, crops)
         damaged |= {crop.template_id for crop in crops} - set(ids)
         if ids:
-            moves.add(gallery, extractor.card.identity, ids, extractor.embed(np.stack(pixels)))
+            moves.add(gallery, extractor.card.identity, ids, embeddings)
             made += len(ids)
         progress(len(crops))
     return made, damaged
 
 
-def _decoded(crops: list[KeptCrop]) -> tuple[list[int], list[NDArray[np.uint8]]]:
+def _embed(extractor: Extractor, crops: Sequence[KeptCrop]) -> tuple[list[int], NDArray[np.float32]]:
+    """The templates whose crop is whole, and their embeddings (N, D)."""
     ids, pixels = list[int](), list[NDArray[np.uint8]]()
     for crop in crops:
         try:
@@ -155,4 +171,5 @@ def _decoded(crops: list[KeptCrop]) -> tuple[list[int], list[NDArray[np.uint8]]]
             _log.warning("crop.damaged", template=crop.template_id, reason=str(error))
         else:
             ids.append(crop.template_id)
-    return ids, pixels
+    embeddings = extractor.embed(np.stack(pixels)) if pixels else np.empty((0, extractor.dimension), np.float32)
+    return ids, embeddings

@@ -1,6 +1,6 @@
 """ReembeddingStore: the SQL of moving a gallery to another extractor."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -44,6 +44,10 @@ class KeptCrop:
     image: bytes
 
 
+Embed = Callable[[Sequence[KeptCrop]], tuple[list[int], NDArray[np.float32]]]
+"""Embeds crops: the ids of the templates whose crop is whole, and their embeddings (N, D)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Spares:
     """Embeddings of another extractor that a gallery has: `previous` where a switch left them behind."""
@@ -59,10 +63,14 @@ class Switch:
     Args:
         state: `done`; `waiting`, templates came that still must be embedded; `refused`, some would be left behind.
         left_behind: subjects of which templates do not follow, as the transaction that switched found them.
+        embedded: how many templates it embedded itself.
+        unusable: templates of which it found the crop damaged.
     """
 
     state: Literal["done", "waiting", "refused"]
     left_behind: tuple[IncompleteSubject, ...] = ()
+    embedded: int = 0
+    unusable: frozenset[int] = frozenset()
 
 
 class ReembeddingStore:
@@ -103,24 +111,16 @@ class ReembeddingStore:
         with self._sessions.reading() as session:
             return _incomplete(session, gallery.id, extractor, with_crops=with_crops)
 
+    def last_template(self, gallery: Gallery) -> int:
+        """The highest id of a template that there is by now; 0 without any."""
+        with self._sessions.reading() as session:
+            return session.scalar(select(func.max(TemplateRow.id)).where(_of(gallery.id))) or 0
+
     def crops_to_embed(self, gallery: Gallery, extractor: str, *, after: int, limit: int) -> list[KeptCrop]:
         """Crops of templates without an embedding of an extractor, by id, from the one behind `after`."""
-        query = (
-            select(TemplateRow.id, *sealed_columns(TemplateRow), CropRow.image)
-            .select_from(TemplateRow)
-            .join(CropRow, CropRow.template_id == TemplateRow.id)
-            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-            .where(_of(gallery.id), TemplateRow.id > after, ~has_spare(extractor))
-            .order_by(TemplateRow.id)
-            .limit(limit)
-        )
+        wanted = _of(gallery.id) & (TemplateRow.id > after) & ~has_spare(extractor)
         with self._sessions.reading() as session:
-            rows = session.execute(query).all()
-        opened = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in rows])
-        return [
-            KeptCrop(row.id, row.crop_sha256, b"" if isinstance(image, Flaw) else image)
-            for row, image in zip(rows, opened, strict=True)
-        ]
+            return self._crops(session, wanted, limit)
 
     def add(self, gallery: Gallery, extractor: str, ids: Sequence[int], embeddings: NDArray[np.float32]) -> None:
         """Keep embeddings (N, D) of an extractor beside the gallery's; templates that are gone are passed over.
@@ -137,28 +137,7 @@ class ReembeddingStore:
             )
             if session.scalar(others.limit(1)) is not None:
                 raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
-            query = (
-                select(TemplateRow.id, *sealed_columns(TemplateRow))
-                .select_from(TemplateRow)
-                .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-                .where(TemplateRow.id.in_(ids), ~has_spare(extractor))
-            )
-            values = dict(zip(ids, embeddings, strict=True))
-            by_key: dict[str | None, list[tuple[int, RowIdentity]]] = {}
-            for row in session.execute(query):
-                by_key.setdefault(row.key_id, []).append((row.id, template_identity(row)))
-            for key_id, own in by_key.items():
-                plain = [(identity, values[one].astype(EMBEDDING).tobytes()) for one, identity in own]
-                for (template_id, _), sealed in zip(own, self._seals.seal(key_id, plain), strict=True):
-                    session.add(
-                        SpareEmbeddingRow(
-                            template_id=template_id,
-                            extractor=extractor,
-                            gallery_id=owner.id,
-                            previous=False,
-                            embedding=sealed,
-                        )
-                    )
+            self._keep(session, owner, extractor, dict(zip(ids, embeddings, strict=True)))
 
     def switch(
         self,
@@ -169,11 +148,15 @@ class ReembeddingStore:
         unusable: Collection[int],
         with_crops: bool,
         without_missing: bool = False,
+        embed: Embed | None = None,
+        at_most: int = 0,
     ) -> Switch:
         """Exchange a gallery's embeddings for those of another extractor, in one transaction.
 
         See `exchange_embeddings`; the old ones stay beside the new. Who is left behind is found in that transaction, so
-        that nobody who was enrolled a moment ago is left behind without a word.
+        that nobody who was enrolled a moment ago is left behind without a word. Where people are enrolled all the time
+        there is always somebody who was: the last few are embedded while the gallery is locked. What was embedded stays
+        also where there were more.
 
         Args:
             gallery: as it was when the move began.
@@ -182,19 +165,29 @@ class ReembeddingStore:
             unusable: templates whose crop is damaged.
             with_crops: a template with a crop is waited for.
             without_missing: switch although templates are left behind.
+            embed: embeds the crops that came last; None: they are waited for.
+            at_most: how many of them, as everybody who writes to the gallery waits meanwhile.
 
         Raises:
             MoveRefused: the gallery belongs to another extractor by now, or there is nothing to go back to.
         """
+        made, damaged = 0, frozenset[int]()
         with self._sessions.writing() as session:
             owner = self._locked(session, gallery)
-            if with_crops and self._waiting(session, owner, extractor, unusable):
-                return Switch("waiting")
+            if with_crops:
+                left = self._left(session, owner, extractor, unusable, limit=at_most + 1)
+                now = left[:at_most] if embed is not None else []
+                if now and embed is not None:
+                    ids, embeddings = embed(self._crops(session, TemplateRow.id.in_(now), at_most))
+                    self._keep(session, owner, extractor, dict(zip(ids, embeddings, strict=True)))
+                    made, damaged = len(ids), frozenset(now) - frozenset(ids)
+                if len(left) > len(now):
+                    return Switch("waiting", embedded=made, unusable=damaged)
             left_behind = tuple(_incomplete(session, owner.id, extractor, with_crops=False))
             if left_behind and not without_missing:
-                return Switch("refused", left_behind)
+                return Switch("refused", left_behind, made, damaged)
             exchange_embeddings(session, self._seals, owner, extractor, dimension=dimension)
-            return Switch("done", left_behind)
+            return Switch("done", left_behind, made, damaged)
 
     def discard(self, gallery: Gallery) -> int:
         """Erase all embeddings of other extractors that the gallery has; answers how many those were.
@@ -218,11 +211,58 @@ class ReembeddingStore:
             raise MoveRefused(f"gallery {gallery.name!r} was moved or made anew meanwhile; look at it and try again")
         return owner
 
+    def _crops(self, session: Session, wanted: ColumnElement[bool], limit: int) -> list[KeptCrop]:
+        query = (
+            select(TemplateRow.id, *sealed_columns(TemplateRow), CropRow.image)
+            .select_from(TemplateRow)
+            .join(CropRow, CropRow.template_id == TemplateRow.id)
+            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .where(wanted)
+            .order_by(TemplateRow.id)
+            .limit(limit)
+        )
+        rows = session.execute(query).all()
+        opened = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in rows])
+        return [
+            KeptCrop(row.id, row.crop_sha256, b"" if isinstance(image, Flaw) else image)
+            for row, image in zip(rows, opened, strict=True)
+        ]
+
+    def _keep(
+        self, session: Session, owner: GalleryRow, extractor: str, values: dict[int, NDArray[np.float32]]
+    ) -> None:
+        """Keep embeddings (D,) by the ids of templates; `owner` is locked."""
+        query = (
+            select(TemplateRow.id, *sealed_columns(TemplateRow))
+            .select_from(TemplateRow)
+            .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+            .where(TemplateRow.id.in_(values), ~has_spare(extractor))
+        )
+        by_key: dict[str | None, list[tuple[int, RowIdentity]]] = {}
+        for row in session.execute(query):
+            by_key.setdefault(row.key_id, []).append((row.id, template_identity(row)))
+        for key_id, own in by_key.items():
+            plain = [(identity, values[one].astype(EMBEDDING).tobytes()) for one, identity in own]
+            session.add_all(
+                SpareEmbeddingRow(
+                    template_id=template_id,
+                    extractor=extractor,
+                    gallery_id=owner.id,
+                    previous=False,
+                    embedding=sealed,
+                )
+                for (template_id, _), sealed in zip(own, self._seals.seal(key_id, plain), strict=True)
+            )
+        session.flush()
+
     @staticmethod
-    def _waiting(session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int]) -> bool:
-        """Whether a template could still be embedded: one with a crop that is not known to be damaged."""
-        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).limit(len(unusable) + 1)
-        return not set(session.scalars(query)) <= set(unusable)
+    def _left(
+        session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int], *, limit: int
+    ) -> list[int]:
+        """Templates that could still be embedded, some of them: those with a crop that is not known to be damaged."""
+        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).order_by(TemplateRow.id)
+        found = session.scalars(query.limit(len(unusable) + limit))
+        return [one for one in found if one not in unusable][:limit]
 
 
 def _of(gallery_id: int) -> ColumnElement[bool]:

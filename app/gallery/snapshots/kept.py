@@ -86,6 +86,11 @@ class Snapshots:
         self._lead.resign()
 
     @property
+    def lead_sign(self) -> int | None:
+        """The last sign of life of the process that leads (see `SnapshotLead`)."""
+        return self._lead.sign
+
+    @property
     def outdated(self) -> bool:
         """Whether another machine erased something and destroyed the key of what this one has sealed."""
         return self._sealed is not None and self._sealed.key_destroyed
@@ -144,6 +149,8 @@ class Snapshots:
         if self._unsealing is not None:
             with self._unsealing.alone():  # removes what a killed process had opened halfway
                 self._sweep(keep=place)  # what another has opened since the first sweep
+        for path in self.folder.glob("damaged-*"):
+            shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.parent.iterdir():
             if path != self.folder:
                 shutil.rmtree(path, ignore_errors=True)

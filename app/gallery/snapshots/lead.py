@@ -2,17 +2,23 @@
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 _FILE = "lead"
+_EVERY = 10.0  # seconds between two signs of life
 
 
 class SnapshotLead:
-    """A lock on a file in a folder of snapshots, which dies with the process that holds it."""
+    """A lock on a file in a folder of snapshots, which dies with the process that holds it.
+
+    It does not die with one that is stopped or hangs, so that process also has to touch the file: see `sign`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock: int | None = None
+        self._touched = float("-inf")
 
     def take(self) -> bool:
         """Whether this process leads; once it does, it stays so until it resigns or ends, or the folder is removed."""
@@ -27,7 +33,21 @@ class SnapshotLead:
                 os.close(lock)
                 return False
             self._lock = lock
+        if time.monotonic() - self._touched >= _EVERY:
+            os.utime(self._lock)
+            self._touched = time.monotonic()
         return True
+
+    @property
+    def sign(self) -> int | None:
+        """The last sign of life of who leads: it changes as long as that process asks for the lead; None: nobody does.
+
+        A moment by that process's clock, in nanoseconds, and only good for being compared with an earlier one.
+        """
+        try:
+            return (self._folder / _FILE).stat().st_mtime_ns
+        except OSError:
+            return None
 
     def _is_there(self, lock: int) -> bool:
         try:

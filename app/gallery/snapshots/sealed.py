@@ -251,7 +251,10 @@ def purpose_of(gallery: int) -> str:
 
 
 def set_aside(place: Path, reason: str) -> None:
-    """Give a snapshot's folder a name by which nobody trusts it, if it is there and lets itself be renamed."""
+    """Give a snapshot's folder a name by which nobody trusts it, if it is there and lets itself be renamed.
+
+    The last one that was set aside stays to be looked at, those before go: each is as large as the index.
+    """
     aside = place.with_name(f"damaged-{place.name}-{uuid.uuid4().hex[:8]}")
     try:
         place.rename(aside)
@@ -261,6 +264,9 @@ def set_aside(place: Path, reason: str) -> None:
         _log.error("snapshot.damaged", folder=str(place), reason=reason, not_set_aside=error.strerror)
         return
     _log.error("snapshot.set_aside", folder=str(aside), reason=reason)
+    for earlier in place.parent.glob("damaged-*"):
+        if earlier != aside:
+            _remove(earlier)
 
 
 def _remove(folder: Path) -> None:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import structlog
 
+from app.gallery.deadline import seconds_left
 from app.gallery.snapshots.sealed import FAILURES, SealedSnapshots
 
+_PATIENCE = 120.0  # seconds that another process may take to open a sealed copy
+_LOOK = 0.02  # seconds between two looks whether it has
 _log = structlog.get_logger()
 
 
@@ -73,10 +76,15 @@ class Unsealing:
 
     @contextmanager
     def alone(self) -> Iterator[Path]:
-        """An empty folder to open a copy in, while no other process opens one; removed in the end, if it is there."""
+        """An empty folder to open a copy in, while no other process opens one; removed in the end, if it is there.
+
+        Raises:
+            TimeoutError: another process has been at it for long, or the request is out of time. That process may have
+                been stopped; without an end of the waiting no service would start beside it.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / "opening").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock.fileno(), until=time.monotonic() + min(_PATIENCE, seconds_left()))
             for left in self._folder.glob("opening-*"):  # by a process that was killed over it
                 shutil.rmtree(left, ignore_errors=True)
             draft = self._folder / f"opening-{uuid.uuid4().hex[:8]}"
@@ -88,3 +96,15 @@ class Unsealing:
 
     def _warn(self, revision: int, error: Exception) -> None:
         _log.warning("snapshot.not_opened", gallery=self._gallery, revision=revision, reason=str(error))
+
+
+def _lock(file: int, *, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise TimeoutError("another process has been opening it for too long") from None
+            time.sleep(_LOOK)
+        else:
+            return

@@ -1,19 +1,19 @@
 """GalleryHistory: what a process's index is built from and follows."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Engine, Interval, delete, func, literal, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -25,11 +25,10 @@ from app.gallery.sql.rows import (
     template_identity,
     template_rows,
 )
-from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow, UtcDateTime, now
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow
 
 _MANY = 10_000  # rows of one read when an index is built
 _ASKED = 500  # ids in one question, below the limits of either database
-_UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False}
 
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
@@ -53,7 +52,7 @@ class GalleryHistory:
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
             if not rows:
                 return
-            block = template_block(rows, self._seals, dimension=dimension)
+            block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
             if len(block.ids):
                 yield replace(block, point=point)
             after = rows[-1].id
@@ -84,9 +83,8 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             for first in range(0, len(wanted), _ASKED):
                 asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
-                block = template_block(
-                    template_rows(session, asked, after=0, limit=None), self._seals, dimension=dimension
-                )
+                rows = template_rows(session, asked, after=0, limit=None)
+                block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
                 for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
                     found[place[template_id]] = embedding
         return found
@@ -175,7 +173,7 @@ class GalleryHistory:
             for row, subject_id, crop_sha256, embedding, key_id in found
             if embedding is not None
         }
-        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension)
+        opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension, sessions=self._sessions)
         embeddings = dict(zip(sealed, opened, strict=True))
         return [
             Change(
@@ -233,21 +231,36 @@ class GalleryHistory:
 
     def report(self, gallery_id: int, follower: str, revision: int) -> None:
         """Write down how far a process, or a snapshot, has followed a gallery."""
-        with self._sessions.writing() as session:
-            there = select(GalleryRow.id).where(GalleryRow.id == gallery_id)
-            if session.scalar(there.with_for_update(key_share=True)) is None:
-                return
-            is_sqlite = session.get_bind().dialect.name == "sqlite"
-            report = {"revision": revision, "seen_at": _clock(session)}
-            insert = sqlite.insert if is_sqlite else postgresql.insert
-            row = insert(FollowerRow).values(gallery_id=gallery_id, name=follower, **report)
-            # Processes of one machine report the same snapshot at the same moment.
-            session.execute(row.on_conflict_do_update(index_elements=["gallery_id", "name"], set_=report))
+        self.report_all([(gallery_id, follower, revision)])
+
+    def report_all(self, reports: Iterable[Report]) -> None:
+        """As `report`, some hundred in one transaction.
+
+        A gallery that somebody writes to at the moment gets a transaction of its own: while that is waited for, the
+        others would wait as well.
+        """
+        ordered = sorted(reports)  # processes that report the same snapshots lock the rows in one order
+        for first in range(0, len(ordered), _ASKED):
+            part = ordered[first : first + _ASKED]
+            with self._sessions.writing() as session:
+                busy = write_reports(session, part, wait=len(part) == 1)
+            for gallery_id in busy:
+                with self._sessions.writing() as session:
+                    write_reports(session, [one for one in part if one[0] == gallery_id], wait=True)
 
     def leave(self, followers: Sequence[str]) -> None:
         """Forget followers that have ended."""
         with self._sessions.writing() as session:
             session.execute(delete(FollowerRow).where(FollowerRow.name.in_(followers)))
+
+    def prune_all(self, gallery_ids: Iterable[int]) -> None:
+        """As `prune`, of those galleries in which there is anything to drop; the others cost no write."""
+        ordered = sorted(gallery_ids)
+        for first in range(0, len(ordered), _ASKED):
+            with self._sessions.reading() as session:
+                due = galleries_to_prune(session, ordered[first : first + _ASKED], silent_for=SILENCE)
+            for gallery_id in due:
+                self.prune(gallery_id)
 
     def prune(self, gallery_id: int, *, silent_for: timedelta = SILENCE) -> int:
         """Drop the changes that every follower has behind it; answers how many rows that were.
@@ -257,15 +270,7 @@ class GalleryHistory:
         takes to get there the changes would stay.
         """
         with self._sessions.writing() as session:
-            followers = FollowerRow.gallery_id == gallery_id
-            silent = FollowerRow.seen_at < _clock(session, ago=silent_for)
-            silent |= FollowerRow.seen_at > _clock(session, ago=-silent_for)
-            session.execute(delete(FollowerRow).where(followers, silent), execution_options=_UNSYNCHRONISED)
-            floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
-            if floor is None:
-                return 0
-            old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
-            return cast(Any, session.execute(old)).rowcount or 0
+            return prune_gallery(session, gallery_id, silent_for=silent_for)
 
 
 def _dimension(session: Session, gallery_id: int) -> int:
@@ -275,10 +280,3 @@ def _dimension(session: Session, gallery_id: int) -> int:
 def _point(session: Session, gallery_id: int) -> Point | None:
     row = session.execute(select(GalleryRow.revision, GalleryRow.mark).where(GalleryRow.id == gallery_id)).one_or_none()
     return None if row is None else Point(*row)
-
-
-def _clock(session: Session, *, ago: timedelta = timedelta(0)) -> ColumnElement[datetime]:
-    """The present moment by the one clock that all processes see: PostgreSQL's, or that of SQLite's machine."""
-    if session.get_bind().dialect.name == "sqlite":
-        return literal(now() - ago, UtcDateTime)
-    return func.now() - literal(ago, Interval)

@@ -32,6 +32,7 @@ from app.telemetry import DAMAGED_TEMPLATES_TOTAL
 from model.quality import Quality
 
 EMBEDDING = np.dtype("<f4")
+_ASKED = 500  # ids in one question, below the limits of either database
 _log = structlog.get_logger()
 StoredTemplate = Row[int, int, int, str, bytes, str | None]
 
@@ -251,12 +252,18 @@ def template_rows(
     return session.execute(columns.where(where, TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)).all()
 
 
-def template_block(rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension: int) -> TemplateBlock:
-    """The templates of rows, opened; one that does not open, or not to D numbers, is logged and left out."""
+def template_block(
+    rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension: int, sessions: Sessions | None = None
+) -> TemplateBlock:
+    """The templates of rows, opened; one that does not open, or not to D numbers, is logged and left out.
+
+    See `open_embeddings`.
+    """
     values = open_embeddings(
         [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in rows],
         seals,
         dimension=dimension,
+        sessions=sessions,
     )
     good = [(row, value) for row, value in zip(rows, values, strict=True) if value is not None]
     return TemplateBlock(
@@ -266,18 +273,30 @@ def template_block(rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension
     )
 
 
-def open_embeddings(rows: Sequence[tuple[int, SealedRow]], seals: RowSeals, *, dimension: int) -> list[bytes | None]:
+def open_embeddings(
+    rows: Sequence[tuple[int, SealedRow]], seals: RowSeals, *, dimension: int, sessions: Sessions | None = None
+) -> list[bytes | None]:
     """Embeddings of (template id, sealed row) as bytes of float32; None, with a line in the log, for a damaged one.
 
     Args:
         rows: as stored.
         seals: that they were sealed with.
         dimension: D that they must have; 0: any.
+        sessions: to look again with, where a key was destroyed: a subject that was erased between the reading of its
+            rows and that of its key is no damage, and is not logged. None: the caller reads what nobody erases.
     """
-    opened = list[bytes | None]()
-    for (template_id, row), value in zip(rows, seals.open([row for _, row in rows]), strict=True):
-        flaw = value if isinstance(value, Flaw) else None
-        if flaw is None and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
+    opened, values = list[bytes | None](), seals.open([row for _, row in rows])
+    forgotten = [template_id for (template_id, _), value in zip(rows, values, strict=True) if value is Flaw.FORGOTTEN]
+    erased = set[int]()
+    if forgotten and sessions is not None:
+        with sessions.reading() as session:
+            for first in range(0, len(forgotten), _ASKED):
+                asked = forgotten[first : first + _ASKED]
+                erased.update(asked)
+                erased.difference_update(session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(asked))))
+    for (template_id, row), value in zip(rows, values, strict=True):
+        flaw = value if isinstance(value, Flaw) and template_id not in erased else None
+        if flaw is None and isinstance(value, bytes) and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
             flaw = Flaw.TAMPERED
         if flaw is not None:
             DAMAGED_TEMPLATES_TOTAL.labels(flaw.name.lower()).inc()

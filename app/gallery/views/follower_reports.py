@@ -4,7 +4,7 @@ import contextvars
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.sql.history import GalleryHistory
@@ -66,8 +66,7 @@ class FollowerReports:
     def report_all(self) -> None:
         """Report every replica, and drop what all followers have behind them."""
         self._reported = time.monotonic()
-        for replica in self._replicas():
-            self._quietly(self.report, replica)
+        self._quietly(self._report, self._replicas())
 
     def look(self) -> None:
         """Report all if it is time; called every second or so."""
@@ -76,11 +75,21 @@ class FollowerReports:
 
     def report(self, replica: GalleryReplica) -> None:
         """Report one, with its snapshot."""
-        self._history.report(replica.gallery_id, self._name, replica.applied_revision)
+        self._report([replica])
+
+    def _report(self, replicas: Sequence[GalleryReplica]) -> None:
+        reports = list[tuple[int, str, int]]()
+        for replica in replicas:
+            reports.append((replica.gallery_id, self._name, replica.applied_revision))
+            self._quietly(self._add_snapshot, reports, replica)
+        self._history.report_all(reports)
+        self._history.prune_all(replica.gallery_id for replica in replicas)
+
+    @staticmethod
+    def _add_snapshot(reports: list[tuple[int, str, int]], replica: GalleryReplica) -> None:
         if replica.snapshots is not None and (revision := replica.snapshots.lasting) >= 0:
             place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
-            self._history.report(replica.gallery_id, place, revision)
-        self._history.prune(replica.gallery_id)
+            reports.append((replica.gallery_id, place, revision))
 
     def _run(self) -> None:
         with waiting_at_most(self._limit):

@@ -269,6 +269,20 @@ class GalleryReplica:
             self._history.snapshots_erased(gallery.id, gallery.erasure)
         return there
 
+    def drop_snapshots(self) -> None:
+        """As `erase_snapshots`, in place of the process that leads: its snapshots go, and none is written.
+
+        Should that process be at one, it finds its key destroyed and begins anew.
+
+        Raises:
+            FacegalleryError: the vault or the database does not answer; the erasure is still to be followed.
+        """
+        gallery = self._reading.gallery()
+        if self.snapshots is None or gallery is None or gallery.erasure is None:
+            return
+        self.snapshots.drop()
+        self._history.snapshots_erased(gallery.id, gallery.erasure)
+
     def adopt_snapshot(self) -> bool:
         """Switch to a newer snapshot that another process of this machine has written, and share its memory."""
         if self.snapshots is None or not isinstance(self.view.index, SegmentedIndex):

@@ -28,6 +28,8 @@ _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
 _LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 5.0  # seconds for what is being done then
+_LAST_SNAPSHOTS = 10.0  # seconds after which no further one is begun then
+_LEADER_SILENT = 600.0  # seconds; what a leader does in one piece may take minutes
 
 
 @dataclass(slots=True)
@@ -40,6 +42,8 @@ class _Kept:
         erase_from: the earliest moment of the next that an erasure asks for.
         asked: when the vault was asked whether the last one still opens.
         told: whether it was logged that they have no folder.
+        sign: the last sign of life of who leads, where something was to be erased.
+        sign_seen: since when it is that one.
     """
 
     revision: int
@@ -47,6 +51,8 @@ class _Kept:
     erase_from: float = float("-inf")
     asked: float = float("-inf")
     told: bool = False
+    sign: int | None = None
+    sign_seen: float = float("-inf")
 
 
 class Upkeep:
@@ -116,8 +122,10 @@ class Upkeep:
         if self._thread.is_alive():
             _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
         else:
+            until = time.monotonic() + _LAST_SNAPSHOTS
             for replica in self._replicas():
-                self._quietly(self._last_snapshot, replica)
+                if time.monotonic() < until:  # of a thousand galleries the rest is replayed with the next start
+                    self._quietly(self._last_snapshot, replica)
                 if replica.snapshots is not None:
                     replica.snapshots.resign()
         self._reports.stop()
@@ -161,6 +169,8 @@ class Upkeep:
         snapshots = replica.snapshots
         leads = snapshots is not None and self._leads(replica, snapshots)
         if leads is False and snapshots is not None:
+            if gallery.erasure is not None:
+                self._quietly(self._erase_for, replica, snapshots)
             replica.adopt_snapshot()
             if not replica.neglected:  # who leads may have no room for a snapshot
                 return
@@ -206,6 +216,16 @@ class Upkeep:
                 kept.revision, kept.written = self._found(replica), time.monotonic()
         finally:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
+
+    def _erase_for(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
+        """Erase in place of who leads, where that process was stopped or hangs: nobody else would while it is there."""
+        kept, sign, clock = self._of(replica), snapshots.lead_sign, time.monotonic()
+        if kept.sign != sign:
+            kept.sign, kept.sign_seen = sign, clock
+        if clock - kept.sign_seen < _LEADER_SILENT:
+            return
+        replica.drop_snapshots()
+        _log.error("snapshot.leader_silent", gallery=replica.name, meaning="its snapshots were erased for it")
 
     def _write_if_due(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
         kept, interval = self._of(replica), self._source.snapshot_interval

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,55 @@ def test_what_comes_and_goes_meanwhile_is_followed(
         stored = new.store.subject_embeddings(new.store.subject("people", key).id).embeddings
         np.testing.assert_allclose(stored, embeddings_of(new, photos), atol=1e-4)
     assert rows(engine, "spare_embedding") == rows(engine, "template") == 5
+
+
+def test_it_ends_though_somebody_is_enrolled_between_any_two_steps(
+    service_of: Services,
+    networks: Networks,
+    other_networks: Networks,
+    views: list[Photo],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+) -> None:
+    monkeypatch.setattr("app.gallery.reembedding.move._BATCH", 2)
+    old, numbers = service_of(networks), count()
+    old.enroll("people", "first", views[:4])
+
+    def meanwhile(_count: int) -> None:
+        number = next(numbers)
+        assert number < 20
+        if old.store.gallery("people").extractor == old.extractor:
+            old.enroll("people", f"late {number}", views[number % 8 : number % 8 + 1])
+
+    move = move_gallery(old.store, "people", other_networks.extractor, progress=meanwhile)
+    assert move.state == "moved"
+    assert move.embedded == rows(engine, "spare_embedding") == rows(engine, "template")
+
+
+def test_crops_that_come_damaged_at_the_last_moment_are_told_and_looked_at_once(
+    service_of: Services,
+    networks: Networks,
+    other_networks: Networks,
+    views: list[Photo],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+) -> None:
+    monkeypatch.setattr("app.gallery.reembedding.move._BATCH", 2)
+    old = service_of(networks)
+    old.enroll("people", "first", views[:1])
+    late = iter([("anna", views[1:4]), ("bob", views[4:6])])
+
+    def meanwhile(_count: int) -> None:
+        for key, photos in late:
+            old.enroll("people", key, photos)
+            with engine.begin() as connection:
+                last = connection.scalar(select(func.max(CropRow.template_id)))
+                connection.execute(update(CropRow).where(CropRow.template_id == last).values(image=b"x"))
+
+    move = move_gallery(old.store, "people", other_networks.extractor, progress=meanwhile)
+    assert (move.state, move.embedded) == ("incomplete", 4)
+    assert [(one.key, one.missing, one.templates) for one in move.incomplete] == [("anna", 1, 3), ("bob", 1, 2)]
+    assert rows(engine, "spare_embedding") == 4  # the next try goes on from there
 
 
 def test_a_service_that_enrolls_while_the_gallery_moves_loses_nothing(

@@ -1,6 +1,7 @@
 """A template that does not open is not known: by an enrolment, an import of photos, an import of an archive."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 from sqlalchemy import Engine, select, text
 
 from app.gallery.erasure.forgetting import Forgetting
-from app.gallery.errors import KeyUnavailable
+from app.gallery.errors import KeyUnavailable, SubjectNotFound
 from app.gallery.index import ExactIndex
 from app.gallery.moving.import_sources import people_of_folder
 from app.gallery.moving.importing import ImportReport, PeopleImport
@@ -20,7 +21,7 @@ from app.gallery.moving.portable import Stored
 from app.gallery.photos import PhotoReader
 from app.gallery.records import Enrolment, NewTemplate
 from app.gallery.reembedding.store import ReembeddingStore
-from app.gallery.sealing.encryption import Flaw, RowSeals, SealedRow
+from app.gallery.sealing.encryption import Flaw, RowSeals, SealedRow, SealedRows
 from app.gallery.sealing.vault import DataKeyRow, Vault
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.rows import crop_identity, sealed_columns
@@ -276,3 +277,34 @@ def test_a_merge_into_somebody_whose_key_is_lost_drops_no_twin(
     with pytest.raises(KeyUnavailable):
         sealed_store.merge_subjects("people", "hanna", "anna")
     assert opened(sealed_store, "hanna") == 1
+
+
+class ErasedMeanwhile(SealedRows):
+    """A vault that is asked for keys when somebody was erased a moment after their rows were read."""
+
+    def __init__(self, vault: Vault, forgetting: Forgetting) -> None:
+        super().__init__(vault)
+        self._erase = forgetting.erase
+
+    def open(self, rows: Sequence[SealedRow]) -> list[bytes | Flaw]:
+        with suppress(SubjectNotFound):
+            self._erase("people", "anna")
+        return super().open(rows)
+
+
+def test_who_is_erased_while_their_rows_are_read_is_no_damage(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    vault: Vault,
+    forgetting: Forgetting,
+    new_templates: Templates,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    enroll(sealed_store, "anna", new_templates(2))
+    gallery = sealed_store.gallery("people")
+    history = GalleryHistory(engine, ErasedMeanwhile(vault, forgetting))
+    changes = history.changes(gallery.id, after=0, up_to=1)
+    assert [change.embedding for change in changes] == [None, None]  # their removal follows
+    enroll(sealed_store, "anna", new_templates(2))
+    assert list(history.template_blocks(gallery.id)) == []
+    assert "template.forgotten" not in capsys.readouterr().out

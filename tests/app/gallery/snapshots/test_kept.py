@@ -258,6 +258,19 @@ def test_an_erased_embedding_leaves_the_files(
     assert [files_hold(template) for template in templates] == [False, True, True]
 
 
+def test_an_erasure_takes_along_what_was_set_aside(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    for number in range(3):
+        enroll(store, f"{number}", new_templates(1))
+        replica = replica_of(store, source)
+        replica.write_snapshot()
+        snapshots(replica).set_all_aside("to see what becomes of it")
+        assert len(list(snapshots(replica).folder.glob("damaged-*"))) == 1
+    replica.write_snapshot(erase=True)
+    assert list(snapshots(replica).folder.glob("damaged-*")) == []
+
+
 def test_a_view_that_is_loaded_anew_while_its_snapshot_is_prepared_is_the_one_that_is_written(
     store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Snapshots that lie sealed on the disk and open in memory alone."""
 
 import errno
+import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -568,6 +569,91 @@ def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
     leader.erase_snapshots()
     assert machine.store.gallery("people").erasure is None
     assert not machine.holds(machine.memory, templates[0])
+
+
+def owes_erasure(machine: Machine) -> bool:
+    return machine.store.gallery("people").erasure is not None
+
+
+def test_who_leads_and_was_stopped_does_not_hold_back_an_erasure_for_ever(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    stopped, _ = with_anna_erased(machine, templates)
+    bob = machine.store.subject("people", "bob").id
+    assert snapshots(stopped).lead()
+    other = machine.replica()
+    upkeep = Upkeep(lambda: [other], machine.history, machine.source)
+    upkeep.tick()
+    assert owes_erasure(machine)  # it may be busy
+    assert machine.sealed() != []
+    monkeypatch.setattr("app.gallery.views.upkeep._LEADER_SILENT", 0)
+    upkeep.tick()
+    assert not owes_erasure(machine)
+    assert (machine.sealed(), machine.holds(machine.memory, templates[0])) == ([], False)
+
+    going_on = Upkeep(lambda: [stopped], machine.history, machine.source)
+    going_on.tick()
+    assert len(machine.sealed()) == 1
+    machine.reboot()
+    assert found(machine.replica(), templates) == [None, bob]
+    going_on.stop()
+    upkeep.stop()
+
+
+def test_who_leads_gives_signs_of_life(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.snapshots.lead._EVERY", 0)
+    enroll(machine.store, "anna", new_templates(1))
+    leader, other = snapshots(machine.replica()), snapshots(machine.replica())
+    signs = {other.lead_sign}
+    while len(signs) < 4:  # none yet, and three that differ
+        assert leader.lead()
+        assert not other.lead()
+        signs.add(other.lead_sign)
+    leader.resign()
+
+
+def test_a_start_does_not_wait_for_ever_for_who_was_stopped_while_opening_a_snapshot(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    anna = enroll(machine.store, "anna", templates)
+    machine.replica().write_snapshot()
+    machine.reboot()
+    monkeypatch.setattr("app.gallery.snapshots.unsealing._PATIENCE", 0.05)
+    place = machine.source.snapshots_of(machine.store.gallery("people"))
+    assert place is not None
+    place.folder.mkdir(parents=True)
+    with (place.folder / "opening").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert found(machine.replica(), templates) == [anna, anna]  # built from SQL
+    assert len(machine.sealed()) == 1
+
+
+def test_of_what_is_set_aside_the_last_stays_until_an_erasure_takes_it_and_its_key(
+    machine: Machine, vault: Vault, new_templates: Templates
+) -> None:
+    templates = new_templates(4)
+    enroll(machine.store, "anna", templates[:1])
+    for number in (1, 2):
+        enroll(machine.store, f"subject {number}", templates[number : number + 1])
+        machine.replica().write_snapshot()
+        snapshots(machine.replica()).set_all_aside("to see what becomes of it")
+    (aside,) = machine.disk.rglob("damaged-*")
+    key = (aside / "key").read_text()
+    assert vault.open_keys([key])[key] is not None
+    machine.reboot()  # whoever has set it aside is gone
+
+    later = machine.replica()
+    machine.store.delete_subject("people", "anna")
+    upkeep = Upkeep(lambda: [later], machine.history, machine.source)
+    upkeep.tick()
+    assert machine.store.gallery("people").erasure is None
+    assert list(machine.disk.rglob("damaged-*")) == []
+    assert vault.open_keys([key]).get(key) is None  # copies elsewhere do not open either
+    upkeep.stop()
 
 
 def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(

@@ -1,21 +1,26 @@
 """Who follows a gallery says so before it needs what others would drop, and goes on saying it."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import event, func, select, update
 
 from app.gallery.records import NewTemplate, TemplateBlock
+from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
-from app.gallery.tables import FollowerRow, now
+from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, now
+from app.gallery.views.follower_reports import FollowerReports
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.replicas import Replicas
 from app.gallery.views.upkeep import Upkeep
-from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.views.test_replica import enroll
 from tests.app.gallery.views.test_upkeep import Endless
 
@@ -86,6 +91,52 @@ def test_reports_go_on_while_an_index_is_built(
     finally:
         upkeep.stop()
     assert reported(store) == {}
+
+
+@pytest.mark.galleries("visitors", "staff")
+def test_all_galleries_are_reported_in_one_transaction_and_idle_ones_not_pruned(
+    store: GalleryStore, new_templates: Templates, tmp_path: Path
+) -> None:
+    source, history = IndexSource(folder=tmp_path / "index"), GalleryHistory(store.engine)
+    enroll(store, "anna", new_templates(2))
+    replicas = Replicas(store, history, source, extractor=EXTRACTOR)
+    for gallery in store.galleries():
+        replicas.up_to_date(gallery.name).write_snapshot()
+    reports = FollowerReports("me", replicas.all, history, quietly=lambda work, *values: work(*values))
+    reports.report_all()
+    with store.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(FollowerRow)) == 6
+        assert connection.scalar(select(func.count()).select_from(ChangeRow)) == 0
+    before = reported(store)["me"][1]
+    commits = list[object]()
+    event.listen(store.engine, "commit", commits.append)
+    reports.report_all()
+    assert len(commits) == 1
+    assert reported(store)["me"][1] > before
+    replicas.stop()
+
+
+def test_a_gallery_that_somebody_writes_to_holds_up_its_own_report_alone(
+    postgresql_url: str,
+) -> None:
+    engine = open_engine(postgresql_url, timeout=30)
+    migrate(engine)
+    store, history = GalleryStore(engine), GalleryHistory(engine)
+    first, second = (
+        store.create_gallery(name, extractor=EXTRACTOR, dimension=DIMENSION, policy=None) for name in ("one", "two")
+    )
+    with ThreadPoolExecutor() as threads:
+        with engine.begin() as connection:
+            connection.execute(select(GalleryRow.id).where(GalleryRow.id == first.id).with_for_update())
+            done = threads.submit(history.report_all, [(first.id, "of one", 3), (second.id, "of two", 4)])
+            while reported(store).keys() != {"of two"}:
+                assert not done.done()
+            store.change_gallery("two", {"policy": None})
+        done.result(60)
+    assert {name: revision for name, (revision, _) in reported(store).items()} == {"of one": 3, "of two": 4}
+    history.report_all([(2**40, "of none", 1), (first.id, "of one", 5)])  # as one that was erased meanwhile
+    assert {name: revision for name, (revision, _) in reported(store).items()} == {"of one": 5, "of two": 4}
+    engine.dispose()
 
 
 def test_who_reported_by_a_clock_that_was_ahead_does_not_keep_changes_for_years(
