@@ -46,7 +46,7 @@ class DlibEmbedder:
 
     dimension = 128
 
-    def __init__(self, network: Path, landmarks: Path, workers: int) -> None:
+    def __init__(self, network: Path, landmarks: Path, workers: int = 1) -> None:
         self._dlib = _package("dlib", "dlib-bin")
         self._predictor = self._dlib.shape_predictor(str(landmarks))
         self._pool = ProcessPoolExecutor(
@@ -55,8 +55,11 @@ class DlibEmbedder:
         self.identity = f"dlib@{file_sha256(network)[:12]}"
 
     @classmethod
-    def load(cls) -> Self:
-        """Load the files that the package of models brings, with a process for each core.
+    def load(cls, workers: int = 0) -> Self:
+        """Load the files that the package of models brings.
+
+        Args:
+            workers: processes; 0: one for each core.
 
         Raises:
             FacegalleryError: a package is missing.
@@ -65,7 +68,7 @@ class DlibEmbedder:
         return cls(
             Path(models.face_recognition_model_location()),
             Path(models.pose_predictor_five_point_model_location()),
-            os.cpu_count() or 1,
+            workers or os.cpu_count() or 1,
         )
 
     def align(self, pixels: NDArray[np.uint8], face: Face) -> NDArray[np.uint8]:
