@@ -63,12 +63,12 @@ def test_the_master_key_is_rotated_and_the_old_one_opens_nothing_afterwards(
     file = tmp_path / "gallery" / "master.key"
     old = file.read_text()
     before = json.loads(facegallery("master-key", "status", "--json").stdout)
-    assert before["wrapped"] == {before["wraps"]: 4}  # two people, the key of receipts, the name of a folder
+    assert before["wrapped"] == {before["wraps"]: 5}  # two people, receipts, the name of a folder, that of the vault
     done = facegallery("master-key", "rotate")
     assert done.returncode == 0
     assert f"backups of the vault from before open with {before['wraps']} only" in done.stderr
     after = json.loads(facegallery("master-key", "status", "--json").stdout)
-    assert after["wrapped"] == {after["wraps"]: 4}
+    assert after["wrapped"] == {after["wraps"]: 5}
     assert after["at_hand"] == [after["wraps"]]
     assert after["wraps"] != before["wraps"]
     (face,) = json.loads(facegallery("identify", people / "eileen" / "1.png", "--json").stdout)

@@ -105,9 +105,9 @@ def test_a_count_out_of_bounds(client: TestClient, portrait: bytes, field: str, 
 
 @pytest.mark.parametrize(
     "values",
-    [["0.1"] * 127, ["0.1"] * 129, ["0.1"] * 100_000, ["1e-300"] * 128, ["1e300"] * 128, ["Infinity", *["0.1"] * 127],
+    [["0.1"] * 127, ["0.1"] * 129, ["0.1"] * 100_000, ["0"] * 128, ["Infinity", *["0.1"] * 127],
      ["1e999", *["0.1"] * 127], ['"a"'] * 128, ["[0.1]"] * 128, ["null"] * 128],
-    ids=["127", "129", "100,000", "tiny", "huge", "infinity", "overflow", "text", "nested", "null"],
+    ids=["127", "129", "100,000", "zeros", "infinity", "overflow", "text", "nested", "null"],
 )  # fmt: skip
 def test_an_embedding_of_other_numbers(client: TestClient, values: list[str]) -> None:
     body = f'{{"gallery": "{GALLERY}", "embedding": [{", ".join(values)}]}}'

@@ -4,7 +4,7 @@ Embeddings of the new extractor are made beside the old from crops that were kep
 is followed. One transaction then exchanges the two. The old ones stay, so that the same exchange leads back.
 
 Where people are enrolled all the time each pass leaves those who came meanwhile to the next. As soon as they are few
-enough for one batch, the transaction that exchanges embeds them itself, while nobody else writes to the gallery. Where
+enough, the transaction that exchanges embeds them itself, while nobody else writes to the gallery. Where
 they do not become fewer from pass to pass, as more come than can be embedded, batch after batch is embedded so: whoever
 enrolls is slowed down until the move has caught up.
 """
@@ -28,6 +28,7 @@ from model.errors import UnsupportedImage
 from model.extractor import Extractor
 
 _BATCH = 128  # crops that are embedded in one go, and kept in one transaction
+_LAST = 32  # of them, in the transaction that exchanges: a second of one core, while whoever enrolls waits
 _log = structlog.get_logger()
 
 
@@ -95,7 +96,7 @@ def move_gallery(
             with_crops=True,
             without_missing=without_missing,
             embed=partial(_embed, extractor),
-            at_most=_BATCH,
+            at_most=_LAST,
         )
         embedded, unusable = embedded + switch.embedded, unusable | switch.unusable
         progress(switch.embedded)

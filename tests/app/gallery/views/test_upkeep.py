@@ -532,7 +532,7 @@ def test_a_follower_whose_clock_is_wrong_is_not_taken_for_dead(
     enroll(store, "anna", new_templates(1))
     gallery = store.gallery("people")
     with monkeypatch.context() as clock:
-        clock.setattr("app.gallery.sql.history.now", lambda: datetime(2000, 1, 1, tzinfo=UTC))
+        clock.setattr("app.gallery.sql.followers.now", lambda: datetime(2000, 1, 1, tzinfo=UTC))
         history.report(gallery.id, "slow clock", 0)
     history.report(gallery.id, "other", 1)
     assert history.prune(gallery.id) == 0
