@@ -1,5 +1,6 @@
 """`facegallery backup` and `facegallery restore`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +46,7 @@ def restore_command(
     """
     settings = Settings()
     if not while_running:
-        refuse_in_use(settings.sqlalchemy_url, timeout=settings.database_timeout)
+        refuse_in_use(settings.sqlalchemy_url, timeout=settings.database_timeout, waiting=_tell_of_waiting)
     if file is not None:
         galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
     with opened_database() as engine:
@@ -53,3 +54,7 @@ def restore_command(
             galleries = begin_epoch(engine)
         tell_plain_subjects(engine)
     print(f"restored {galleries} galleries; every index is built anew on its next use")
+
+
+def _tell_of_waiting() -> None:
+    print("a service has reported within the last minute; waiting to see whether it still does", file=sys.stderr)

@@ -3,6 +3,7 @@
 #   tests/compose/run.sh [PHOTO]     a photo of one face; default: the portrait that scikit-image ships
 # Skips where there is no Docker Engine. Containers, networks and volumes are removed at the end; the images stay, so
 # that the next run need not fetch the packages again.
+export COMPOSE_HTTP_TIMEOUT=${COMPOSE_HTTP_TIMEOUT:-300}  # a busy engine takes longer than a minute to make a container
 set -euo pipefail
 photo=${1:+$(realpath "$1")}
 cd "$(dirname "$0")/../.."
@@ -60,6 +61,12 @@ inside() { # a line of Python in the service's container
   docker compose exec -T facegallery python -c "$1"
 }
 
+root=$PWD
+as_said() { # by the document, in the line that begins so
+  (cd "$folder" && COMPOSE_FILE=$root/compose.yaml bash -euo pipefail -c \
+    "$(grep --only-matching --max-count 1 -- "$2[^\`]*" "$root/docs/$1")")
+}
+
 remove >/dev/null 2>&1 || true # what a killed run left
 docker compose build
 docker compose up --detach
@@ -85,6 +92,19 @@ expect 'a second start prints no key' '1' \
 expect 'a key is made by command' 'fg_' \
   "$(docker compose exec -T facegallery facegallery keys create door --scope identify 2>/dev/null)"
 expect 'the audit log is whole' ' 0 flaws' "$(docker compose exec -T facegallery facegallery audit verify)"
+
+as_said moving.md 'docker compose exec -T database pg_dump'
+as_said operations.md 'docker compose exec -T facegallery sh -c'
+expect 'the vault is backed up' 'SQLite format 3' "$(head --bytes 15 "$folder/vault-new.db")"
+call --form subject=later --form images=@"$photo" "$url/enroll" >/dev/null
+expect 'somebody comes after the backup' '"subject":"later"' "$(call "$url/galleries/default/subjects")"
+for line in stop 'exec -T database pg_restore' 'run --rm' 'up --detach'; do
+  as_said moving.md "docker compose $line"
+done
+wait_until_ready
+expect 'a restore takes the gallery back' 'eileen, not later' \
+  "$(call "$url/galleries/default/subjects" | grep -o '"subject":"[a-z]*"' | tr -d '\n' | sed 's/^"subject":"eileen"$/eileen, not later/')"
+expect 'and whoever was there is known' '"identity":{"subject":"eileen"' "$(call --form image=@"$photo" "$url/identify")"
 
 expect 'runs as a plain user' '10001 10001' "$(inside 'import os; print(os.getuid(), os.getgid())')"
 expect 'has no torch' 'None' "$(inside 'import importlib.util as u; print(u.find_spec("torch"))')"

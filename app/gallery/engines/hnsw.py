@@ -13,8 +13,9 @@ from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
 
-# Neighbours of a node, and candidates that are looked at for each: a graph is built rarely and searched often.
-_M, _EF_CONSTRUCTION = 16, 128
+# Links of a template, and candidates that are looked at for each: a graph is built rarely and searched often, and with
+# half the links it misses people at a million templates (see docs/engines.md).
+_M, _EF_CONSTRUCTION = 32, 128
 _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph
 _RETRY_SECONDS = 60.0
 _LOOK_AGAIN_SECONDS = 600.0  # at a graph that was there: another process may have dropped it with its table

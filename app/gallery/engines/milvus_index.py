@@ -27,7 +27,7 @@ _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
 _GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
-_LEAST_EF = 100  # candidates that a search of a graph keeps
+_LEAST_EF, _MOST_EF = 200, 32_768  # candidates that a search of a graph keeps; Milvus takes no more
 
 
 class MilvusIndex:
@@ -122,7 +122,7 @@ class MilvusIndex:
                     some,
                     limit=count,
                     anns_field="embedding",
-                    search_params={"metric_type": "L2", "params": {"ef": max(2 * count, _LEAST_EF)}},
+                    search_params={"metric_type": "L2", "params": {"ef": min(max(4 * count, _LEAST_EF), _MOST_EF)}},
                     output_fields=["embedding"],
                     consistency_level=consistency,
                     timeout=self._timeout,

@@ -1,28 +1,33 @@
 """Whether a process has a database open that is about to be replaced."""
 
 import sqlite3
+import time
+from collections.abc import Callable
 from contextlib import closing
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, Interval, exists, func, inspect, literal, make_url, select
+from sqlalchemy import Engine, Interval, func, inspect, literal, make_url, select
 
 from app.gallery.errors import DatabaseInUse
 from app.gallery.sql.database import database_errors, open_engine
 from app.gallery.tables import FollowerRow
 
 _SILENT = timedelta(seconds=60)  # a service reports every 30 s, and takes its rows away when it ends
+_LOOK = 0.5  # seconds between two looks whether it does
 
 
-def refuse_in_use(address: str, *, timeout: float) -> None:
+def refuse_in_use(address: str, *, timeout: float, waiting: Callable[[], None] = lambda: None) -> None:
     """Make sure that no service uses a database.
 
     SQLite: no other process has it open. PostgreSQL, where anybody may look in: no service that has a gallery loaded
-    has reported within a minute; one that was killed counts so long.
+    reports any more. Who has reported within the last minute is waited for, to report again or to be silent for one: it
+    may have been killed, or the report may have come with a copy that was put in the database's place.
 
     Args:
         address: SQLAlchemy address.
         timeout: seconds to wait for PostgreSQL.
+        waiting: called where somebody is waited for.
 
     Raises:
         DatabaseInUse: one does.
@@ -34,7 +39,7 @@ def refuse_in_use(address: str, *, timeout: float) -> None:
     else:
         engine = open_engine(address, timeout=timeout)
         try:
-            used = _is_followed(engine)
+            used = _is_followed(engine, waiting)
         finally:
             engine.dispose()
     if used:
@@ -58,12 +63,26 @@ def _is_open(database: Path) -> bool:
     return False
 
 
-def _is_followed(engine: Engine) -> bool:
-    """Whether a process has reported lately, by the database's clock; snapshots, which are reported too, are none."""
+def _is_followed(engine: Engine, waiting: Callable[[], None]) -> bool:
+    before = _late_reports(engine)
+    if before:
+        waiting()
+    while now := before and _late_reports(engine):
+        if now - before:
+            return True
+        time.sleep(_LOOK)
+    return False
+
+
+def _late_reports(engine: Engine) -> set[tuple[int, str, datetime]]:
+    """What processes have reported lately, by the database's clock; snapshots, which are reported too, are none."""
     recent = FollowerRow.seen_at > func.now() - literal(_SILENT, Interval())
     recent &= FollowerRow.seen_at < func.now() + literal(_SILENT, Interval())  # else by a clock that was wrong
     process = FollowerRow.name.not_like("snapshot %")
+    columns = select(FollowerRow.gallery_id, FollowerRow.name, FollowerRow.seen_at)
     with database_errors(), engine.connect() as connection:
         if not inspect(connection).has_table(FollowerRow.__tablename__):
-            return False
-        return bool(connection.scalar(select(exists().where(recent, process))))
+            return set()
+        return {
+            (gallery, name, seen_at) for gallery, name, seen_at in connection.execute(columns.where(recent, process))
+        }

@@ -42,7 +42,7 @@ def test_a_database_that_is_not_there_or_is_none_is_not_in_use(tmp_path: Path) -
     assert not (tmp_path / "missing.db").exists()
 
 
-def test_a_service_on_postgresql_is_known_by_its_reports(postgresql_url: str) -> None:
+def test_a_service_on_postgresql_is_known_by_its_reports(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_in_use(postgresql_url, timeout=5)  # without tables
     engine = open_engine(postgresql_url, timeout=5)
     migrate(engine)
@@ -52,7 +52,17 @@ def test_a_service_on_postgresql_is_known_by_its_reports(postgresql_url: str) ->
     refuse_in_use(postgresql_url, timeout=5)
     history.report(gallery.id, "host:1:abcd", 0)
     with pytest.raises(DatabaseInUse, match="--while-running"):
-        refuse_in_use(postgresql_url, timeout=5)
+        refuse_in_use(postgresql_url, timeout=5, waiting=lambda: history.report(gallery.id, "host:1:abcd", 0))
+    with pytest.raises(DatabaseInUse, match="--while-running"):
+        refuse_in_use(postgresql_url, timeout=5, waiting=lambda: history.report(gallery.id, "another:2:ef01", 0))
+    waited = list[str]()
+    monkeypatch.setattr("app.gallery.sql.in_use._SILENT", timedelta(seconds=1))
+    history.report(gallery.id, "host:1:abcd", 0)
+    refuse_in_use(
+        postgresql_url, timeout=5, waiting=lambda: waited.append("until it was silent")
+    )  # as after pg_restore
+    assert waited == ["until it was silent"]
+    monkeypatch.undo()
     for seconds in (-61, 61 + 10**8):  # silent since, or by a clock that was far ahead
         with Session(engine) as session, session.begin():
             session.execute(update(FollowerRow).values(seen_at=now() + timedelta(seconds=seconds)))
