@@ -196,7 +196,9 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000], help="templates")
-    sizes = parser.parse_args().sizes
+    parser.add_argument("--only", nargs="+", help="names of the column `index`")
+    arguments = parser.parse_args()
+    sizes = arguments.sizes
     faiss.omp_set_num_threads(1)
     print("| templates | index | fill, s | search, ms | add one, ms | remove one, ms | ", end="")
     print("search, wall p10, ms | same decisions |\n|" + " --- |" * 8)
@@ -227,6 +229,8 @@ def main() -> None:
             ]
             indexes += [(name, engine.index(gallery()), process) for name, engine, process in engines]
             for name, index, process in indexes:
+                if arguments.only and name not in arguments.only:
+                    continue
                 cells = measure(index, Processor(process), templates, probes, wanted)
                 print(f"| {size:,} | {name} |", " | ".join(cells), "|", flush=True)
                 if name == "Milvus, graph" and isinstance(index, MilvusIndex):

@@ -3,6 +3,7 @@
 The server is that of the package `milvus`, which no other part of the project needs.
 """
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -92,8 +93,10 @@ class Postgresql:
 
 @contextmanager
 def milvus_server() -> Iterator[tuple[str, int]]:
-    """Address and process of a Milvus of its own."""
+    """Address and process of a Milvus of its own, set up as docs/engines.md says."""
     from milvus import MilvusServer as Server
+
+    os.environ["QUERYNODE_SEGCORE_INTERIMINDEX_ENABLEINDEX"] = "false"
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         server: Any = Server()
