@@ -78,11 +78,8 @@ class AuditEnds:
         Raises:
             AuditBroken: the seal is not that start's.
         """
-        row = session.get(AuditHeadRow, _START)
-        if row is None:
-            return Head(0, NO_HASH)
-        start = Head(row.count, row.hash)
-        if not is_sealed(self._start_secret, start, row.seal):
+        start, sealed = self.stored_start(session) or (Head(0, NO_HASH), True)
+        if not sealed:
             raise AuditBroken("the audit log's start was changed; see `facegallery audit verify`")
         return start
 

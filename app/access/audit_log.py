@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.access.audit import NO_HASH, AuditReport, Head, chained, draft, numbered
 from app.access.audit_ends import AuditEnds
-from app.access.audit_reading import blocks, moment_of, verified
+from app.access.audit_reading import BLOCK, blocks, moment_of, verified
 from app.access.caller import Caller, present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
@@ -37,7 +37,6 @@ DELAY = 0.2  # seconds that a noted entry waits for others
 _QUEUED = 10_000  # entries in hand before deeds that only look are refused
 _BATCH = 500
 _RETRY = 1.0  # seconds
-_BLOCK = 1000  # rows of one read
 _PRUNE_EVERY = 3600.0  # seconds
 _log = structlog.get_logger()
 
@@ -144,7 +143,7 @@ class AuditLog:
             end, start = self._ends.checked(self._ends.locked_head(session), session), self._ends.start(session)
             cut = start
             columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash).where(AuditRow.number < end.count)
-            with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=_BLOCK)) as rows:
+            with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=BLOCK)) as rows:
                 for number, entry, digest in rows:
                     if moment_of(number, entry) >= before or (up_to is not None and number > up_to):
                         break

@@ -12,7 +12,8 @@ from app.access.errors import AuditBroken
 from app.access.tables import AuditRow
 from app.gallery.sql.rows import Sessions
 
-_BLOCK = 1000  # rows of one read
+BLOCK = 1000
+"""Rows of one read."""
 
 
 def moment_of(number: int, entry: str) -> datetime:
@@ -30,7 +31,7 @@ def moment_of(number: int, entry: str) -> datetime:
 def blocks(sessions: Sessions, after: int) -> Iterator[Sequence[AuditRow]]:
     """The entries behind a number, a transaction for each block."""
     while True:
-        query = select(AuditRow).where(AuditRow.number > after).order_by(AuditRow.number).limit(_BLOCK)
+        query = select(AuditRow).where(AuditRow.number > after).order_by(AuditRow.number).limit(BLOCK)
         with sessions.reading() as session:
             block = session.scalars(query).all()
         if not block:

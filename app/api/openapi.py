@@ -49,12 +49,13 @@ def describe(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = generate()
         components = document.setdefault("components", {}).setdefault("schemas", {})
-        if "Problem" not in components:
-            schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            components.update(schema.pop("$defs", {}))
-            components["Problem"] = schema
+        schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        components.update(schema.pop("$defs", {}))
+        components["Problem"] = schema
         for operation in (one for path in document["paths"].values() for one in path.values()):
             for status, response in operation["responses"].items():
                 named = _EVERYWHERE | _WITH.get(status, {})

@@ -37,6 +37,7 @@ from app.gallery.sql.rows import (
     erase_subject,
     gallery_of,
     gallery_row,
+    in_parts,
     nobody_is_due,
     subject_row,
     template_block,
@@ -51,8 +52,6 @@ from app.gallery.sql.subjects import (
 )
 from app.gallery.sql.templates import add_templates, erase_template, find_templates, template_of
 from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
-
-_ASKED = 500  # ids in one question, below the limits of either database
 
 
 class GalleryStore:
@@ -153,8 +152,7 @@ class GalleryStore:
         """The subjects with these ids; those that are gone are left out."""
         found: dict[int, Subject] = {}
         with self._sessions.reading() as session:
-            for first in range(0, len(ids), _ASKED):
-                asked = ids[first : first + _ASKED]
+            for asked in in_parts(ids):
                 found |= {one.id: one for one in find_subjects(session, SubjectRow.id.in_(asked), limit=len(asked))}
         return found
 

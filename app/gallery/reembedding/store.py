@@ -176,12 +176,12 @@ class ReembeddingStore:
             owner = self._locked(session, gallery)
             if with_crops:
                 left = self._left(session, owner, extractor, unusable, limit=at_most + 1)
-                now = left[:at_most] if embed is not None else []
+                now = left[:at_most]
                 if now and embed is not None:
                     ids, embeddings = embed(self._crops(session, TemplateRow.id.in_(now), at_most))
                     self._keep(session, owner, extractor, dict(zip(ids, embeddings, strict=True)))
                     made, damaged = len(ids), frozenset(now) - frozenset(ids)
-                if len(left) > len(now):
+                if len(left) > made + len(damaged):
                     return Switch("waiting", embedded=made, unusable=damaged)
             left_behind = tuple(_incomplete(session, owner.id, extractor, with_crops=False))
             if left_behind and not without_missing:

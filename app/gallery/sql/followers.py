@@ -48,15 +48,15 @@ def galleries_to_prune(session: Session, gallery_ids: Sequence[int], *, silent_f
     floors = floor.group_by(FollowerRow.gallery_id).subquery()
     old = exists().where(ChangeRow.gallery_id == floors.c.gallery_id, ChangeRow.revision <= floors.c.floor)
     due = {*session.scalars(select(floors.c.gallery_id).where(old))}
-    due |= {*session.scalars(select(FollowerRow.gallery_id).where(own, _silent(session, silent_for)))}
+    due |= {*session.scalars(select(FollowerRow.gallery_id).where(own, silent(session, silent_for)))}
     return sorted(due)
 
 
 def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta) -> int:
     """See `GalleryHistory.prune`."""
     followers = FollowerRow.gallery_id == gallery_id
-    silent = delete(FollowerRow).where(followers, _silent(session, silent_for))
-    session.execute(silent, execution_options=_UNSYNCHRONISED)
+    leaving = delete(FollowerRow).where(followers, silent(session, silent_for))
+    session.execute(leaving, execution_options=_UNSYNCHRONISED)
     floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
     if floor is None:
         return 0
@@ -64,7 +64,7 @@ def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta) -
     return cast(Any, session.execute(old)).rowcount or 0
 
 
-def _silent(session: Session, silent_for: timedelta) -> ColumnElement[bool]:
+def silent(session: Session, silent_for: timedelta) -> ColumnElement[bool]:
     """Whether a follower reported too long ago, or from too far in the future."""
     past, future = _clock(session, ago=silent_for), _clock(session, ago=-silent_for)
     return (FollowerRow.seen_at < past) | (FollowerRow.seen_at > future)

@@ -19,6 +19,7 @@ from app.gallery.sql.rows import (
     Sessions,
     gallery_of,
     gallery_row,
+    in_parts,
     open_embeddings,
     record_changes,
     template_block,
@@ -28,7 +29,6 @@ from app.gallery.sql.rows import (
 from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow
 
 _MANY = 10_000  # rows of one read when an index is built
-_ASKED = 500  # ids in one question, below the limits of either database
 
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
@@ -81,9 +81,8 @@ class GalleryHistory:
         place = {template_id: row for row, template_id in enumerate(template_ids.tolist())}
         wanted = list(place)
         with self._sessions.reading() as session:
-            for first in range(0, len(wanted), _ASKED):
-                asked = TemplateRow.id.in_(wanted[first : first + _ASKED])
-                rows = template_rows(session, asked, after=0, limit=None)
+            for asked in in_parts(wanted):
+                rows = template_rows(session, TemplateRow.id.in_(asked), after=0, limit=None)
                 block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
                 for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
                     found[place[template_id]] = embedding
@@ -93,9 +92,8 @@ class GalleryHistory:
         """Why templates do not open; one that does, or is gone, is left out."""
         found: dict[int, Flaw] = {}
         with self._sessions.reading() as session:
-            for first in range(0, len(template_ids), _ASKED):
-                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
-                rows = template_rows(session, asked, after=0, limit=None)
+            for asked in in_parts(template_ids):
+                rows = template_rows(session, TemplateRow.id.in_(asked), after=0, limit=None)
                 sealed = [SealedRow(row.key_id, template_identity(row), row.embedding) for row in rows]
                 for row, value in zip(rows, self._seals.open(sealed), strict=True):
                     if isinstance(value, Flaw):
@@ -106,10 +104,9 @@ class GalleryHistory:
         """The subjects of a gallery's templates; one that is gone, or another gallery's, is left out."""
         found: dict[int, int] = {}
         with self._sessions.reading() as session:
-            for first in range(0, len(template_ids), _ASKED):
-                asked = TemplateRow.id.in_(template_ids[first : first + _ASKED])
-                own = TemplateRow.gallery_id == gallery_id
-                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(own, asked))
+            for asked in in_parts(template_ids):
+                own = (TemplateRow.gallery_id == gallery_id) & TemplateRow.id.in_(asked)
+                rows = session.execute(select(TemplateRow.id, TemplateRow.subject_id).where(own))
                 found |= dict(rows.all())
         return found
 
@@ -239,9 +236,7 @@ class GalleryHistory:
         A gallery that somebody writes to at the moment gets a transaction of its own: while that is waited for, the
         others would wait as well.
         """
-        ordered = sorted(reports)  # processes that report the same snapshots lock the rows in one order
-        for first in range(0, len(ordered), _ASKED):
-            part = ordered[first : first + _ASKED]
+        for part in in_parts(sorted(reports)):  # processes that report the same snapshots lock rows in one order
             with self._sessions.writing() as session:
                 busy = write_reports(session, part, wait=len(part) == 1)
             for gallery_id in busy:
@@ -255,10 +250,9 @@ class GalleryHistory:
 
     def prune_all(self, gallery_ids: Iterable[int]) -> None:
         """As `prune`, of those galleries in which there is anything to drop; the others cost no write."""
-        ordered = sorted(gallery_ids)
-        for first in range(0, len(ordered), _ASKED):
+        for part in in_parts(sorted(gallery_ids)):
             with self._sessions.reading() as session:
-                due = galleries_to_prune(session, ordered[first : first + _ASKED], silent_for=SILENCE)
+                due = galleries_to_prune(session, part, silent_for=SILENCE)
             for gallery_id in due:
                 self.prune(gallery_id)
 

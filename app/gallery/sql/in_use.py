@@ -7,10 +7,12 @@ from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, Interval, func, inspect, literal, make_url, select
+from sqlalchemy import Engine, inspect, make_url, select
+from sqlalchemy.orm import Session
 
 from app.gallery.errors import DatabaseInUse
 from app.gallery.sql.database import database_errors, open_engine
+from app.gallery.sql.followers import silent
 from app.gallery.tables import FollowerRow
 
 _SILENT = timedelta(seconds=60)  # a service reports every 30 s, and takes its rows away when it ends
@@ -76,13 +78,10 @@ def _is_followed(engine: Engine, waiting: Callable[[], None]) -> bool:
 
 def _late_reports(engine: Engine) -> set[tuple[int, str, datetime]]:
     """What processes have reported lately, by the database's clock; snapshots, which are reported too, are none."""
-    recent = FollowerRow.seen_at > func.now() - literal(_SILENT, Interval())
-    recent &= FollowerRow.seen_at < func.now() + literal(_SILENT, Interval())  # else by a clock that was wrong
     process = FollowerRow.name.not_like("snapshot %")
-    columns = select(FollowerRow.gallery_id, FollowerRow.name, FollowerRow.seen_at)
-    with database_errors(), engine.connect() as connection:
-        if not inspect(connection).has_table(FollowerRow.__tablename__):
+    reports = select(FollowerRow.gallery_id, FollowerRow.name, FollowerRow.seen_at).where(process)
+    with database_errors(), Session(engine) as session:
+        if not inspect(session.connection()).has_table(FollowerRow.__tablename__):
             return set()
-        return {
-            (gallery, name, seen_at) for gallery, name, seen_at in connection.execute(columns.where(recent, process))
-        }
+        found = session.execute(reports.where(~silent(session, _SILENT)))
+        return {(gallery, name, seen_at) for gallery, name, seen_at in found}

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -34,6 +34,7 @@ from model.quality import Quality
 EMBEDDING = np.dtype("<f4")
 _ASKED = 500  # ids in one question, below the limits of either database
 _log = structlog.get_logger()
+Value = TypeVar("Value")
 StoredTemplate = Row[int, int, int, str, bytes, str | None]
 
 Due = Callable[[Gallery, SubjectRow], bool]
@@ -43,6 +44,12 @@ Due = Callable[[Gallery, SubjectRow], bool]
 def nobody_is_due(_gallery: Gallery, _row: SubjectRow) -> bool:
     """For who keeps no watch over retention."""
     return False
+
+
+def in_parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
+    """Some hundred at a time, as many as one question takes."""
+    for first in range(0, len(values), _ASKED):
+        yield values[first : first + _ASKED]
 
 
 class Sessions:
@@ -290,8 +297,7 @@ def open_embeddings(
     erased = set[int]()
     if forgotten and sessions is not None:
         with sessions.reading() as session:
-            for first in range(0, len(forgotten), _ASKED):
-                asked = forgotten[first : first + _ASKED]
+            for asked in in_parts(forgotten):
                 erased.update(asked)
                 erased.difference_update(session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(asked))))
     for (template_id, row), value in zip(rows, values, strict=True):

@@ -103,7 +103,7 @@ def test_who_is_merged_or_erased_between_the_search_and_the_naming(service: Gall
 
 def test_those_whose_time_is_over_take_nobodys_place(service: GalleryService, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there are many of them, and more than one question to the database can name."""
-    monkeypatch.setattr("app.gallery.store._ASKED", 7)
+    monkeypatch.setattr("app.gallery.sql.rows._ASKED", 7)
     one, other, far = np.eye(3, service.reader.dimension, dtype=np.float32)
     end = datetime.now(UTC) + timedelta(hours=1)
     for number in range(40):
