@@ -38,6 +38,8 @@ FIELDS = (
     "rounds",
     "upkeep_searches",
     "upkeep_stops",
+    "longest_still_s",
+    "still_stops",
     "longest_given_s",
     "given_stops",
     "paused_s",
@@ -58,6 +60,8 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("less pauses", "longest_given_s", lambda value: f"{1e3 * value:.1f}"),
     ("stops", "upkeep_stops", lambda value: f"{value:.0f}"),
     ("less pauses", "given_stops", lambda value: f"{value:.0f}"),
+    ("longest still", "longest_still_s", lambda value: f"{1e3 * value:.1f}"),
+    ("stops still", "still_stops", lambda value: f"{value:.0f}"),
 )
 
 

@@ -1,14 +1,14 @@
 """Galleries: list, create, show, change, erase."""
 
-from typing import cast
+from typing import Annotated, cast
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from app.access.keys import Scope
 from app.api.authorisation import CallerHere, needs
-from app.api.dependencies import GalleryPath, Service
+from app.api.dependencies import GalleryPath, Limit, Service
 from app.api.problems import error_responses
-from app.api.schemas.galleries import Galleries, GalleryBody, GalleryChange, GalleryCreation
+from app.api.schemas.galleries import GalleryBody, GalleryChange, GalleryCreation, GalleryPage
 from app.api.schemas.thresholds import policy_from_body
 from app.gallery.consent import PrivacyRules
 from app.gallery.errors import GalleryExists, GalleryNotFound, IndexEngineUnusable, StorageUnwritable
@@ -19,15 +19,31 @@ from app.gallery.service import GalleryService
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 
 
+def _bodies(service: GalleryService, *galleries: Gallery) -> list[GalleryBody]:
+    described = service.describe(*galleries)
+    return [GalleryBody.of(gallery, *one) for gallery, one in zip(galleries, described, strict=True)]
+
+
 def _body(service: GalleryService, gallery: Gallery) -> GalleryBody:
-    return GalleryBody.of(gallery, *service.describe(gallery))
+    (body,) = _bodies(service, gallery)
+    return body
 
 
 @router.get("", summary="List galleries", dependencies=[needs(Scope.READ)], responses=error_responses())
-def list_galleries(caller: CallerHere, service: Service) -> Galleries:
-    """The galleries that the key is for, with their sizes, by name."""
-    shown = [gallery for gallery in service.store.galleries() if caller.may_use(gallery.name)]
-    return Galleries(galleries=[_body(service, gallery) for gallery in shown])
+def list_galleries(
+    caller: CallerHere,
+    service: Service,
+    cursor: Annotated[str, Query(description="`next_cursor` of the page before")] = "",
+    limit: Limit = 100,
+) -> GalleryPage:
+    """The galleries that the key is for, with their sizes, by name, page by page."""
+    # Sorted here: a database orders names by rules of its own, and a cursor has to be compared by the same.
+    shown = sorted((one for one in service.store.galleries() if caller.may_use(one.name)), key=lambda one: one.name)
+    rest = [gallery for gallery in shown if gallery.name > cursor]
+    return GalleryPage(
+        galleries=_bodies(service, *rest[:limit]),
+        next_cursor=rest[limit - 1].name if len(rest) > limit else None,
+    )
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Templates of a gallery: list, erase."""
+"""Templates of a gallery: list, show, erase."""
 
 from typing import Annotated
 
@@ -10,6 +10,9 @@ from app.api.dependencies import Cursor, GalleryPath, Limit, Service
 from app.api.problems import error_responses
 from app.api.schemas.templates import StoredTemplate, TemplatePage
 from app.gallery.errors import GalleryNotFound, StorageUnwritable, SubjectNotFound, TemplateNotFound
+from app.gallery.names import normalise_gallery_name
+
+TemplatePath = Annotated[int, Path(ge=1, le=2**63 - 1, description="id of the template")]
 
 router = APIRouter(prefix="/galleries/{gallery}/templates", tags=["people"])
 
@@ -35,6 +38,17 @@ def list_templates(
     )
 
 
+@router.get(
+    "/{template}",
+    summary="Show a template",
+    dependencies=[needs(Scope.READ)],
+    responses=error_responses(GalleryNotFound, TemplateNotFound),
+)
+def show_template(service: Service, gallery: GalleryPath, template: TemplatePath) -> StoredTemplate:
+    """Whose it is, its quality and when it was enrolled, without its embedding."""
+    return StoredTemplate.of(service.store.template(normalise_gallery_name(gallery), template))
+
+
 @router.delete(
     "/{template}",
     status_code=204,
@@ -42,10 +56,6 @@ def list_templates(
     dependencies=[needs(Scope.DELETE)],
     responses=error_responses(GalleryNotFound, TemplateNotFound, StorageUnwritable),
 )
-def delete_template(
-    service: Service,
-    gallery: GalleryPath,
-    template: Annotated[int, Path(ge=1, le=2**63 - 1, description="id of the template")],
-) -> None:
+def delete_template(service: Service, gallery: GalleryPath, template: TemplatePath) -> None:
     """Erase one template; the subject stays, also without any."""
     service.delete_template(gallery, template)

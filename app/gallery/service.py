@@ -131,12 +131,14 @@ class GalleryService:
             privacy=privacy,
         )
 
-    def describe(self, gallery: Gallery) -> tuple[GallerySize, ThresholdPolicy, float | None]:
-        """Size, policy in force, and the threshold that follows (None where the gallery has another extractor)."""
-        size = self.store.size(gallery.id)
-        served = gallery.extractor == self.extractor
-        threshold = self._thresholds.distance(gallery, None, size.enrolled) if served else None
-        return size, self._thresholds.policy_of(gallery), threshold
+    def describe(self, *galleries: Gallery) -> list[tuple[GallerySize, ThresholdPolicy, float | None]]:
+        """Of each: size, policy in force, the threshold that follows (None where it has another extractor)."""
+        described = []
+        for gallery, size in zip(galleries, self.store.sizes(*galleries), strict=True):
+            served = gallery.extractor == self.extractor
+            threshold = self._thresholds.distance(gallery, None, size.enrolled) if served else None
+            described.append((size, self._thresholds.policy_of(gallery), threshold))
+        return described
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""

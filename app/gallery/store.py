@@ -28,7 +28,7 @@ from app.gallery.records import (
     TemplateBlock,
 )
 from app.gallery.sealing.encryption import PlainRows, RowSeals
-from app.gallery.sql.galleries import change_gallery, insert_gallery, measure_gallery
+from app.gallery.sql.galleries import change_gallery, insert_gallery, measure_galleries
 from app.gallery.sql.rows import (
     Due,
     Sessions,
@@ -50,7 +50,7 @@ from app.gallery.sql.subjects import (
     merge_subjects,
     subject_for_enrolment,
 )
-from app.gallery.sql.templates import add_templates, erase_template, find_templates, template_of
+from app.gallery.sql.templates import add_templates, erase_template, find_templates, found_template, template_of
 from app.gallery.tables import GalleryRow, StorageToDropRow, SubjectRow, TemplateRow, now
 
 
@@ -125,10 +125,11 @@ class GalleryStore:
             self.journal.write(session, Event("delete-gallery", name))
             return gallery
 
-    def size(self, gallery_id: int) -> GallerySize:
-        """Subjects and templates of a gallery."""
+    def sizes(self, *galleries: Gallery) -> list[GallerySize]:
+        """Subjects and templates of each of some galleries."""
         with self._sessions.reading() as session:
-            return measure_gallery(session, gallery_id)
+            found = measure_galleries(session, [gallery.id for gallery in galleries])
+        return [found[gallery.id] for gallery in galleries]
 
     # -- subjects
 
@@ -284,6 +285,15 @@ class GalleryStore:
             owner = gallery_row(session, gallery)
             found = find_templates(session, owner, subject=subject, after=after, limit=limit + 1)
             return Page.of(found, limit, lambda template: template.id)
+
+    def template(self, gallery: str, template_id: int) -> Template:
+        """One template.
+
+        Raises:
+            GalleryNotFound, TemplateNotFound: as named.
+        """
+        with self._sessions.reading() as session:
+            return found_template(session, gallery_row(session, gallery), template_id)
 
     def delete_template(self, gallery: str, template_id: int) -> Gallery:
         """Erase one template; its subject stays. Answers the gallery that it was in.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ def test_a_gallery_from_creation_to_erasure(client: TestClient, gallery: str) ->
     assert (changed["threshold"], changed["own_policy"]) == (0.9, True)
     back = client.patch(f"/galleries/{gallery}", json={"policy": None}).json()
     assert (back["policy"], back["own_policy"]) == ({"fpir": 0.01, "fmr": 0.0001}, False)
-    assert gallery in [one["name"] for one in client.get("/galleries").json()["galleries"]]
+    assert gallery in [one["name"] for one in _pages(client, "/galleries", "galleries", limit=100)]
     assert client.delete(f"/galleries/{gallery}").status_code == 204
     assert client.get(f"/galleries/{gallery}").status_code == 404
 
@@ -85,16 +86,51 @@ def test_pages_hold_everybody_once(client: TestClient, enroll: Call, portrait: b
     for name in names:
         enroll(name, portrait)
     for kind in ("subjects", "templates"):
-        found, cursor = [], None
-        while True:
-            page = client.get(
-                f"/galleries/{gallery}/{kind}", params={"limit": 2} | ({"cursor": cursor} if cursor else {})
-            )
-            found += [one["subject"] for one in page.json()[kind]]
-            cursor = page.json()["next_cursor"]
-            if cursor is None:
-                break
-        assert found == names
+        found = _pages(client, f"/galleries/{gallery}/{kind}", kind, limit=2)
+        assert [one["subject"] for one in found] == names
+
+
+def _pages(client: TestClient, address: str, kind: str, *, limit: int) -> list[dict[str, Any]]:
+    """All entries of a listing, each page full but the last."""
+    found, page = list[dict[str, Any]](), client.get(address, params={"limit": limit}).json()
+    while page["next_cursor"] is not None:
+        assert len(page[kind]) == limit
+        found += page[kind]
+        page = client.get(address, params={"limit": limit, "cursor": page["next_cursor"]}).json()
+    assert len(page[kind]) <= limit
+    return [*found, *page[kind]]
+
+
+def test_pages_of_galleries_hold_each_once_with_its_own_size(
+    client: TestClient, enroll: Call, portrait: bytes, gallery: str
+) -> None:
+    names = [f"{gallery} {letter}" for letter in "bZaéz"]
+    for number, name in enumerate(names):
+        client.post("/galleries", json={"name": name})
+        for place in range(number):
+            assert enroll(f"person {place}", portrait, gallery=name).status_code == 201
+    client.post("/galleries", json={"name": names[0] + "0"})
+    empty = client.post(f"/galleries/{names[4]}/subjects/person 0/forget")
+    assert empty.status_code == 200
+    found = [one for one in _pages(client, "/galleries", "galleries", limit=2) if one["name"].startswith(gallery + " ")]
+    assert [one["name"] for one in found] == sorted([*names, names[0] + "0"])
+    sizes = {one["name"]: (one["subjects"], one["templates"]) for one in found}
+    assert sizes == {names[0] + "0": (0, 0)} | {name: (number, number) for number, name in enumerate(names[:4])} | {
+        names[4]: (3, 3)
+    }
+    for one in found:
+        assert client.get(f"/galleries/{one['name']}").json() == one
+
+
+def test_one_template_is_shown_in_its_gallery_alone(
+    client: TestClient, enroll: Call, portrait: bytes, gallery: str
+) -> None:
+    enroll("eileen", portrait)
+    client.post("/galleries", json={"name": f"{gallery} other"})
+    (template,) = client.get(f"/galleries/{gallery}/templates").json()["templates"]
+    assert client.get(f"/galleries/{gallery}/templates/{template['id']}").json() == template
+    for address in (f"{gallery} other/templates/{template['id']}", f"{gallery}/templates/{template['id'] + 1}"):
+        assert is_problem(client.get(f"/galleries/{address}"), 404, "template-not-found")
 
 
 def test_an_erased_template_is_not_found_again(

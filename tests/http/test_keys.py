@@ -48,6 +48,7 @@ CALLS: Mapping[tuple[str, str], tuple[Scope | None, dict[str, Any]]] = {
     ("DELETE", "/galleries/{gallery}/subjects/{subject}"): (Scope.DELETE, {}),
     ("POST", "/galleries/{gallery}/subjects/{subject}/forget"): (Scope.DELETE, {}),
     ("GET", "/galleries/{gallery}/templates"): (Scope.READ, {}),
+    ("GET", "/galleries/{gallery}/templates/{template}"): (Scope.READ, {}),
     ("DELETE", "/galleries/{gallery}/templates/{template}"): (Scope.DELETE, {}),
     ("GET", "/metrics"): (Scope.READ, {}),
     ("GET", "/problems/{slug}"): (None, {}),

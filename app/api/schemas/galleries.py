@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.schemas.faces import ExtractorField
 from app.api.schemas.privacy import PrivacyBody
-from app.api.schemas.thresholds import PolicyBody
-from app.gallery.policy import ThresholdPolicy, policy_to_json
+from app.api.schemas.thresholds import PolicyBody, RatesInForce, policy_in_force
+from app.gallery.policy import ThresholdPolicy
 from app.gallery.records import Gallery, GallerySize
 
 
@@ -48,7 +48,7 @@ class GalleryBody(BaseModel):
     revision: int = Field(description="grows with every change of its templates")
     subjects: int = Field(description="people in it, those without a template too")
     templates: int = Field(description="templates in it")
-    policy: float | dict[str, float] = Field(
+    policy: float | RatesInForce = Field(
         description="the policy in force: a distance, or rates (`fpir`, `fmr`)",
         examples=[{"fpir": 0.01, "fmr": 0.0001}],
     )
@@ -69,7 +69,7 @@ class GalleryBody(BaseModel):
             revision=gallery.revision,
             subjects=size.subjects,
             templates=size.templates,
-            policy=policy_to_json(policy),
+            policy=policy_in_force(policy),
             own_policy=gallery.policy is not None,
             threshold=threshold,
             created_at=gallery.created_at,
@@ -79,7 +79,8 @@ class GalleryBody(BaseModel):
         )
 
 
-class Galleries(BaseModel):
-    """All galleries, by name."""
+class GalleryPage(BaseModel):
+    """A page of galleries; ask again with `cursor` = `next_cursor` until it is null."""
 
-    galleries: list[GalleryBody] = Field(description="those that the key is for; all at once, without pages")
+    galleries: list[GalleryBody] = Field(description="those that the key is for, by name")
+    next_cursor: str | None = Field(description="null: this is the last page")

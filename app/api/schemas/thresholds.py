@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import typing_extensions
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -12,7 +13,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from app.gallery.policy import ThresholdPolicy, policy_from_json
+from app.gallery.policy import FixedDistance, ThresholdPolicy, policy_from_json
 
 Distance = Annotated[
     float, Field(ge=0, le=2, allow_inf_nan=False, description="Euclidean distance of embeddings; smaller is more alike")
@@ -29,6 +30,14 @@ class Rates(BaseModel):
 
     fpir: Rate | None = Field(None, description="wanted share of strangers that are named, at any size of gallery")
     fmr: Rate | None = Field(None, description="false match rate of one comparison that is never exceeded")
+
+
+# pydantic reads no TypedDict of the standard library's before Python 3.12.
+class RatesInForce(typing_extensions.TypedDict, total=False):
+    """A policy that follows the size of the gallery: one of the rates, or both."""
+
+    fpir: float
+    fmr: float
 
 
 def _told_in_one(value: object, read: ValidatorFunctionWrapHandler) -> object:
@@ -52,3 +61,15 @@ def policy_from_body(body: PolicyBody | None) -> ThresholdPolicy | None:
     if body is None:
         return None
     return policy_from_json(body.model_dump(exclude_none=True) if isinstance(body, Rates) else body)
+
+
+def policy_in_force(policy: ThresholdPolicy) -> float | RatesInForce:
+    """The policy as an answer shows it."""
+    if isinstance(policy, FixedDistance):
+        return policy.distance
+    shown: RatesInForce = {}
+    if policy.fpir is not None:
+        shown["fpir"] = policy.fpir
+    if policy.fmr is not None:
+        shown["fmr"] = policy.fmr
+    return shown

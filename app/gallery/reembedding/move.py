@@ -6,7 +6,8 @@ is followed. One transaction then exchanges the two. The old ones stay, so that 
 Where people are enrolled all the time each pass leaves those who came meanwhile to the next. As soon as they are few
 enough, the transaction that exchanges embeds them itself, while nobody else writes to the gallery. Where
 they do not become fewer from pass to pass, as more come than can be embedded, batch after batch is embedded so: whoever
-enrolls is slowed down until the move has caught up.
+enrolls is slowed down until the move has caught up. Those batches grow where that is not enough, as many callers may
+come between two of them: each waits longer then, and the move comes to an end however many they are.
 """
 
 import math
@@ -29,6 +30,7 @@ from model.extractor import Extractor
 
 _BATCH = 128  # crops that are embedded in one go, and kept in one transaction
 _LAST = 32  # of them, in the transaction that exchanges: a second of one core, while whoever enrolls waits
+_PATIENCE = 8  # such transactions, after each of which as many come anew, before the next may take twice as many
 _log = structlog.get_logger()
 
 
@@ -82,7 +84,7 @@ def move_gallery(
     incomplete = moves.incomplete(gallery, target, with_crops=True)
     if incomplete and not without_missing:
         return Move("incomplete", gallery, 0, tuple(incomplete))
-    embedded, unusable, made, catching_up = 0, set[int](), math.inf, True
+    embedded, unusable, made, catching_up, locked = 0, set[int](), math.inf, True, 0
     while True:
         if catching_up:
             before, (made, unusable) = made, _embed_all(moves, gallery, extractor, progress)
@@ -96,8 +98,9 @@ def move_gallery(
             with_crops=True,
             without_missing=without_missing,
             embed=partial(_embed, extractor),
-            at_most=_LAST,
+            at_most=_LAST << locked // _PATIENCE,
         )
+        locked += not catching_up
         embedded, unusable = embedded + switch.embedded, unusable | switch.unusable
         progress(switch.embedded)
         if switch.state == "refused":

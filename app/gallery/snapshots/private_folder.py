@@ -5,16 +5,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from app.gallery.errors import StorageUnwritable
+from app.gallery.errors import Busy, StorageUnwritable
+from app.gallery.held_file import held
 
 # Folders in it are made for their owner alone, and looked at before use.
 _MEMORY = Path("/dev/shm")  # nosec B108
-_LOCK = ".lock"
+_PATIENCE, _PATIENCE_AT_THE_END = 30.0, 2.0  # seconds; a folder is made, or removed, within much less
 _OURS = "facegallery"  # in a folder that is given, which others may use, too
 _NAME = re.compile(r"[0-9a-f]{32}")  # of the folders in it
 
@@ -44,22 +45,26 @@ class PrivateFolder:
         """
         if self._handle is None:
             try:
-                with _locked(self._base):
+                with _locked(self._base, _PATIENCE):
                     self._remove_the_dead()
                     self._path.mkdir(mode=0o700, exist_ok=True)
                     self._handle = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                     fcntl.flock(self._handle, fcntl.LOCK_SH)
             except OSError as error:
                 raise StorageUnwritable(f"{self._path} cannot be made: {error.strerror}") from error
+            except Busy as error:
+                raise StorageUnwritable(f"{self._path} cannot be made: {error}") from error
         return self._path
 
     def close(self) -> None:
-        """Let go; whoever is the last removes it."""
+        """Let go; whoever is the last removes it. Where another process has hung at that, the next one does."""
         if self._handle is None:
             return
-        with _locked(self._base):
-            handle, self._handle = self._handle, None
-            _remove_if_unheld(self._path, handle)
+        handle, self._handle = self._handle, None
+        try:
+            with suppress(Busy), _locked(self._base, _PATIENCE_AT_THE_END):
+                _remove_if_unheld(self._path, handle)
+        finally:
             os.close(handle)
 
     def _remove_the_dead(self) -> None:
@@ -113,12 +118,6 @@ def _remove_if_unheld(path: Path, handle: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _locked(base: Path) -> Iterator[None]:
-    """Hold the base alone, across processes."""
-    handle = os.open(base / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+def _locked(base: Path, patience: float) -> AbstractContextManager[None]:
+    """Hold the base alone, across processes, after so many seconds of waiting for others at most."""
+    return held(base / _OURS, refusal=f"another process has held {base} for too long", patience=patience)

@@ -1,8 +1,9 @@
 """Galleries in SQL: made, changed and measured; the caller has the transaction and keeps the journal."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import Select, exists, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -10,6 +11,7 @@ from app.gallery.consent import rules_from_json
 from app.gallery.points import new_mark
 from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import GalleryChanges, GallerySize
+from app.gallery.sql.rows import in_parts
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
 
@@ -45,10 +47,21 @@ def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
     return told
 
 
-def measure_gallery(session: Session, gallery_id: int) -> GallerySize:
-    """Subjects and templates of a gallery, and subjects with a template."""
-    own = select(func.count()).select_from(SubjectRow).where(SubjectRow.gallery_id == gallery_id)
-    has_template = exists().where(TemplateRow.subject_id == SubjectRow.id)
-    subjects = session.scalar(own)
-    templates = session.scalar(select(func.count()).where(TemplateRow.gallery_id == gallery_id))
-    return GallerySize(subjects or 0, templates or 0, session.scalar(own.where(has_template)) or 0)
+def measure_galleries(session: Session, gallery_ids: Sequence[int]) -> dict[int, GallerySize]:
+    """Subjects and templates of some galleries by their ids, and subjects with a template."""
+    subjects = select(SubjectRow.gallery_id, func.count()).group_by(SubjectRow.gallery_id)
+    templates = select(TemplateRow.gallery_id, func.count()).group_by(TemplateRow.gallery_id)
+    enrolled = subjects.where(exists().where(TemplateRow.subject_id == SubjectRow.id))
+    sizes: dict[int, GallerySize] = {}
+    for asked in in_parts(gallery_ids):
+        counted = (
+            _counted(session, subjects.where(SubjectRow.gallery_id.in_(asked))),
+            _counted(session, templates.where(TemplateRow.gallery_id.in_(asked))),
+            _counted(session, enrolled.where(SubjectRow.gallery_id.in_(asked))),
+        )
+        sizes |= {one: GallerySize(*(counts.get(one, 0) for counts in counted)) for one in asked}
+    return sizes
+
+
+def _counted(session: Session, statement: Select[int, int]) -> dict[int, int]:
+    return dict(session.execute(statement).all())

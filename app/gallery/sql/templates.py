@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.gallery.errors import TemplateNotFound
@@ -93,16 +93,33 @@ def find_templates(
     Raises:
         SubjectNotFound: as named.
     """
-    query = (
-        select(TemplateRow, SubjectRow.key)
-        .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-        .where(TemplateRow.gallery_id == owner.id, TemplateRow.id > after)
-        .order_by(TemplateRow.id)
-        .limit(limit)
-    )
+    query = _templates_of(owner).where(TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)
     if subject is not None:
         query = query.where(TemplateRow.subject_id == subject_row(session, owner, subject).id)
     return [template_of(row, key) for row, key in session.execute(query)]
+
+
+def found_template(session: Session, owner: GalleryRow, template_id: int) -> Template:
+    """One template.
+
+    Raises:
+        TemplateNotFound: as named.
+    """
+    found = session.execute(_templates_of(owner).where(TemplateRow.id == template_id)).first()
+    if found is None:
+        raise _not_found(owner, template_id)
+    row, key = found
+    return template_of(row, key)
+
+
+def _templates_of(owner: GalleryRow) -> Select[TemplateRow, str]:
+    """Templates of a gallery, each with the key of its subject."""
+    joined = select(TemplateRow, SubjectRow.key).join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
+    return joined.where(TemplateRow.gallery_id == owner.id)
+
+
+def _not_found(owner: GalleryRow, template_id: int) -> TemplateNotFound:
+    return TemplateNotFound(f"gallery {owner.name!r} has no template {template_id}", part="template")
 
 
 def erase_template(session: Session, owner: GalleryRow, template_id: int) -> str:
@@ -113,7 +130,7 @@ def erase_template(session: Session, owner: GalleryRow, template_id: int) -> str
     """
     row = session.scalar(select(TemplateRow).filter_by(gallery_id=owner.id, id=template_id))
     if row is None:
-        raise TemplateNotFound(f"gallery {owner.name!r} has no template {template_id}", part="template")
+        raise _not_found(owner, template_id)
     record_changes(session, owner, "remove", [(row.id, row.subject_id)])
     key = session.scalars(select(SubjectRow.key).filter_by(id=row.subject_id)).one()
     session.delete(row)

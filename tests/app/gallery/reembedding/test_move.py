@@ -187,6 +187,30 @@ def test_it_ends_though_somebody_is_enrolled_between_any_two_steps(
     assert move.embedded == rows(engine, "spare_embedding") == rows(engine, "template")
 
 
+def test_it_ends_though_more_are_enrolled_between_any_two_steps_than_one_embeds(
+    service_of: Services,
+    networks: Networks,
+    other_networks: Networks,
+    views: list[Photo],
+    monkeypatch: pytest.MonkeyPatch,
+    engine: Engine,
+) -> None:
+    for name in ("_BATCH", "_LAST", "_PATIENCE"):
+        monkeypatch.setattr(f"app.gallery.reembedding.move.{name}", 2)
+    old, numbers = service_of(networks), count()
+    old.enroll("people", "first", views[:4])
+
+    def meanwhile(_count: int) -> None:
+        number = next(numbers)
+        assert number < 30
+        if old.store.gallery("people").extractor == old.extractor:
+            old.enroll("people", f"late {number}", views[number % 5 : number % 5 + 3])
+
+    move = move_gallery(old.store, "people", other_networks.extractor, progress=meanwhile)
+    assert move.state == "moved"
+    assert move.embedded == rows(engine, "spare_embedding") == rows(engine, "template") > 4
+
+
 def test_crops_that_come_damaged_at_the_last_moment_are_told_and_looked_at_once(
     service_of: Services,
     networks: Networks,
@@ -238,7 +262,7 @@ def test_a_service_that_enrolls_while_the_gallery_moves_loses_nothing(
     worker.join(60)
     assert stopped.is_set()
     gallery = new.store.gallery("people")
-    assert new.store.size(gallery.id).templates == 8 + len(acknowledged)
+    assert new.store.sizes(gallery)[0].templates == 8 + len(acknowledged)
     stored = {key: new.store.subject_embeddings(new.store.subject("people", key).id).embeddings for key in acknowledged}
     wanted = embeddings_of(new, views)
     for key, embeddings in stored.items():

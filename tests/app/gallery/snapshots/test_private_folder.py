@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.gallery.errors import StorageUnwritable
+from app.gallery.held_file import held
+from app.gallery.snapshots import private_folder
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 
 OTHER_PROCESS = """
@@ -108,8 +110,22 @@ def test_what_the_service_did_not_make_stays(base: Path) -> None:
     folder = PrivateFolder(base, "mine")
     assert folder.path.is_dir()
     folder.close()
-    after = {path.relative_to(base) for path in base.rglob("*") if path.name != ".lock"}
+    after = {path.relative_to(base) for path in base.rglob("*")}
     assert before - after == {Path("d" * 32)}
+
+
+def test_a_process_that_hangs_with_the_base_stops_nobody_for_ever(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_folder, "_PATIENCE", 0.2)
+    monkeypatch.setattr(private_folder, "_PATIENCE_AT_THE_END", 0.2)
+    mine = PrivateFolder(base, "mine")
+    assert mine.path.is_dir()
+    with held(base / "facegallery", refusal="never"):
+        with pytest.raises(StorageUnwritable, match="another process has held"):
+            _ = PrivateFolder(base, "another").path
+        mine.close()
+    assert (base / MINE).is_dir()
+    PrivateFolder(base, "another").path.rmdir()
+    assert not (base / MINE).exists()
 
 
 def test_a_given_folder_gets_one_of_the_services_own(tmp_path: Path) -> None:
