@@ -1,14 +1,18 @@
 """Product-quantised codes of four bits, searched by registers: one codebook for all segments of an index.
 
 Jégou, Douze and Schmid, "Product quantization for nearest neighbor search", 2011; André, Kermarrec and Le Scouarnec,
-"Quicker ADC", 2019, as FAISS builds them (`IndexPQFastScan`).
+"Quicker ADC", 2019, as FAISS builds them (`IndexPQFastScan`). The codes of a large segment lie in lists by its own
+centroids, of which a search scans the nearest (Sivic and Zisserman, "Video Google", 2003; `IndexIVFPQFastScan`).
 """
+
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.index.rows import Codes
+Codes = Any
+"""A `faiss.IndexPQFastScan` or `faiss.IndexIVFPQFastScan`, whose Python bindings have no types."""
 
 LEAST_TRAINING = 1024
 """Fewest embeddings that a codebook is trained with; FAISS wants 39 for each of the 16 centroids."""
@@ -19,6 +23,9 @@ MOST_TRAINING = 20_480
 BITS = 4
 """Of a code."""
 
+_LISTS, _SCANNED = 256, 80  # lists of a segment, and those that a search scans: a third of the rows, see docs/index.md
+_ROUNDS = 10  # of k-means; more make the lists no better
+_WHOLE = 16  # a search for more than this part of all rows scans all lists
 _COMPONENTS = 4  # of an embedding for each code
 _BLOCK = 128  # codes that lie together; a fifth faster than FAISS's 32 for one probe at a time
 
@@ -40,6 +47,65 @@ class Codebook:
     def no_codes(self) -> Codes:
         """Codes of no rows yet, to which `add` appends."""
         return faiss.clone_index(self.empty)
+
+    def no_listed_codes(self, sample: NDArray[np.float32]) -> Codes:
+        """The same in lists, for a segment of which a sample (N, D), float32, at least `LEAST_TRAINING`, is given."""
+        centroids = faiss.IndexFlatL2(self.empty.d)
+        parts = self.empty.pq.M
+        listed: Codes = faiss.IndexIVFPQFastScan(centroids, self.empty.d, _LISTS, parts, BITS, faiss.METRIC_L2)
+        listed.by_residual = False  # one table of distances for all lists
+        listed.pq = self.empty.pq
+        listed.cp.niter = _ROUNDS
+        listed.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)
+        listed.is_trained = True
+        listed.nprobe = _SCANNED
+        return listed
+
+
+def scan(codes: Codes, probes: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
+    """Probable nearest rows (Q, depth) of some probes (Q, D), nearest first; -1 where codes leave rows out.
+
+    That is where their distances are at the very end of the codes' scale.
+    """
+    ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
+    asked = len(probes), faiss.swig_ptr(probes), depth, faiss.swig_ptr(ranked), faiss.swig_ptr(rows)
+    if not _in_lists(codes) or depth * _WHOLE <= codes.ntotal:
+        codes.search_c(*asked)
+        if rows[:, -1].min() >= 0:
+            return rows
+    if _in_lists(codes):
+        codes.search_c(*asked, _all_lists(codes))
+    return rows
+
+
+def _in_lists(codes: Codes) -> bool:
+    return isinstance(codes, faiss.IndexIVFPQFastScan)
+
+
+def _all_lists(codes: Codes) -> Any:
+    parameters = faiss.IVFSearchParameters()
+    parameters.nprobe = codes.nlist
+    return parameters
+
+
+def bytes_of(codes: Codes) -> int:
+    """Memory that codes take; in lists each has its row's number, too."""
+    if _in_lists(codes):
+        return int(codes.ntotal * (codes.code_size + np.dtype(np.int64).itemsize))
+    return int(codes.codes.size())
+
+
+def codes_from(data: bytes) -> Codes:
+    """Codes that `faiss.serialize_index` wrote.
+
+    Raises:
+        ValueError: it wrote something else.
+        RuntimeError: FAISS cannot read it.
+    """
+    codes = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    if not isinstance(codes, faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
+        raise ValueError("it is no index of codes")
+    return codes
 
 
 def code_length(dimension: int) -> int:

@@ -2,17 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.index.codebook import Codes, bytes_of, scan
+
 ERASED = 4.0
 """Every component of an erased row, which is further from every unit vector than two unit vectors can be."""
-
-Codes = Any
-"""A `faiss.IndexPQFastScan`, whose Python binding has no types."""
 
 _DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # twice as deep changes no decision, see docs/index.md
 _DEEPER = 4
@@ -53,7 +51,7 @@ class Rows:
     def memory(self) -> int:
         """Bytes that the rows take."""
         own = self.vectors.itemsize * self.vectors.shape[1] + self.ids.itemsize + self.alive.itemsize
-        return int(own * self.size) + (0 if self.codes is None else int(self.codes.codes.size()))
+        return int(own * self.size) + (0 if self.codes is None else bytes_of(self.codes))
 
     def kill(self, rows: NDArray[np.intp]) -> None:
         """Mark distinct living rows as removed."""
@@ -106,16 +104,15 @@ class Rows:
         """Probable nearest rows (Q, depth), each row once."""
         if depth == size:
             return np.broadcast_to(np.arange(size), (len(probes), size)).copy()
-        ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
-        found = faiss.swig_ptr(ranked), faiss.swig_ptr(rows)
         if self.codes is not None:
-            self.codes.search_c(len(probes), faiss.swig_ptr(probes), depth, *found)
-        else:
-            vectors = self.vectors  # held: it may be replaced by a mapped file meanwhile
-            compared = faiss.swig_ptr(probes), faiss.swig_ptr(vectors)
-            faiss.knn_L2sqr(*compared, probes.shape[1], len(probes), size, depth, *found)
-        if rows[:, -1].min() < 0:  # codes at the very end of the scale of distances are left out
-            return self._ranked(probes, size, size)
+            rows = scan(self.codes, probes, depth)
+            return self._ranked(probes, size, size) if rows[:, -1].min() < 0 else rows
+        ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
+        vectors = self.vectors  # held: it may be replaced by a mapped file meanwhile
+        compared = faiss.swig_ptr(probes), faiss.swig_ptr(vectors)
+        faiss.knn_L2sqr(
+            *compared, probes.shape[1], len(probes), size, depth, faiss.swig_ptr(ranked), faiss.swig_ptr(rows)
+        )
         return rows
 
     def _squared_distances(self, probes: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:

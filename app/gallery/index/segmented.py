@@ -212,7 +212,8 @@ class SegmentedIndex:
         """Make one segment of some parts, beside what is searched, and switch."""
         with self._contents.building(work.segments, work.blocks) as switch:
             sources = Parts(work.segments, work.blocks).rows
-            switch(build(sources, self._codebook, half=self._half and self.compressed))
+            half = self._half and self.compressed
+            switch(build(sources, self._codebook, half=half, listed_from=self._limits.listed))
 
     def _vectors(self, parts: Parts, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         found = np.full((len(ids), self._dimension), np.nan, np.float32)

@@ -14,10 +14,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.index.codebook import Codebook
+from app.gallery.index.codebook import Codebook, Codes, codes_from
 from app.gallery.index.memory import mapped
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
-from app.gallery.index.rows import Codes, Rows
+from app.gallery.index.rows import Rows
 from model.replaced_file import flush_folder
 
 TABLE = "index.json"
@@ -142,8 +142,8 @@ def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, ha
 
 
 def _codes(data: bytes, rows: int, dimension: int) -> Codes:
-    codes = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    if not isinstance(codes, faiss.IndexPQFastScan) or (codes.ntotal, codes.d) != (rows, dimension):
+    codes = codes_from(data)
+    if (codes.ntotal, codes.d) != (rows, dimension):
         raise SnapshotDamaged(f"the codes are not those of {rows} rows of {dimension} components")
     return codes
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.index.codebook import MOST_TRAINING, Codebook
+from app.gallery.index.codebook import MOST_TRAINING, Codebook, Codes
 from app.gallery.index.memory import room
 from app.gallery.index.parts import Block, Segment
-from app.gallery.index.rows import Codes, Rows
+from app.gallery.index.rows import Rows
 
 _CHUNK = 1024  # rows that one call to numpy or FAISS works on, which is for a millisecond or so
 
@@ -25,6 +25,7 @@ class Limits:
         largest: no segment grows beyond, so that no merge takes long or much memory.
         dead_share: from this share of removed rows on a segment is written anew.
         least_dead: but not before there are so many of them.
+        listed: from so many rows on a segment's codes lie in lists; to scan them all takes half a millisecond below.
     """
 
     block: int = 65_536
@@ -33,6 +34,7 @@ class Limits:
     largest: int = 2**21
     dead_share: float = 0.2
     least_dead: int = 1024
+    listed: int = 2**19
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def _with_small_ones(segments: Sequence[Segment], blocks: tuple[Block, ...], lim
     return Work(tuple(merged), tuple(taken))
 
 
-def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> Segment | None:
+def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool, listed_from: int) -> Segment | None:
     """A new segment of all living rows of the sources, or None if there are none.
 
     Nothing that is searched changes meanwhile, and no step holds the interpreter for more than a few milliseconds.
@@ -88,6 +90,7 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> 
         sources: no id is alive in two of them.
         codebook: makes codes; none: no codes.
         half: keep the embeddings as float16.
+        listed_from: rows from which the codes lie in lists.
     """
     sources = sorted((one for one in sources if one.size), key=lambda one: int(one.ids[0]))
     living = [source.living_rows() for source in sources]
@@ -109,7 +112,8 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool) -> 
             done += len(chunk)
     if ranks is not None:
         ids[ranks] = ids.copy()
-    return Segment(Rows(vectors, ids, np.ones(len(ids), np.bool_), _encode(vectors, codebook), size=len(ids)))
+    codes = None if codebook is None else _encode(vectors, codebook, listed_from)
+    return Segment(Rows(vectors, ids, np.ones(len(ids), np.bool_), codes, size=len(ids)))
 
 
 def _ranks(ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
@@ -122,10 +126,13 @@ def _ranks(ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
     return ranks
 
 
-def _encode(vectors: NDArray[np.float32] | NDArray[np.float16], codebook: Codebook | None) -> Codes | None:
-    if codebook is None:
-        return None
-    codes = codebook.no_codes()
+def _encode(vectors: NDArray[np.float32] | NDArray[np.float16], codebook: Codebook, listed_from: int) -> Codes:
+    if len(vectors) < listed_from:
+        codes = codebook.no_codes()
+    else:
+        chosen = np.random.default_rng(0).choice(len(vectors), min(len(vectors), MOST_TRAINING), replace=False)
+        chosen.sort()
+        codes = codebook.no_listed_codes(vectors.take(chosen, axis=0).astype(np.float32, copy=False))
     for start in range(0, len(vectors), _CHUNK):
         codes.add(vectors[start : start + _CHUNK].astype(np.float32, copy=False))
     return codes

@@ -1,7 +1,9 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -45,11 +47,14 @@ def parts(index: SegmentedIndex) -> Any:
     return index._contents.parts
 
 
+@pytest.mark.parametrize("listed", [Limits().listed, 4000])
 @pytest.mark.parametrize("half", [False, True])
-def test_decisions_are_those_of_the_exact_index(half: bool) -> None:
+def test_decisions_are_those_of_the_exact_index(half: bool, listed: int) -> None:
     faces = people(4000, 4, seed=0)
     enrolled = faces[:, :3].reshape(-1, DIMENSION)
-    index, exact = compressed(enrolled, half=half), ExactIndex(DIMENSION)
+    index, exact = compressed(enrolled, half=half, limits=replace(LIMITS, listed=listed)), ExactIndex(DIMENSION)
+    (segment,) = parts(index).segments
+    assert isinstance(segment.rows.codes, faiss.IndexIVFPQFastScan) == (len(enrolled) >= listed)
     exact.add(np.arange(len(enrolled)), enrolled)
     probes = np.concatenate([faces[:60, 3], strangers(60, seed=1)])
     named = 0
@@ -61,6 +66,22 @@ def test_decisions_are_those_of_the_exact_index(half: bool) -> None:
             if accepted:
                 assert found.ids[0] == wanted.ids[0]
     assert 60 < named < 300
+
+
+def test_a_search_scans_a_third_of_the_lists_and_all_of_them_where_it_must() -> None:
+    faces = strangers(20_000, seed=0)
+    index = compressed(faces, limits=replace(LIMITS, listed=4000))
+    (segment,) = parts(index).segments
+    codes, (probe,) = segment.rows.codes, strangers(1, seed=1)
+    nearest = np.linalg.norm(faces - probe, axis=1).argsort()
+    _, near = codes.quantizer.search(probe[None], codes.nprobe)
+    scanned = sum(codes.invlists.list_size(int(number)) for number in near[0])
+    assert 0.2 < scanned / len(faces) < 0.45
+    # More than a sixteenth of all rows, and more than the lists that are near have once others are removed.
+    found = index.search(probe[None], 4000)[0].ids
+    assert len(np.intersect1d(found, nearest[:2000])) > 1990
+    assert index.remove(np.setdiff1d(np.arange(20_000), nearest[-300:])) == 19_700
+    np.testing.assert_array_equal(np.sort(index.search(probe[None], 300)[0].ids), np.sort(nearest[-300:]))
 
 
 def test_half_precision_keeps_distances_to_a_thousandth_and_says_that_they_are_not_exact() -> None:
