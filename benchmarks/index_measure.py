@@ -33,7 +33,7 @@ _TIMED, _TIMED_SECONDS = 1000, 8.0
 _COMPARED_SECONDS = 30.0
 _ON_DEVICE = 2**17  # templates that a device compares at a time
 _BUSY_SECONDS = 10.0
-_REST_SECONDS = 30.0
+_REST_SECONDS, _STILL_SECONDS = 30.0, 240.0
 _CHANGED = 1000
 _ROUNDS, _ONE_ROUND_ABOVE = 5, 2_000_000  # a round at ten million takes ten minutes
 STOP = 0.02
@@ -221,7 +221,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
 
     The last in several rounds, with the core watched: a stop that the index makes comes again in each, and one that the
     machine makes is a pause of the watcher, too. Of a search that both had, what the watcher missed is taken off.
-    As many searches follow beside nothing, after a rest in which the machine may deal with what the rounds let go of:
+    Four minutes of searches follow beside nothing, after a rest in which the machine may deal with what the rounds let go of:
     what stops those, no change to the index does.
     """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
@@ -247,7 +247,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
             while index.maintain():
                 pass
         time.sleep(_REST_SECONDS)
-        still = _timed(search, probes, lambda done, _: done < sum(len(one.wall) for one in rounds))
+        still = _timed(search, probes, lambda _, passed: passed < _STILL_SECONDS)
     wall, median = np.concatenate([one.wall for one in rounds]), alone.quantile(0.5)
     figures = {
         "busy_p50_s": busy.quantile(0.5),
@@ -258,6 +258,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
         "rounds": float(len(rounds)),
         "upkeep_searches": float(len(wall)),
         "upkeep_stops": float((wall > median + STOP).sum()),
+        "still_searches": float(len(still.wall)),
         "longest_still_s": still.wall.max(),
         "still_stops": float((still.wall > median + STOP).sum()),
     }

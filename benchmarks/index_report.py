@@ -38,6 +38,7 @@ FIELDS = (
     "rounds",
     "upkeep_searches",
     "upkeep_stops",
+    "still_searches",
     "longest_still_s",
     "still_stops",
     "longest_given_s",
