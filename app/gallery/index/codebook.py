@@ -108,6 +108,11 @@ def codes_from(data: bytes) -> Codes:
     return codes
 
 
+def can_code(dimension: int) -> bool:
+    """Whether codes tell embeddings of that length apart: those of a prime number of components share one code."""
+    return code_length(dimension) * 2 * _COMPONENTS >= dimension
+
+
 def code_length(dimension: int) -> int:
     """Codes for each embedding: one for four components, more for short embeddings, and all of the same length."""
     wanted = max(dimension // _COMPONENTS, min(dimension, 16))

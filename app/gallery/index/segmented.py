@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index import snapshot
-from app.gallery.index.codebook import LEAST_TRAINING, Codebook
+from app.gallery.index.codebook import LEAST_TRAINING, Codebook, can_code
 from app.gallery.index.contents import Contents, Parts
 from app.gallery.index.protocol import RankedTemplates, checked
 from app.gallery.index.rows import Rows
@@ -30,7 +30,8 @@ class SegmentedIndex:
 
     Args:
         dimension: D.
-        compress_from: number of templates from which rows are compressed, at least `LEAST_TRAINING`; none: never.
+        compress_from: number of templates from which rows are compressed, at least `LEAST_TRAINING`; none: never,
+            nor where codes do not fit the dimension (`can_code`).
         half: keep compressed rows as float16. Their distances, and what `vectors` answers, are those of the rounded
             embeddings then, so the caller decides on the embeddings that it reads from elsewhere.
         limits: when work is due.
@@ -39,6 +40,7 @@ class SegmentedIndex:
     def __init__(
         self, dimension: int, *, compress_from: int | None, half: bool = False, limits: Limits = _STANDARD
     ) -> None:
+        compress_from = compress_from if can_code(dimension) else None
         self._dimension = dimension
         self._compress_from = None if compress_from is None else max(compress_from, LEAST_TRAINING)
         self._half = half and compress_from is not None
@@ -183,7 +185,7 @@ class SegmentedIndex:
         """
         index = cls(dimension, compress_from=compress_from, half=half, limits=limits)
         held = snapshot.read(folder, dimension, half=index._half)
-        if compress_from is not None:
+        if index._compress_from is not None:
             index._codebook = held.codebook
         else:
             for segment in held.segments:

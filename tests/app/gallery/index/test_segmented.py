@@ -113,6 +113,19 @@ def test_an_automatic_index_compresses_when_it_has_grown() -> None:
     assert [found.ids[0] for found in index.search(vectors[::300], 1)] == list(range(0, 3000, 300))
 
 
+@pytest.mark.parametrize(
+    ("dimension", "codes"), [(1, True), (16, True), (17, False), (131, False), (262, False), (35, True), (512, True)]
+)
+def test_embeddings_of_a_length_that_codes_do_not_fit_are_compared_one_by_one(dimension: int, codes: bool) -> None:
+    vectors = strangers(4000, seed=0, dimension=dimension)
+    index = SegmentedIndex(dimension, compress_from=LEAST_TRAINING, half=True, limits=LIMITS)
+    index.add(np.arange(4000), vectors)
+    settle(index)
+    assert index.compressed == codes
+    assert index.exact_vectors != codes
+    assert all(ranked.distances[0] < 1e-2 for ranked in index.search(vectors[::100], 1))
+
+
 def test_a_removed_crowd_around_a_probe_does_not_hide_who_is_behind_it() -> None:
     # A thousand removed templates beside the probe are more than the codes propose at first.
     random = np.random.default_rng(0)
