@@ -158,6 +158,21 @@ def test_openapi_says_enough_for_a_generated_client(client: TestClient) -> None:
     }
 
 
+def bodies(document: dict[str, Any], method: str, kind: str) -> Iterator[dict[str, Any]]:
+    for _path, _method, operation in operations(document):
+        if _method == method and (content := operation.get("requestBody", {}).get("content", {}).get(kind)):
+            schema = content["schema"]
+            yield document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+
+
+def test_openapi_gives_no_default_to_what_a_change_may_leave_as_it_is(client: TestClient) -> None:
+    # A generated client sends defaults: with one for require_consent, each change of a policy switched the rule off.
+    changes = list(bodies(client.get("/openapi.json").json(), "patch", "application/json"))
+
+    assert [body["title"] for body in changes] == ["GalleryChange", "SubjectChange"]
+    assert [name for body in changes for name, part in body["properties"].items() if "default" in part] == []
+
+
 def test_every_example_of_openapi_works(tmp_path: Path, portrait: bytes) -> None:
     places = {"gallery": "default", "subject": "ada", "template": "1", "slug": "no-face"}
     worked = set()
