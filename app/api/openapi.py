@@ -55,6 +55,7 @@ def describe(app: FastAPI) -> None:
         components = document.setdefault("components", {}).setdefault("schemas", {})
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(schema.pop("$defs", {}))
+        schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
         components["Problem"] = schema
         for operation in (one for path in document["paths"].values() for one in path.values()):
             for status, response in operation["responses"].items():
@@ -84,13 +85,13 @@ def _forms(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _without_null(field: dict[str, Any]) -> dict[str, Any]:
-    """A field that may be left out, where FastAPI says that it may be null: a form has no null, clients write None."""
+    """A field that may be left out but is never null: a form has no null, and clients made from it write None there."""
     kinds = field.get("anyOf", [])
     if {"type": "null"} not in kinds:
         return field
     kind: dict[str, Any]
     (kind,) = (one for one in kinds if one != {"type": "null"})
-    return kind | {name: value for name, value in field.items() if name != "anyOf"}
+    return kind | {name: value for name, value in field.items() if name not in {"anyOf", "default"}}
 
 
 def _files(part: object) -> Iterator[dict[str, Any]]:

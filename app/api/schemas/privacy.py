@@ -88,5 +88,5 @@ class Receipt(BaseModel):
 class ReceiptKey(BaseModel):
     """The key that receipts are checked with."""
 
-    algorithm: str = Field("Ed25519", description="RFC 8032")
+    algorithm: str = Field(description="of RFC 8032", examples=["Ed25519"])
     public_key: str = Field(description="32 bytes as base64")
