@@ -34,4 +34,4 @@ def forget_subject(service: Service, gallery: GalleryPath, subject: SubjectPath)
 @router.get("/receipts/key", summary="Key of receipts", dependencies=[needs()], responses=error_responses())
 def receipt_key(service: Service) -> ReceiptKey:
     """The public key that receipts are signed with; keep it where the service cannot change it."""
-    return ReceiptKey(public_key=service.forgetting.signer.public_key)
+    return ReceiptKey(algorithm="Ed25519", public_key=service.forgetting.signer.public_key)

@@ -25,7 +25,7 @@ _not_queued = CapacityLimiter(4)  # a probe of an operator does not wait behind 
 @router.get("/healthz", summary="Alive")
 async def healthz() -> Alive:
     """The process answers; says nothing about the database."""
-    return Alive()
+    return Alive(status="alive")
 
 
 @router.get("/readyz", summary="Ready", response_model=Ready, responses=not_ready_response())
@@ -39,7 +39,7 @@ async def readyz(service: Service) -> Ready | JSONResponse:
         lag = await to_thread.run_sync(service.lag, limiter=_not_queued)
     except FacegalleryError as error:
         return problem("not-ready", str(error))
-    return Ready(extractor=service.extractor, lag=lag)
+    return Ready(status="ready", extractor=service.extractor, lag=lag)
 
 
 @router.get(

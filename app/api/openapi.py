@@ -55,6 +55,7 @@ def describe(app: FastAPI) -> None:
         components = document.setdefault("components", {}).setdefault("schemas", {})
         schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         components.update(schema.pop("$defs", {}))
+        schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
         components["Problem"] = schema
         for operation in (one for path in document["paths"].values() for one in path.values()):
             for status, response in operation["responses"].items():
@@ -62,6 +63,8 @@ def describe(app: FastAPI) -> None:
                 response["headers"] = {
                     name: {"description": text, "schema": {"type": "string"}} for name, text in named.items()
                 }
+        for form in _forms(document):
+            form["properties"] = {name: _without_null(field) for name, field in form["properties"].items()}
         for file in _files(document):
             file["format"] = "binary"  # what generators look for, whatever OpenAPI 3.1 says
         components.pop("HTTPValidationError", None)
@@ -69,6 +72,26 @@ def describe(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _forms(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The schemas of multipart forms, each once."""
+    components = document["components"]["schemas"]
+    for operation in (one for path in document["paths"].values() for one in path.values()):
+        content = operation.get("requestBody", {}).get("content", {})
+        if "multipart/form-data" in content:
+            schema = content["multipart/form-data"]["schema"]
+            yield components[schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+
+
+def _without_null(field: dict[str, Any]) -> dict[str, Any]:
+    """A field that may be left out but is never null: a form has no null, and clients made from it write None there."""
+    kinds = field.get("anyOf", [])
+    if {"type": "null"} not in kinds:
+        return field
+    kind: dict[str, Any]
+    (kind,) = (one for one in kinds if one != {"type": "null"})
+    return kind | {name: value for name, value in field.items() if name not in {"anyOf", "default"}}
 
 
 def _files(part: object) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,7 @@ from app.telemetry import set_up_logging
 
 _log = structlog.get_logger()
 _OPEN_FILES = 65_536
+_START_SECONDS = 30  # of a process among many that load their networks; uvicorn's own 5 end it, and the next, forever
 
 
 @contextmanager
@@ -89,6 +90,7 @@ def serve_command(
         ssl_keyfile=settings.tls_key,
         limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
         timeout_graceful_shutdown=settings.shutdown_timeout,
+        timeout_worker_healthcheck=_START_SECONDS,
     )
 
 

@@ -32,13 +32,13 @@ def normalise_name(name: str, *, part: str) -> str:
 def normalise_new_key(key: str) -> str:
     """As `normalise_name`, of a subject that may be new.
 
-    Its key has no part '.' or '..' between slashes: clients resolve those in an address, and who erases the subject
-    `../../staff` would erase the gallery `staff`.
+    Its key has no part '.' or '..', alone or between slashes: clients resolve those in an address, and who erases the
+    subject `../../staff` would erase the gallery `staff`; who erases `..` with httpx, which takes the last slash away
+    as well, the gallery that it is in.
     """
     normal = normalise_name(key, part="subject")
-    parts = normal.split("/")
-    if len(parts) > 1 and not {".", ".."}.isdisjoint(parts):
-        raise InvalidInput("a subject's key has no part '.' or '..' between slashes", part="subject")
+    if not {".", ".."}.isdisjoint(normal.split("/")):
+        raise InvalidInput("a subject's key has no part '.' or '..', alone or between slashes", part="subject")
     return normal
 
 

@@ -158,6 +158,51 @@ def test_openapi_says_enough_for_a_generated_client(client: TestClient) -> None:
     }
 
 
+def bodies(document: dict[str, Any], method: str, kind: str) -> Iterator[dict[str, Any]]:
+    for _path, _method, operation in operations(document):
+        if _method == method and (content := operation.get("requestBody", {}).get("content", {}).get(kind)):
+            schema = content["schema"]
+            yield document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]] if "$ref" in schema else schema
+
+
+def test_openapi_gives_no_default_to_what_a_change_may_leave_as_it_is(client: TestClient) -> None:
+    # A generated client sends defaults: with one for require_consent, each change of a policy switched the rule off.
+    changes = list(bodies(client.get("/openapi.json").json(), "patch", "application/json"))
+
+    assert [body["title"] for body in changes] == ["GalleryChange", "SubjectChange"]
+    assert [name for body in changes for name, part in body["properties"].items() if "default" in part] == []
+
+
+def test_openapi_has_no_null_in_a_form(client: TestClient) -> None:
+    # A generated client writes it as the text None, which is no moment, no number and no file.
+    forms = list(bodies(client.get("/openapi.json").json(), "post", "multipart/form-data"))
+    fields = [(name, part) for form in forms for name, part in form["properties"].items()]
+
+    assert [name for name, part in fields if "type" not in part and "$ref" not in part] == []
+    assert dict(fields)["expires_at"] == {
+        "type": "string",
+        "format": "date-time",
+        "title": "Expires At",
+        "description": "moment from which the person is erased, with its zone",
+    }
+
+
+def test_openapi_says_what_an_answer_always_has(client: TestClient) -> None:
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    asked = {"GalleryChange", "GalleryCreation", "SubjectChange", "Rates", "ConsentBody"}  # which leave things out
+    left_out = {
+        name: sorted(body["properties"].keys() - set(body.get("required", [])))
+        for name, body in schemas.items()
+        if name not in asked and not name.startswith("Body_")
+    }
+
+    assert {name: fields for name, fields in left_out.items() if fields} == {
+        "Problem": ["errors", "part", "refused"],
+        "RatesInForce": ["fmr", "fpir"],
+    }
+    assert "null" not in str(schemas["Problem"])
+
+
 def test_every_example_of_openapi_works(tmp_path: Path, portrait: bytes) -> None:
     places = {"gallery": "default", "subject": "ada", "template": "1", "slug": "no-face"}
     worked = set()

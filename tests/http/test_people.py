@@ -105,7 +105,7 @@ def test_who_is_enrolled_between_two_pages_is_met_and_nobody_is_met_twice(
     assert second["next_cursor"] is None
 
 
-@pytest.mark.parametrize("name", [".", "..", "a/b/c", "50% ?#&+;", "templates", " '\"\\<b>"])
+@pytest.mark.parametrize("name", ["...", ".a", "a/b/c", "50% ?#&+;", "templates", " '\"\\<b>"])
 def test_names_that_are_hard_to_put_into_an_address(
     client: TestClient, gallery: str, enroll: Call, portrait: bytes, name: str
 ) -> None:

@@ -1,5 +1,6 @@
 """Several processes behind one port."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -36,3 +37,19 @@ def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Pat
     assert float(named) == 12
     assert server.stop() in {0, -15}
     assert "Traceback" not in server.log
+
+
+def test_a_process_that_starts_slowly_is_waited_for(serve: Callable[..., Server], tmp_path: Path) -> None:
+    # As where many load their networks on few processors: who was ended after five seconds began anew, without end.
+    slowly = 'import sys, time\nif "--multiprocessing-fork" in sys.orig_argv:\n    time.sleep(7)\n'
+    (tmp_path / "sitecustomize.py").write_text(slowly)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    (tmp_path / "data").mkdir()
+    server = serve(tmp_path / "data", FACEGALLERY_PROCESSES="2", PYTHONPATH=path)
+    until = time.monotonic() + 120
+    while server.log.count("Application startup complete") < 2 and "died" not in server.log:
+        assert time.monotonic() < until, server.log
+        time.sleep(0.1)
+
+    assert "died" not in server.log
+    assert server.stop() in {0, -15}

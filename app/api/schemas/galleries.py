@@ -55,9 +55,9 @@ class GalleryBody(BaseModel):
     own_policy: bool = Field(description="false where the service's policy applies")
     threshold: float | None = Field(description="the distance that follows now; null where another extractor runs")
     created_at: datetime = Field(description="when it was made")
-    require_consent: bool = Field(False, description="whether nobody is enrolled without a consent")
-    keep_days: int | None = Field(None, description="days from enrolment to erasure; null: no rule")
-    unseen_days: int | None = Field(None, description="days without an identification to erasure; null: no rule")
+    require_consent: bool = Field(description="whether nobody is enrolled without a consent")
+    keep_days: int | None = Field(description="days from enrolment to erasure; null: no rule")
+    unseen_days: int | None = Field(description="days without an identification to erasure; null: no rule")
 
     @classmethod
     def of(cls, gallery: Gallery, size: GallerySize, policy: ThresholdPolicy, threshold: float | None) -> "GalleryBody":

@@ -10,12 +10,12 @@ from app.api.schemas.faces import ExtractorField
 class Alive(BaseModel):
     """The process answers."""
 
-    status: Literal["alive"] = Field("alive", description="always the same")
+    status: Literal["alive"] = Field(description="always the same")
 
 
 class Ready(BaseModel):
     """The service can work."""
 
-    status: Literal["ready"] = Field("ready", description="always the same")
+    status: Literal["ready"] = Field(description="always the same")
     extractor: str = ExtractorField
     lag: int = Field(description="revisions that this process has yet to follow")

@@ -53,8 +53,8 @@ class IdentifyAnswer(BaseModel):
     extractor: str = ExtractorField
     subjects: int = Field(description="size of the gallery that was searched: its people with a template")
     threshold: float = Field(description="largest distance that was accepted, 0 to 2", examples=[1.07])
-    faces: list[IdentifiedFace] = Field([], description="of a photo, largest first; none where no face was found")
-    probe: Decision | None = Field(None, description="of an embedding that was sent; null for a photo")
+    faces: list[IdentifiedFace] = Field(description="of a photo, largest first; none where no face was found")
+    probe: Decision | None = Field(description="of an embedding that was sent; null for a photo")
 
 
 class EmbeddingProbe(BaseModel):

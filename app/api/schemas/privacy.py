@@ -48,7 +48,8 @@ class ConsentBody(BaseModel):
 class PrivacyBody(BaseModel):
     """A gallery's rules; what is left out stays as it is."""
 
-    require_consent: bool = Field(False, strict=True, description="take nobody without a consent")
+    # Left out, not false: clients made from the document would send a default, and switch the rule off with any PATCH.
+    require_consent: bool = Field(default_factory=bool, strict=True, description="take nobody without a consent")
     keep_days: Days | None = Field(None, strict=True, description="erase people so many days after their enrolment")
     unseen_days: Days | None = Field(None, strict=True, description="erase people not identified for so many days")
 
@@ -87,5 +88,5 @@ class Receipt(BaseModel):
 class ReceiptKey(BaseModel):
     """The key that receipts are checked with."""
 
-    algorithm: str = Field("Ed25519", description="RFC 8032")
+    algorithm: str = Field(description="of RFC 8032", examples=["Ed25519"])
     public_key: str = Field(description="32 bytes as base64")

@@ -18,9 +18,9 @@ class SubjectBody(BaseModel):
     templates: int = Field(description="how many there are")
     created_at: datetime = Field(description="first enrolment")
     updated_at: datetime = Field(description="last change of templates, key, metadata, consent or expiry")
-    consent: ConsentBody | None = None
-    expires_at: datetime | None = Field(None, description="moment from which the person is erased")
-    seen_at: datetime | None = Field(None, description="last identification, where the gallery has `unseen_days`")
+    consent: ConsentBody | None
+    expires_at: datetime | None = Field(description="moment from which the person is erased")
+    seen_at: datetime | None = Field(description="last identification, where the gallery has `unseen_days`")
 
     @classmethod
     def of(cls, subject: Subject) -> "SubjectBody":

@@ -36,8 +36,8 @@ class Rates(BaseModel):
 class RatesInForce(typing_extensions.TypedDict, total=False):
     """A policy that follows the size of the gallery: one of the rates, or both."""
 
-    fpir: float
-    fmr: float
+    fpir: Annotated[float, Field(description="share of strangers that are named, at any size of gallery")]
+    fmr: Annotated[float, Field(description="false match rate of one comparison that is never exceeded")]
 
 
 def _told_in_one(value: object, read: ValidatorFunctionWrapHandler) -> object:

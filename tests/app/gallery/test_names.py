@@ -57,7 +57,7 @@ def test_a_name_that_breaks_a_rule_is_refused(name: str, sentence: str) -> None:
     assert (str(refused.value), refused.value.part) == (sentence, "subject")
 
 
-@pytest.mark.parametrize("key", ["../../staff", "a/..", "./a", "a/./b", "/.."])
+@pytest.mark.parametrize("key", ["../../staff", "a/..", "./a", "a/./b", "/..", ".", ".."])
 def test_a_new_key_does_not_lead_to_another_address(key: str) -> None:
     assert normalise_name(key, part="subject") == key  # one that is there can be erased
     with pytest.raises(InvalidInput, match="no part") as refused:
@@ -65,7 +65,7 @@ def test_a_new_key_does_not_lead_to_another_address(key: str) -> None:
     assert refused.value.part == "subject"
 
 
-@pytest.mark.parametrize("key", [".", "..", "a/b", "/", "...", "a/.b", DECOMPOSED])
+@pytest.mark.parametrize("key", ["a/b", "/", "...", "a/.b", DECOMPOSED])
 def test_other_new_keys_are_taken(key: str) -> None:
     assert normalise_new_key(key) == normalise_name(key, part="subject")
 
