@@ -143,7 +143,7 @@ def test_every_other_scope_together_is_not_enough(service: Service, call: tuple[
 
 @pytest.mark.parametrize("call", OF_A_GALLERY, ids=[" ".join(call) for call in OF_A_GALLERY])
 def test_a_key_for_another_gallery_learns_nothing_of_this_one(service: Service, call: tuple[str, str]) -> None:
-    assert len(OF_A_GALLERY) == 14
+    assert len(OF_A_GALLERY) == 15
     answer = service.call(call, service.key(galleries=["guests"]))
     assert is_problem(answer, 403, "forbidden")
     assert answer.json()["part"] == "gallery"
