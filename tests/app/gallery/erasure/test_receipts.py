@@ -1,6 +1,6 @@
 import base64
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -72,6 +72,20 @@ def test_anybody_can_check_it_by_rfc_8032() -> None:
 def test_a_changed_receipt_is_found(change: dict[str, Any]) -> None:
     with pytest.raises(ReceiptInvalid):
         check_receipt(receipt() | change, SIGNER.public_key)
+
+
+def test_what_is_no_base64_is_passed_over_nowhere() -> None:
+    made = receipt()
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(made | {"signature": "!" + made["signature"]}, SIGNER.public_key)
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(made, "!" + SIGNER.public_key)
+
+
+def test_the_moment_is_told_in_utc() -> None:
+    there = MOMENT.astimezone(timezone(timedelta(hours=2)))
+    made = SIGNER.sign(gallery=gallery(), subject="anna", erased_at=there, erased={}, pending=[])
+    assert made["erased_at"] == "2026-05-01T00:00:00+00:00"
 
 
 @pytest.mark.parametrize("value", [None, [], "x", {}, 3])
