@@ -210,9 +210,9 @@ def test_who_becomes_due_while_the_photos_of_an_enrolment_are_worked_on_is_enrol
         assert answer.status_code == 201
         shown = answer.json()["subject"]
         assert (shown["templates"], shown["expires_at"]) == (1, None)
+        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
         assert service.retention.sweep().expired == {}
         assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
-        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
 
 
 def test_who_becomes_due_while_the_photos_of_an_import_are_worked_on_is_imported_anew(
