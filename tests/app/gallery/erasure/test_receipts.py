@@ -111,6 +111,7 @@ def test_a_replayed_receipt_is_held_against_the_gallery() -> None:
     assert standing(receipt(), gallery(), None) is Standing.ERASED
     assert standing(receipt(), gallery(revision=9), later) is Standing.ENROLLED_AGAIN
     assert standing(receipt(), gallery(revision=9), earlier) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(revision=9), subject(MOMENT)) is Standing.CAME_BACK
     assert standing(receipt(), gallery(revision=6), None) is Standing.CAME_BACK
     assert standing(receipt(), gallery(number=4), later) is Standing.OTHER_GALLERY
     assert standing(receipt(), None, None) is Standing.OTHER_GALLERY
