@@ -377,7 +377,8 @@ def test_the_data_folder_is_no_folder_in_memory_and_loses_nothing(
 def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:
     with running(settings_of(tmp_path)) as client:
         service = service_of(client)
-        client.post("/galleries", json={"name": "default", "keep_days": 30})
+        client.post("/galleries", json={"name": "default", "keep_days": 60})
+        client.patch("/galleries/default", json={"keep_days": 30})
         send(client, "ada", portrait, consent=json.dumps(CONSENT))
         client.patch("/galleries/default/subjects/ada", json={"consent": None})
         client.post("/galleries/default/subjects/ada/forget")
@@ -392,6 +393,7 @@ def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> 
     added = {"added": 1, "known": 0, "created": True}
     assert known == [
         ("create-gallery", [], {"policy": None}),
+        ("change-gallery", [], rules | {"keep_days": 60}),
         ("change-gallery", [], rules),
         ("enroll", ["ada"], added | {"consent": True}),
         ("change-subject", ["ada"], {"metadata": False, "consent": True}),
