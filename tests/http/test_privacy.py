@@ -210,9 +210,9 @@ def test_who_becomes_due_while_the_photos_of_an_enrolment_are_worked_on_is_enrol
         assert answer.status_code == 201
         shown = answer.json()["subject"]
         assert (shown["templates"], shown["expires_at"]) == (1, None)
+        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
         assert service.retention.sweep().expired == {}
         assert names(client.post("/identify", files={"image": mirrored})) == ["ada"]
-        assert service.forgetting.vault.wrapped_by() == keys  # the key of the one that was erased is gone
 
 
 def test_who_becomes_due_while_the_photos_of_an_import_are_worked_on_is_imported_anew(
@@ -377,7 +377,8 @@ def test_the_data_folder_is_no_folder_in_memory_and_loses_nothing(
 def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> None:
     with running(settings_of(tmp_path)) as client:
         service = service_of(client)
-        client.post("/galleries", json={"name": "default", "keep_days": 30})
+        client.post("/galleries", json={"name": "default", "keep_days": 60})
+        client.patch("/galleries/default", json={"keep_days": 30})
         send(client, "ada", portrait, consent=json.dumps(CONSENT))
         client.patch("/galleries/default/subjects/ada", json={"consent": None})
         client.post("/galleries/default/subjects/ada/forget")
@@ -392,6 +393,7 @@ def test_what_erases_people_is_written_down(tmp_path: Path, portrait: bytes) -> 
     added = {"added": 1, "known": 0, "created": True}
     assert known == [
         ("create-gallery", [], {"policy": None}),
+        ("change-gallery", [], rules | {"keep_days": 60}),
         ("change-gallery", [], rules),
         ("enroll", ["ada"], added | {"consent": True}),
         ("change-subject", ["ada"], {"metadata": False, "consent": True}),

@@ -6,18 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from prometheus_client import REGISTRY
+from sqlalchemy import Engine, update
+from sqlalchemy.orm import Session
 
 from app.gallery.consent import Terms
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
-from app.gallery.errors import InvalidInput
+from app.gallery.errors import ExtractorMismatch, InvalidInput
 from app.gallery.matching import Candidate, MatchingRule
-from app.gallery.photos import PhotoReader
+from app.gallery.photos import Photo, PhotoReader
 from app.gallery.records import NewTemplate, Subject
 from app.gallery.service import GalleryService
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.tables import GalleryRow
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from model.image import ImageLimits
@@ -69,6 +72,12 @@ def enroll(
 def named(service: GalleryService, probe: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str | None:
     (match,) = service.identify_embedding("people", probe.tolist(), threshold=1.0).matches
     return None if match.identity is None else match.identity.subject.key
+
+
+def move(engine: Engine) -> None:
+    """Have all galleries belong to another extractor."""
+    with Session(engine) as session, session.begin():
+        session.execute(update(GalleryRow).values(extractor="other@123"))
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e-200, 1.0, 1e200])
@@ -137,3 +146,48 @@ def test_the_search_goes_no_deeper_than_the_threshold(service: GalleryService, m
     monkeypatch.setattr(GalleryReplica, "search", search)
     assert named(service, vectors[0]) is None
     assert depths == [5]
+    service.retention.clock = lambda: datetime.now(UTC)
+    assert named(service, vectors[0]) == "0"
+    service.identify_embedding("people", vectors[0].tolist(), all_candidates=True)
+    assert depths == [5, 5, 5]  # nor deeper than so many who are named
+
+
+def test_a_candidate_at_the_threshold_itself_is_named_and_every_decision_is_counted(service: GalleryService) -> None:
+    def decided() -> list[float]:
+        values = (
+            REGISTRY.get_sample_value("facegallery_decisions_total", {"decision": one})
+            for one in ("identified", "unknown")
+        )
+        return [value or 0 for value in values]
+
+    one, other = np.eye(2, service.reader.dimension, dtype=np.float32)
+    enroll(service, "anna", one)
+    probe = (one + 0.5 * other).tolist()
+    (nearest,) = service.identify_embedding("people", probe, all_candidates=True).matches[0].candidates
+    identified, unknown = decided()
+
+    (match,) = service.identify_embedding("people", probe, threshold=nearest.distance).matches
+    assert (match.identity, match.candidates) == (nearest, (nearest,))
+    assert decided() == [identified + 1, unknown]
+    closer = float(np.nextafter(nearest.distance, 0))
+    (match,) = service.identify_embedding("people", probe, threshold=closer).matches
+    assert (match.identity, match.candidates) == (None, ())
+    assert decided() == [identified + 1, unknown + 1]
+
+
+def test_a_gallery_of_another_extractor_is_refused_before_the_photo_is_worked_on(
+    engine: Engine, service: GalleryService
+) -> None:
+    enroll(service, "anna", np.eye(1, service.reader.dimension, dtype=np.float32)[0])
+    move(engine)
+    with pytest.raises(ExtractorMismatch):
+        service.identify("people", Photo("text", b"text"))
+
+
+def test_a_gallery_that_moves_while_it_is_first_searched_is_refused(engine: Engine, service: GalleryService) -> None:
+    (one,) = np.eye(1, service.reader.dimension, dtype=np.float32)
+    enroll(service, "anna", one)
+    assert isinstance(service.store, WrittenBeside)
+    service.store.write = lambda: move(engine)
+    with pytest.raises(ExtractorMismatch):
+        named(service, one)

@@ -1,5 +1,6 @@
 """Photos wait for a worker, and no longer than they are meant to."""
 
+import threading
 import time
 
 import anyio
@@ -14,6 +15,7 @@ from model.pipeline import Networks
 from model.quality import QualityLimits
 
 HOUR = 3600.0
+THREADS = 40
 
 
 @pytest.fixture
@@ -44,3 +46,18 @@ def test_a_wait_for_a_thread_is_a_wait_for_a_worker(reader: PhotoReader, monkeyp
     assert waited() - before == pytest.approx(HOUR / 2, abs=60)
     with reader.worker(), pytest.raises(Busy):
         anyio.run(in_photo_thread, photo_whose_thread_came_late, 2 * HOUR)
+
+
+def test_photos_that_wait_have_so_many_threads_and_no_more() -> None:
+    before, go = set(threading.enumerate()), threading.Event()
+
+    async def many() -> int:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(THREADS + 5):
+                tasks.start_soon(in_photo_thread, go.wait)
+            await anyio.wait_all_tasks_blocked()
+            begun = set(threading.enumerate()) - before
+            go.set()
+        return len(begun)
+
+    assert anyio.run(many) == THREADS

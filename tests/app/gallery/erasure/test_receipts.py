@@ -1,6 +1,6 @@
 import base64
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -74,6 +74,20 @@ def test_a_changed_receipt_is_found(change: dict[str, Any]) -> None:
         check_receipt(receipt() | change, SIGNER.public_key)
 
 
+def test_what_is_no_base64_is_passed_over_nowhere() -> None:
+    made = receipt()
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(made | {"signature": "!" + made["signature"]}, SIGNER.public_key)
+    with pytest.raises(ReceiptInvalid):
+        check_receipt(made, "!" + SIGNER.public_key)
+
+
+def test_the_moment_is_told_in_utc() -> None:
+    there = MOMENT.astimezone(timezone(timedelta(hours=2)))
+    made = SIGNER.sign(gallery=gallery(), subject="anna", erased_at=there, erased={}, pending=[])
+    assert made["erased_at"] == "2026-05-01T00:00:00+00:00"
+
+
 @pytest.mark.parametrize("value", [None, [], "x", {}, 3])
 def test_what_is_no_receipt_is_refused(value: object) -> None:
     with pytest.raises(ReceiptInvalid, match="no receipt"):
@@ -97,6 +111,7 @@ def test_a_replayed_receipt_is_held_against_the_gallery() -> None:
     assert standing(receipt(), gallery(), None) is Standing.ERASED
     assert standing(receipt(), gallery(revision=9), later) is Standing.ENROLLED_AGAIN
     assert standing(receipt(), gallery(revision=9), earlier) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(revision=9), subject(MOMENT)) is Standing.CAME_BACK
     assert standing(receipt(), gallery(revision=6), None) is Standing.CAME_BACK
     assert standing(receipt(), gallery(number=4), later) is Standing.OTHER_GALLERY
     assert standing(receipt(), None, None) is Standing.OTHER_GALLERY
