@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 
+from app.gallery.errors import MoveRefused
 from app.gallery.moving.exporting import open_snapshot
 from app.gallery.records import NewTemplate
 from app.gallery.reembedding.move import Move, move_back
-from app.gallery.reembedding.store import ReembeddingStore, Switch
+from app.gallery.reembedding.store import ReembeddingStore, Spares, Switch
 from app.gallery.sealing.encryption import SealedRows
 from app.gallery.sealing.resealing import seal_plain_rows
 from app.gallery.sealing.vault import Vault
@@ -56,12 +57,69 @@ def count(engine: Engine, table: str) -> int:
         return int(connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0)
 
 
+def erasures(store: GalleryStore) -> dict[str, str | None]:
+    with store.engine.connect() as connection:
+        return {row.name: row.erasure for row in connection.execute(text("SELECT name, erasure FROM gallery"))}
+
+
 @pytest.fixture
 def moved(sealed_store: GalleryStore, new_templates: Templates) -> GalleryStore:
     """A gallery that moved with its only subject."""
     enroll(sealed_store, "anna", new_templates(1))
     move(sealed_store)
     return sealed_store
+
+
+def test_galleries_move_apart_and_know_their_own_spares_alone_also_where_all_is_set_aside(
+    moved: GalleryStore, new_templates: Templates
+) -> None:
+    moves = ReembeddingStore(moved.engine, moved.seals)
+    for name in ("begun", "aside"):
+        moved.enroll(name, "bob", with_crops(new_templates(1)), metadata=None, extractor=OLD, dimension=8)
+    begun, aside = moved.gallery("begun"), moved.gallery("aside")
+    (template,) = moved.templates("begun", subject=None, after=0, limit=9).items
+    assert moves.last_template(begun) == template.id
+    assert moves.spares(moved.gallery("people")) == Spares(OLD, previous=True)
+    assert moves.spares(begun) is None
+    moves.add(begun, NEW, [template.id], np.eye(1, 8, dtype=np.float32))
+    assert moves.spares(begun) == Spares(NEW, previous=False)
+    assert (moves.count_missing(begun, NEW), moves.count_missing(aside, NEW)) == (0, 1)
+    assert moves.incomplete(begun, NEW, with_crops=False) == []
+    assert moves.crops_to_embed(begun, NEW, after=0, limit=9) == []
+    assert moves.switch(begun, NEW, dimension=8, unusable=(), with_crops=True) == Switch("done")
+    moves.switch(aside, NEW, dimension=8, unusable=(), with_crops=False, without_missing=True)
+    assert moves.spares(moved.gallery("aside")) == Spares(OLD, previous=True)
+    before = erasures(moved)
+    assert moves.discard(moved.gallery("aside")) == 1
+    assert moves.spares(moved.gallery("begun")) == Spares(OLD, previous=True)
+    after = erasures(moved)
+    assert {name for name in after if after[name] != before[name]} == {"aside"}  # whose snapshots are to be erased
+
+
+def test_a_template_with_a_damaged_crop_is_waited_for_no_more(
+    sealed_store: GalleryStore, new_templates: Templates
+) -> None:
+    moves = ReembeddingStore(sealed_store.engine, sealed_store.seals)
+    enroll(sealed_store, "anna", with_crops(new_templates(1)))
+    gallery = sealed_store.gallery("people")
+    (template,) = sealed_store.templates("people", subject=None, after=0, limit=9).items
+    assert moves.switch(gallery, NEW, dimension=8, unusable=(), with_crops=True).state == "waiting"
+    assert moves.switch(gallery, NEW, dimension=8, unusable=[template.id], with_crops=True).state == "refused"
+
+
+def test_embeddings_of_a_third_extractor_or_of_a_gallery_that_has_moved_are_refused(
+    sealed_store: GalleryStore, new_templates: Templates
+) -> None:
+    moves, one = ReembeddingStore(sealed_store.engine, sealed_store.seals), np.eye(1, 8, dtype=np.float32)
+    enroll(sealed_store, "anna", new_templates(1))
+    before = sealed_store.gallery("people")
+    (template,) = sealed_store.templates("people", subject=None, after=0, limit=9).items
+    moves.add(before, NEW, [template.id], one)
+    with pytest.raises(MoveRefused, match="has begun to move to another extractor"):
+        moves.add(before, "third@1", [template.id], one)
+    assert moves.switch(before, NEW, dimension=8, unusable=(), with_crops=True) == Switch("done")
+    with pytest.raises(MoveRefused, match="was moved or made anew meanwhile"):
+        moves.add(before, OLD, [template.id], one)
 
 
 @pytest.mark.parametrize("without_missing", [False, True])
