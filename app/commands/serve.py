@@ -4,7 +4,8 @@ import os
 import resource
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import structlog
@@ -13,6 +14,8 @@ import typer
 from app.commands.listening import check_address, check_tls
 from app.commands.migrate import migrate_command
 from app.commands.options import Exit
+from app.gallery.errors import StorageUnwritable
+from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import check_schema
 from app.settings import Settings, split_list, unknown_settings
@@ -67,12 +70,11 @@ def serve_command(
     if count > 1:
         # Each process reads the settings for itself.
         os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items()}
-        # Each process counts for itself; whoever is asked for metrics adds them up from this folder.
-        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="facegallery-metrics-"))
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
     guarded = guarded_protocol(settings)
     proxies = split_list(settings.trusted_proxies)
-    uvicorn.run(
+    run = partial(
+        uvicorn.run,
         # One process is given the application, so that what stops its start is told in one line.
         "app.main:create_app" if count > 1 else create_app(settings),
         factory=count > 1,
@@ -92,6 +94,25 @@ def serve_command(
         timeout_graceful_shutdown=settings.shutdown_timeout,
         timeout_worker_healthcheck=_START_SECONDS,
     )
+    with _counted_together(settings) if count > 1 else nullcontext():
+        run()
+
+
+@contextmanager
+def _counted_together(settings: Settings) -> Iterator[None]:
+    """A folder in which each process counts for itself; whoever is asked for metrics adds them up.
+
+    In memory where there is such a place, as a process whose counts meet a full disk is ended by the system.
+    """
+    with ExitStack() as until_the_end:
+        try:
+            held = PrivateFolder(private_base(settings.runtime_dir), f"metrics of process {os.getpid()}")
+            folder = str(held.path)
+            until_the_end.callback(held.close)
+        except StorageUnwritable:
+            folder = until_the_end.enter_context(tempfile.TemporaryDirectory(prefix="facegallery-metrics-"))
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", folder)
+        yield
 
 
 def _raise_open_files() -> None:

@@ -15,7 +15,9 @@ NAMED = re.compile(r'^facegallery_decisions_total\{decision="identified"\} ([0-9
 
 
 def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Path, portrait: bytes) -> None:
-    server = serve(tmp_path, FACEGALLERY_PROCESSES="2")
+    memory = tmp_path / "memory"
+    (tmp_path / "data").mkdir()
+    server = serve(tmp_path / "data", FACEGALLERY_PROCESSES="2", FACEGALLERY_RUNTIME_DIR=str(memory))
     address = str(server.client.base_url)
     until = time.monotonic() + 60
     while time.monotonic() < until:  # the port is bound before anybody listens
@@ -35,7 +37,9 @@ def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Pat
     assert httpx.get(f"{address}/readyz").json()["status"] == "ready"
     (named,) = NAMED.findall(httpx.get(f"{address}/metrics").text)
     assert float(named) == 12
+    assert len(list(memory.rglob("counter_*.db"))) >= 2  # of each process, where a full disk ends neither
     assert server.stop() in {0, -15}
+    assert list((memory / "facegallery").iterdir()) == []
     assert "Traceback" not in server.log
 
 

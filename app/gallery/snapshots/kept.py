@@ -165,7 +165,7 @@ class Snapshots:
             self._sealed.drop()
 
     def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point, reach: Callable[[], Point]) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._sweep()
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)

@@ -25,7 +25,7 @@ class SnapshotLead:
         if self._lock is not None and not self._is_there(self._lock):
             self.resign()  # others would take the lock of a new file beside this one
         if self._lock is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._folder / _FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -134,7 +134,7 @@ class SealedSnapshots:
             KeyDestroyed: an erasure has destroyed the key since it was taken; nothing was written.
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         place = self.place_of(revision)

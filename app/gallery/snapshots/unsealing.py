@@ -82,7 +82,7 @@ class Unsealing:
             TimeoutError: another process has been at it for long, or the request is out of time. That process may have
                 been stopped; without an end of the waiting no service would start beside it.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / "opening").open("a") as lock:
             _lock(lock.fileno(), until=time.monotonic() + min(_PATIENCE, seconds_left()))
             for left in self._folder.glob("opening-*"):  # by a process that was killed over it
