@@ -221,8 +221,8 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
 
     The last in several rounds, with the core watched: a stop that the index makes comes again in each, and one that the
     machine makes is a pause of the watcher, too. Of a search that both had, what the watcher missed is taken off.
-    Four minutes of searches follow beside nothing, after a rest in which the machine may deal with what the rounds let go of:
-    what stops those, no change to the index does.
+    Four minutes of searches follow beside nothing, after a rest in which the machine may deal with what the rounds let
+    go of: what stops those, no change to the index does.
     """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
 

@@ -14,6 +14,7 @@ import faiss
 import numpy as np
 from index_measure import COUNT, Gallery, decide, draw
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from app.gallery.index.codebook import MOST_TRAINING, Codebook, Codes
@@ -59,7 +60,7 @@ def _print(name: str, gallery: Gallery, codes: Codes, seconds: float) -> None:
     size, half = len(templates), len(probes) // 2
     rows = Rows(templates, np.arange(size), np.ones(size, np.bool_), codes, size)
     same, times = [], []
-    for first in track(range(0, len(probes), _TOGETHER), name, transient=True):
+    for first in track(range(0, len(probes), _TOGETHER), name, console=Console(stderr=True), transient=True):
         numbers = np.arange(first, min(first + _TOGETHER, len(probes)))
         found = rank([rows], np.ascontiguousarray(probes[numbers]), COUNT)
         same.append(decide(gallery, numbers, np.array([one.ids for one in found])) == decided[numbers])
