@@ -108,8 +108,8 @@ class Settings(BaseSettings):
     )
     runtime_dir: Path | None = Field(
         None,
-        description="folder in memory for opened snapshots, for the owner alone, apart from `data_dir` and "
-        "`index_dir`; empty: one in `/dev/shm`",
+        description="folder in memory for opened snapshots and the counts of several processes, for the owner alone, "
+        "apart from `data_dir` and `index_dir`; empty: one in `/dev/shm`",
     )
     sweep_interval: float = Field(
         3600.0,

@@ -57,7 +57,7 @@ def describe(app: FastAPI) -> None:
         components.update(schema.pop("$defs", {}))
         schema["properties"] = {name: _without_null(field) for name, field in schema["properties"].items()}
         components["Problem"] = schema
-        for operation in (one for path in document["paths"].values() for one in path.values()):
+        for operation in _operations(document):
             for status, response in operation["responses"].items():
                 named = _EVERYWHERE | _WITH.get(status, {})
                 response["headers"] = {
@@ -74,10 +74,14 @@ def describe(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
+def _operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return (operation for path in document["paths"].values() for operation in path.values())
+
+
 def _forms(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The schemas of multipart forms, each once."""
+    """The schemas of multipart forms."""
     components = document["components"]["schemas"]
-    for operation in (one for path in document["paths"].values() for one in path.values()):
+    for operation in _operations(document):
         content = operation.get("requestBody", {}).get("content", {})
         if "multipart/form-data" in content:
             schema = content["multipart/form-data"]["schema"]

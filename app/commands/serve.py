@@ -5,7 +5,6 @@ import resource
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from typing import Annotated, Any
 
 import structlog
@@ -73,29 +72,27 @@ def serve_command(
         check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
     guarded = guarded_protocol(settings)
     proxies = split_list(settings.trusted_proxies)
-    run = partial(
-        uvicorn.run,
-        # One process is given the application, so that what stops its start is told in one line.
-        "app.main:create_app" if count > 1 else create_app(settings),
-        factory=count > 1,
-        workers=count,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        http=ProtocolOfSettings if count > 1 else guarded,
-        ws="none",
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-        limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
-        timeout_graceful_shutdown=settings.shutdown_timeout,
-        timeout_worker_healthcheck=_START_SECONDS,
-    )
     with _counted_together(settings) if count > 1 else nullcontext():
-        run()
+        uvicorn.run(
+            # One process is given the application, so that what stops its start is told in one line.
+            "app.main:create_app" if count > 1 else create_app(settings),
+            factory=count > 1,
+            workers=count,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http=ProtocolOfSettings if count > 1 else guarded,
+            ws="none",
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=proxies,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_key,
+            limit_concurrency=settings.max_connections + 1,  # uvicorn counts the connection that calls, too
+            timeout_graceful_shutdown=settings.shutdown_timeout,
+            timeout_worker_healthcheck=_START_SECONDS,
+        )
 
 
 @contextmanager
@@ -106,7 +103,8 @@ def _counted_together(settings: Settings) -> Iterator[None]:
     """
     with ExitStack() as until_the_end:
         try:
-            held = PrivateFolder(private_base(settings.runtime_dir), f"metrics of process {os.getpid()}")
+            base = private_base(settings.runtime_dir, apart_from=(settings.data_dir, settings.snapshots_dir))
+            held = PrivateFolder(base, f"metrics of process {os.getpid()}")
             folder = str(held.path)
             until_the_end.callback(held.close)
         except StorageUnwritable:

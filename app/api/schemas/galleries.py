@@ -1,14 +1,14 @@
 """Galleries, made, changed and shown."""
 
 from datetime import datetime
-from typing import Self
+from typing import Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.api.schemas.faces import ExtractorField
 from app.api.schemas.privacy import PrivacyBody
-from app.api.schemas.thresholds import PolicyBody, RatesInForce, policy_in_force
-from app.gallery.policy import ThresholdPolicy
+from app.api.schemas.thresholds import PolicyBody, RatesInForce
+from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import Gallery, GallerySize
 
 
@@ -69,7 +69,7 @@ class GalleryBody(BaseModel):
             revision=gallery.revision,
             subjects=size.subjects,
             templates=size.templates,
-            policy=policy_in_force(policy),
+            policy=cast(float | RatesInForce, policy_to_json(policy)),
             own_policy=gallery.policy is not None,
             threshold=threshold,
             created_at=gallery.created_at,

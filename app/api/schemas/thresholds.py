@@ -13,7 +13,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from app.gallery.policy import FixedDistance, ThresholdPolicy, policy_from_json
+from app.gallery.policy import ThresholdPolicy, policy_from_json
 
 Distance = Annotated[
     float, Field(ge=0, le=2, allow_inf_nan=False, description="Euclidean distance of embeddings; smaller is more alike")
@@ -61,15 +61,3 @@ def policy_from_body(body: PolicyBody | None) -> ThresholdPolicy | None:
     if body is None:
         return None
     return policy_from_json(body.model_dump(exclude_none=True) if isinstance(body, Rates) else body)
-
-
-def policy_in_force(policy: ThresholdPolicy) -> float | RatesInForce:
-    """The policy as an answer shows it."""
-    if isinstance(policy, FixedDistance):
-        return policy.distance
-    shown: RatesInForce = {}
-    if policy.fpir is not None:
-        shown["fpir"] = policy.fpir
-    if policy.fmr is not None:
-        shown["fmr"] = policy.fmr
-    return shown

@@ -112,8 +112,10 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool, lis
             done += len(chunk)
     if ranks is not None:
         ids[ranks] = ids.copy()
-    codes = None if codebook is None else _encode(vectors, codebook, listed_from)
-    return Segment(Rows(vectors, ids, np.ones(len(ids), np.bool_), codes, size=len(ids)))
+    built = Rows(vectors, ids, np.ones(count, np.bool_), None, size=count)
+    if codebook is not None:
+        built.codes = _encode(built, codebook, listed_from)
+    return Segment(built)
 
 
 def _ranks(ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
@@ -126,15 +128,11 @@ def _ranks(ids: NDArray[np.int64]) -> NDArray[np.intp] | None:
     return ranks
 
 
-def _encode(vectors: NDArray[np.float32] | NDArray[np.float16], codebook: Codebook, listed_from: int) -> Codes:
-    if len(vectors) < listed_from:
-        codes = codebook.no_codes()
-    else:
-        chosen = np.random.default_rng(0).choice(len(vectors), min(len(vectors), MOST_TRAINING), replace=False)
-        chosen.sort()
-        codes = codebook.no_listed_codes(vectors.take(chosen, axis=0).astype(np.float32, copy=False))
-    for start in range(0, len(vectors), _CHUNK):
-        codes.add(vectors[start : start + _CHUNK].astype(np.float32, copy=False))
+def _encode(rows: Rows, codebook: Codebook, listed_from: int) -> Codes:
+    listed = rows.size >= listed_from
+    codes = codebook.no_listed_codes(training_sample([rows])) if listed else codebook.no_codes()
+    for start in range(0, rows.size, _CHUNK):
+        codes.add(rows.vectors[start : start + _CHUNK].astype(np.float32, copy=False))
     return codes
 
 

@@ -164,47 +164,32 @@ def test_what_comes_and_goes_meanwhile_is_followed(
     assert rows(engine, "spare_embedding") == rows(engine, "template") == 5
 
 
-def test_it_ends_though_somebody_is_enrolled_between_any_two_steps(
+@pytest.mark.parametrize(
+    ("small", "each", "most"), [(("_BATCH",), 1, 20), (("_BATCH", "_LAST", "_PATIENCE"), 3, 30)], ids=["one", "many"]
+)
+def test_it_ends_though_some_are_enrolled_between_any_two_steps(
     service_of: Services,
     networks: Networks,
     other_networks: Networks,
     views: list[Photo],
     monkeypatch: pytest.MonkeyPatch,
     engine: Engine,
+    small: tuple[str, ...],
+    each: int,
+    most: int,
 ) -> None:
-    monkeypatch.setattr("app.gallery.reembedding.move._BATCH", 2)
-    old, numbers = service_of(networks), count()
-    old.enroll("people", "first", views[:4])
-
-    def meanwhile(_count: int) -> None:
-        number = next(numbers)
-        assert number < 20
-        if old.store.gallery("people").extractor == old.extractor:
-            old.enroll("people", f"late {number}", views[number % 8 : number % 8 + 1])
-
-    move = move_gallery(old.store, "people", other_networks.extractor, progress=meanwhile)
-    assert move.state == "moved"
-    assert move.embedded == rows(engine, "spare_embedding") == rows(engine, "template")
-
-
-def test_it_ends_though_more_are_enrolled_between_any_two_steps_than_one_embeds(
-    service_of: Services,
-    networks: Networks,
-    other_networks: Networks,
-    views: list[Photo],
-    monkeypatch: pytest.MonkeyPatch,
-    engine: Engine,
-) -> None:
-    for name in ("_BATCH", "_LAST", "_PATIENCE"):
+    # Many: more than the transaction that exchanges embeds at first.
+    for name in small:
         monkeypatch.setattr(f"app.gallery.reembedding.move.{name}", 2)
     old, numbers = service_of(networks), count()
     old.enroll("people", "first", views[:4])
 
     def meanwhile(_count: int) -> None:
         number = next(numbers)
-        assert number < 30
+        assert number < most
         if old.store.gallery("people").extractor == old.extractor:
-            old.enroll("people", f"late {number}", views[number % 5 : number % 5 + 3])
+            first = number % (9 - each)
+            old.enroll("people", f"late {number}", views[first : first + each])
 
     move = move_gallery(old.store, "people", other_networks.extractor, progress=meanwhile)
     assert move.state == "moved"
