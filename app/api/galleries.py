@@ -19,14 +19,8 @@ from app.gallery.service import GalleryService
 router = APIRouter(prefix="/galleries", tags=["galleries"])
 
 
-def _bodies(service: GalleryService, *galleries: Gallery) -> list[GalleryBody]:
-    described = service.describe(*galleries)
-    return [GalleryBody.of(gallery, *one) for gallery, one in zip(galleries, described, strict=True)]
-
-
 def _body(service: GalleryService, gallery: Gallery) -> GalleryBody:
-    (body,) = _bodies(service, gallery)
-    return body
+    return GalleryBody.of(service.describe(gallery))
 
 
 @router.get("", summary="List galleries", dependencies=[needs(Scope.READ)], responses=error_responses())
@@ -41,7 +35,7 @@ def list_galleries(
     shown = sorted((one for one in service.store.galleries() if caller.may_use(one.name)), key=lambda one: one.name)
     rest = [gallery for gallery in shown if gallery.name > cursor]
     return GalleryPage(
-        galleries=_bodies(service, *rest[:limit]),
+        galleries=[GalleryBody.of(one) for one in service.describe_all(rest[:limit])],
         next_cursor=rest[limit - 1].name if len(rest) > limit else None,
     )
 

@@ -40,7 +40,7 @@ def duplicates_command(
             return
         found = service.store.gallery(name)
         if threshold is None:
-            ((_, _, threshold),) = service.describe(found)
+            threshold = service.describe(found).threshold
         if threshold is None:
             raise ExtractorMismatch(
                 f"gallery {name!r} belongs to {found.extractor}, whose threshold is not known here; give --threshold"

@@ -56,6 +56,23 @@ class GallerySize:
 
 
 @dataclass(frozen=True, slots=True)
+class DescribedGallery:
+    """A gallery as it is shown.
+
+    Args:
+        gallery: as stored.
+        size: how much it holds.
+        policy: in force, its own or the service's.
+        threshold: distance that follows now; None where it belongs to another extractor than the one that runs.
+    """
+
+    gallery: Gallery
+    size: GallerySize
+    policy: ThresholdPolicy
+    threshold: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """A subject as stored, with the number of its templates."""
 

@@ -1,7 +1,7 @@
 """GalleryService: what routes and commands call, and where its parts are put together."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from app.gallery.matching import DEFAULT_RULE, MatchingRule
 from app.gallery.names import normalise_gallery_name, normalise_name, normalise_new_key
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
-from app.gallery.records import Gallery, GallerySize, Page, Subject, Template
+from app.gallery.records import DescribedGallery, Gallery, GallerySize, Page, Subject, Template
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.rows import allowed
 from app.gallery.store import GalleryStore
@@ -131,14 +131,23 @@ class GalleryService:
             privacy=privacy,
         )
 
-    def describe(self, *galleries: Gallery) -> list[tuple[GallerySize, ThresholdPolicy, float | None]]:
-        """Of each: size, policy in force, the threshold that follows (None where it has another extractor)."""
-        described = []
-        for gallery, size in zip(galleries, self.store.sizes(*galleries), strict=True):
-            served = gallery.extractor == self.extractor
-            threshold = self._thresholds.distance(gallery, None, size.enrolled) if served else None
-            described.append((size, self._thresholds.policy_of(gallery), threshold))
-        return described
+    def describe(self, gallery: Gallery) -> DescribedGallery:
+        """A gallery with its size, and the threshold that follows.
+
+        Raises:
+            GalleryNotFound: it was erased since it was read.
+        """
+        return self._described(gallery, self.store.size(gallery))
+
+    def describe_all(self, galleries: Sequence[Gallery]) -> list[DescribedGallery]:
+        """The same of several, without those that were erased since they were read."""
+        sizes = self.store.sizes(galleries)
+        return [self._described(gallery, sizes[gallery.id]) for gallery in galleries if gallery.id in sizes]
+
+    def _described(self, gallery: Gallery, size: GallerySize) -> DescribedGallery:
+        served = gallery.extractor == self.extractor
+        threshold = self._thresholds.distance(gallery, None, size.enrolled) if served else None
+        return DescribedGallery(gallery, size, self._thresholds.policy_of(gallery), threshold)
 
     def delete_gallery(self, name: str) -> None:
         """Erase a gallery with all that is in it."""

@@ -38,6 +38,7 @@ from app.gallery.sql.rows import (
     gallery_of,
     gallery_row,
     in_parts,
+    no_gallery,
     nobody_is_due,
     subject_row,
     template_block,
@@ -125,11 +126,21 @@ class GalleryStore:
             self.journal.write(session, Event("delete-gallery", name))
             return gallery
 
-    def sizes(self, *galleries: Gallery) -> list[GallerySize]:
-        """Subjects and templates of each of some galleries."""
+    def size(self, gallery: Gallery) -> GallerySize:
+        """Subjects and templates of a gallery.
+
+        Raises:
+            GalleryNotFound: it was erased since it was read.
+        """
+        found = self.sizes([gallery])
+        if gallery.id not in found:
+            raise no_gallery(gallery.name)
+        return found[gallery.id]
+
+    def sizes(self, galleries: Sequence[Gallery]) -> dict[int, GallerySize]:
+        """The same of several, by id, without those that were erased since they were read."""
         with self._sessions.reading() as session:
-            found = measure_galleries(session, [gallery.id for gallery in galleries])
-        return [found[gallery.id] for gallery in galleries]
+            return measure_galleries(session, [gallery.id for gallery in galleries])
 
     # -- subjects
 

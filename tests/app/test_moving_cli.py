@@ -133,7 +133,7 @@ def test_a_killed_import_goes_on(tmp_path: Path, lfw_sample: Path) -> None:
 
     def templates() -> int:
         try:
-            return store.sizes(store.gallery("default"))[0].templates
+            return store.size(store.gallery("default")).templates
         except GalleryNotFound:
             return 0
 

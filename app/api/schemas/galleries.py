@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.api.schemas.faces import ExtractorField
 from app.api.schemas.privacy import PrivacyBody
 from app.api.schemas.thresholds import PolicyBody, RatesInForce
-from app.gallery.policy import ThresholdPolicy, policy_to_json
-from app.gallery.records import Gallery, GallerySize
+from app.gallery.policy import policy_to_json
+from app.gallery.records import DescribedGallery
 
 
 class GalleryCreation(PrivacyBody):
@@ -60,18 +60,19 @@ class GalleryBody(BaseModel):
     unseen_days: int | None = Field(description="days without an identification to erasure; null: no rule")
 
     @classmethod
-    def of(cls, gallery: Gallery, size: GallerySize, policy: ThresholdPolicy, threshold: float | None) -> "GalleryBody":
+    def of(cls, described: DescribedGallery) -> "GalleryBody":
         """The gallery as an answer shows it."""
+        gallery = described.gallery
         return cls(
             name=gallery.name,
             extractor=gallery.extractor,
             dimension=gallery.dimension,
             revision=gallery.revision,
-            subjects=size.subjects,
-            templates=size.templates,
-            policy=cast(float | RatesInForce, policy_to_json(policy)),
+            subjects=described.size.subjects,
+            templates=described.size.templates,
+            policy=cast(float | RatesInForce, policy_to_json(described.policy)),
             own_policy=gallery.policy is not None,
-            threshold=threshold,
+            threshold=described.threshold,
             created_at=gallery.created_at,
             require_consent=gallery.privacy.require_consent,
             keep_days=gallery.privacy.keep_days,

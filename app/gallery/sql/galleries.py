@@ -48,7 +48,7 @@ def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
 
 
 def measure_galleries(session: Session, gallery_ids: Sequence[int]) -> dict[int, GallerySize]:
-    """Subjects and templates of some galleries by their ids, and subjects with a template."""
+    """Subjects and templates of some galleries by their ids, and subjects with a template; only of those there are."""
     subjects = select(SubjectRow.gallery_id, func.count()).group_by(SubjectRow.gallery_id)
     templates = select(TemplateRow.gallery_id, func.count()).group_by(TemplateRow.gallery_id)
     enrolled = subjects.where(exists().where(TemplateRow.subject_id == SubjectRow.id))
@@ -59,7 +59,9 @@ def measure_galleries(session: Session, gallery_ids: Sequence[int]) -> dict[int,
             _counted(session, templates.where(TemplateRow.gallery_id.in_(asked))),
             _counted(session, enrolled.where(SubjectRow.gallery_id.in_(asked))),
         )
-        sizes |= {one: GallerySize(*(counts.get(one, 0) for counts in counted)) for one in asked}
+        # Asked last: one erased before this is left out, and one erased behind it was counted whole.
+        there = session.scalars(select(GalleryRow.id).where(GalleryRow.id.in_(asked)))
+        sizes |= {one: GallerySize(*(counts.get(one, 0) for counts in counted)) for one in there}
     return sizes
 
 

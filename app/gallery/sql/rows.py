@@ -134,8 +134,13 @@ def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRo
     query = select(GalleryRow).filter_by(name=name)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise GalleryNotFound(f"there is no gallery {name!r}", part="gallery")
+        raise no_gallery(name)
     return row
+
+
+def no_gallery(name: str) -> GalleryNotFound:
+    """The error where no gallery has that name."""
+    return GalleryNotFound(f"there is no gallery {name!r}", part="gallery")
 
 
 def subject_row(session: Session, owner: GalleryRow, key: str, *, part: str = "subject") -> SubjectRow:

@@ -129,7 +129,7 @@ def test_a_subject_that_is_there_gets_what_it_lacks_and_keeps_its_metadata(
 def test_another_gallery_takes_it_in(filled: GalleryStore, networks: Networks, tmp_path: Path) -> None:
     export(filled, tmp_path / "a.zip")
     assert read_back(tmp_path / "a.zip", filled, networks, gallery="copy") == Stored(added=5)
-    assert filled.sizes(filled.gallery("copy"))[0] == filled.sizes(filled.gallery("people"))[0]
+    assert filled.size(filled.gallery("copy")) == filled.size(filled.gallery("people"))
 
 
 def test_crops_stay_out_where_they_are_not_wanted(

@@ -239,7 +239,7 @@ def test_a_consistent_lie_about_one_person_stops_there_and_the_others_are_whole(
         other.subject("people", key).templates == {"anna": 2, "nobody": 0}[key] for key in keys if key != "bob/é"
     )
     read_back(good, other, networks)  # the true archive mends it
-    size = other.sizes(other.gallery("people"))[0]
+    size = other.size(other.gallery("people"))
     assert (size.subjects, size.templates) == (3, 5)
 
 

@@ -100,7 +100,7 @@ def test_a_copy_is_one_moment_of_a_database_that_is_written_to(
     assert (tmp_path / "copy.db").stat().st_mode & 0o777 == 0o600
     shutil.copy(tmp_path / "copy.db", tmp_path / "again.db")  # a single file, with no log beside it
     copy = opened(f"sqlite:///{(tmp_path / 'again.db').as_posix()}")
-    size = copy.sizes(copy.gallery("people"))[0]
+    size = copy.size(copy.gallery("people"))
     assert before <= size.subjects <= after
     assert size.templates == 2 * size.subjects
     assert copy.gallery("people").revision == size.subjects

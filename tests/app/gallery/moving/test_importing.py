@@ -102,14 +102,14 @@ def test_after_a_break_it_goes_on(lfw_sample: Path, store: GalleryStore, reader:
 
     with pytest.raises(Break):
         job().run(source, stop)
-    done = store.sizes(store.gallery("people"))[0].templates
+    done = store.size(store.gallery("people")).templates
     assert 50 < done <= 64
     with pytest.raises(Break):
         job().run(source, stop)  # nothing new was in the first batch
     report = job().run(source)
     assert report.passed_over == done
     assert report.added == 140 - done - len(report.refused)
-    assert store.sizes(store.gallery("people"))[0].templates == 140 - len(report.refused)
+    assert store.size(store.gallery("people")).templates == 140 - len(report.refused)
 
 
 def test_the_same_photo_in_another_file_adds_nothing(
@@ -415,7 +415,7 @@ def test_rules_that_come_while_photos_are_read_are_kept(
     store.create_gallery("people", extractor=reader.extractor, dimension=reader.dimension, policy=None)
     store.change_gallery("people", {"require_consent": True})
     report = run(people_of_folder(folder))  # asks nobody before
-    assert (report.added, len(report.refused), store.sizes(store.gallery("people"))[0].subjects) == (0, 6, 0)
+    assert (report.added, len(report.refused), store.size(store.gallery("people")).subjects) == (0, 6, 0)
 
 
 def test_whose_time_is_over_is_erased_first_and_imported_anew(

@@ -247,7 +247,7 @@ def test_a_service_that_enrolls_while_the_gallery_moves_loses_nothing(
     worker.join(60)
     assert stopped.is_set()
     gallery = new.store.gallery("people")
-    assert new.store.sizes(gallery)[0].templates == 8 + len(acknowledged)
+    assert new.store.size(gallery).templates == 8 + len(acknowledged)
     stored = {key: new.store.subject_embeddings(new.store.subject("people", key).id).embeddings for key in acknowledged}
     wanted = embeddings_of(new, views)
     for key, embeddings in stored.items():

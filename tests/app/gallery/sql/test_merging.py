@@ -62,7 +62,7 @@ def test_crops_that_both_have_are_kept_once(store: GalleryStore, new_templates: 
     enroll(store, "anna", [same])
     enroll(store, "hanna", [same, other])
     assert store.merge_subjects("people", "hanna", "anna").templates == 2
-    assert store.sizes(store.gallery("people"))[0].templates == 2
+    assert store.size(store.gallery("people")).templates == 2
 
 
 def test_who_has_no_template_is_merged_without_a_new_revision(store: GalleryStore, new_templates: Templates) -> None:

@@ -217,7 +217,7 @@ def test_following_a_history_gives_what_loading_its_end_gives(
     probes = np.stack([template.embedding for template in templates])
     fresh = replica_of(store, "exact")
     wanted = search(fresh, store, probes, top_k=50, rule=rule)
-    size = store.sizes(store.gallery("people"))[0]
+    size = store.size(store.gallery("people"))
     assert fresh.templates == size.templates
     for follower in followers:
         found = search(follower, store, probes, top_k=50, rule=rule)
