@@ -27,9 +27,9 @@ import numpy as np
 from drawn_gallery import EACH, Place, drawn, fill, keep
 from index_data import Population
 from numpy.typing import NDArray
-from pauses import missed, watched
 from rich.progress import track
 from serving import service_on
+from withheld import watching
 
 from app.commands.options import opened_store
 
@@ -95,7 +95,7 @@ def _named(client: httpx.Client, probe: NDArray[np.float32]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
-    """Milliseconds of each call, those in which the service's core was not in a pause, and how many named rightly."""
+    """Milliseconds of each call, less what was withheld from the service's core, and how many named rightly."""
 
     wall: NDArray[np.float64]
     given: NDArray[np.float64]
@@ -105,7 +105,7 @@ class _Calls:
     def made(cls, client: httpx.Client, probes: list[NDArray[np.float32]], seconds: float, core: int) -> "_Calls":
         """Send one probe after the other."""
         right, calls = 0, itertools.cycle(enumerate(probes))
-        with watched({core}) as pauses:
+        with watching({core}) as cores:
             marks = [time.monotonic()]
             for _ in track(range(round(seconds)), "identifying"):
                 end = marks[-1] + 1
@@ -116,8 +116,8 @@ class _Calls:
                     marks.append(time.monotonic())
         moments = np.array(marks)
         wall = np.diff(moments)
-        paused = missed(moments[:-1], moments[1:], pauses.get(core, np.empty((0, 2))))
-        return cls(1000 * wall, 1000 * (wall - paused), right / len(wall[::2]))
+        withheld = cores[core].withheld(moments) if core in cores else 0
+        return cls(1000 * wall, 1000 * (wall - withheld), right / len(wall[::2]))
 
     @property
     def median(self) -> float:
@@ -130,9 +130,9 @@ class _Calls:
         stopped, given = ((one > median + _STOP).sum() for one in (self.wall, self.given))
         print(
             f"{name}: {len(self.wall)} identifications, p50 {self.median:.2f} ms, p99 {p99:.2f}, p99.9 {p999:.2f}, "
-            f"longest {self.wall.max():.1f}, {stopped} stopped for more than 20 ms (less what a watcher of the "
-            f"service's core missed: {self.given.max():.1f}, {given}); {100 * self.right:.1f} % of enrolled people "
-            "named rightly",
+            f"longest {self.wall.max():.1f}, {stopped} stopped for more than 20 ms (less what the machine "
+            f"withheld from the service's core: {self.given.max():.1f}, {given}); {100 * self.right:.1f} % of enrolled "
+            "people named rightly",
             flush=True,
         )
 

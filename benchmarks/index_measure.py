@@ -17,7 +17,7 @@ import numpy as np
 from index_data import Population
 from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
 from numpy.typing import NDArray
-from pauses import Pauses, missed, watched
+from withheld import Watched, watching
 
 from app.gallery.index import SegmentedIndex
 from app.gallery.matching import DEFAULT_RULE, subject_distances
@@ -169,9 +169,9 @@ class _Times:
         """Seconds of each, (S,)."""
         return np.diff(self.marks)
 
-    def without(self, pauses: Pauses) -> NDArray[np.float64]:
+    def given(self, watched: Watched) -> NDArray[np.float64]:
         """Seconds of each that the machine gave to this core, (S,)."""
-        return self.wall - missed(self.marks[:-1], self.marks[1:], pauses)
+        return self.wall - watched.withheld(self.marks)
 
     def quantile(self, share: float) -> float:
         """The time within which such a share of the searches was done."""
@@ -220,7 +220,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     """Search times alone, beside writers, and beside everything that an index does in the background.
 
     The last in several rounds, with the core watched: a stop that the index makes comes again in each, and one that the
-    machine makes is a pause of the watcher, too. Of a search that both had, what the watcher missed is taken off.
+    machine makes the watcher meets, too. What the machine withheld from the core is taken off each search that it met.
     Four minutes of searches follow beside nothing, after a rest in which the machine may deal with what the rounds let
     go of: what stops those, no change to the index does.
     """
@@ -234,7 +234,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     with _beside(partial(_writing, index, fresh, first)):
         busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
     rounds = list[_Times]()
-    with watched() as pauses:
+    with watching() as cores:
         for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
             first += 10**6
             with tempfile.TemporaryDirectory() as folder, _beside(partial(_writing, index, fresh, first)):
@@ -248,7 +248,8 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
                 pass
         time.sleep(_REST_SECONDS)
         still = _timed(search, probes, lambda _, passed: passed < _STILL_SECONDS)
-    wall, median = np.concatenate([one.wall for one in rounds]), alone.quantile(0.5)
+    limit = alone.quantile(0.5) + STOP
+    wall = np.concatenate([one.wall for one in rounds])
     figures = {
         "busy_p50_s": busy.quantile(0.5),
         "busy_p99_s": busy.quantile(0.99),
@@ -257,17 +258,22 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
         "longest_upkeep_s": wall.max(),
         "rounds": float(len(rounds)),
         "upkeep_searches": float(len(wall)),
-        "upkeep_stops": float((wall > median + STOP).sum()),
+        "upkeep_stops": float((wall > limit).sum()),
         "still_searches": float(len(still.wall)),
         "longest_still_s": still.wall.max(),
-        "still_stops": float((still.wall > median + STOP).sum()),
+        "still_stops": float((still.wall > limit).sum()),
     }
-    if len(pauses) == 1:
-        (of_core,) = pauses.values()
-        given = np.concatenate([one.without(of_core) for one in rounds])
-        figures["longest_given_s"] = given.max()
-        figures["given_stops"] = float((given > median + STOP).sum())
-        figures["paused_s"] = float((of_core[:, 1] - of_core[:, 0]).sum())
+    if len(cores) == 1:
+        (core,) = cores.values()
+        given, still_given = np.concatenate([one.given(core) for one in rounds]), still.given(core)
+        figures |= {
+            "longest_given_s": given.max(),
+            "given_stops": float((given > limit).sum()),
+            "longest_still_given_s": still_given.max(),
+            "still_given_stops": float((still_given > limit).sum()),
+            "withheld_share": core.lost[-1] / (core.moments[-1] - core.moments[0]),
+            "longest_pause_s": core.late.max(),
+        }
     return figures
 
 

@@ -43,7 +43,10 @@ FIELDS = (
     "still_stops",
     "longest_given_s",
     "given_stops",
-    "paused_s",
+    "longest_still_given_s",
+    "still_given_stops",
+    "withheld_share",
+    "longest_pause_s",
     "threshold",
 )
 _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -58,11 +61,13 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("restart s", "restart_s", lambda value: f"{value:.2f}"),
     ("p99 ms busy", "busy_p99_s", lambda value: f"{1e3 * value:.2f}"),
     ("longest ms", "longest_upkeep_s", lambda value: f"{1e3 * value:.1f}"),
-    ("less pauses", "longest_given_s", lambda value: f"{1e3 * value:.1f}"),
+    ("given", "longest_given_s", lambda value: f"{1e3 * value:.1f}"),
     ("stops", "upkeep_stops", lambda value: f"{value:.0f}"),
-    ("less pauses", "given_stops", lambda value: f"{value:.0f}"),
+    ("given", "given_stops", lambda value: f"{value:.0f}"),
     ("longest still", "longest_still_s", lambda value: f"{1e3 * value:.1f}"),
+    ("given", "longest_still_given_s", lambda value: f"{1e3 * value:.1f}"),
     ("stops still", "still_stops", lambda value: f"{value:.0f}"),
+    ("given", "still_given_stops", lambda value: f"{value:.0f}"),
 )
 
 

@@ -5,8 +5,8 @@
 Reads memory over and over, as a search does that scans the codes of ten million templates, for some seconds alone and
 for some more while every ten seconds another process takes memory and ends. A reading that takes 20 ms more than the
 median is the machine's doing. A virtual machine may tell its host of memory that it does not use; where the host's
-taking it back has all other pages found anew when they are read, each is a pause too short for `pauses.py`, and the
-machine counts them as processor time of the reader.
+taking it back has all other pages found anew when they are read, each is a pause too short to be seen, and the
+machine counts them as processor time of the reader; `withheld.py` sees how fast a core itself is.
 """
 
 import argparse
