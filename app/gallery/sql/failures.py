@@ -30,9 +30,9 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
     """
     text, state = in_words(failure).lower(), getattr(failure, "sqlstate", None)
     if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
-        return StorageUnwritable("the database's disk is full; nothing was stored")
+        return StorageUnwritable("the database's disk is full; the change was not stored")
     if state == _READ_ONLY or "readonly" in text:
-        return StorageUnwritable("the database is read-only; nothing was stored")
+        return StorageUnwritable("the database is read-only; the change was not stored")
     if "unable to open database file" in text:  # SQLite makes two files beside it, so it needs the folder, too
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "malformed" in text or "not a database" in text:

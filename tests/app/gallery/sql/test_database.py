@@ -175,7 +175,7 @@ def test_a_full_disk_loses_nothing(sqlite_url: str, new_templates: Templates) ->
     with opened(sqlite_url, pragma="max_page_count = 1") as engine:  # SQLite takes the present size instead
         store = GalleryStore(engine)
         make_gallery(store)
-        with pytest.raises(StorageUnwritable, match=r"^the database's disk is full; nothing was stored$"):
+        with pytest.raises(StorageUnwritable, match=r"^the database's disk is full; the change was not stored$"):
             store.enroll("people", "anna", new_templates(500), metadata=None, extractor="net@1", dimension=8)
         assert [(one.name, one.revision) for one in store.galleries()] == [("people", 0)]
         assert store.subjects("people", after=0, limit=1).items == ()
@@ -187,7 +187,7 @@ def test_a_read_only_sqlite_database_is_read(sqlite_url: str) -> None:
         make_gallery(GalleryStore(engine))
     with opened(sqlite_url, pragma="query_only = ON") as engine:
         store = GalleryStore(engine)
-        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; nothing was stored$"):
+        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; the change was not stored$"):
             make_gallery(store, "others")
         assert [gallery.name for gallery in store.galleries()] == ["people"]
 
@@ -199,7 +199,7 @@ def test_a_read_only_postgresql_database_is_read(postgresql_url: str) -> None:
         migrate(engine)
         make_gallery(GalleryStore(engine))
         store = GalleryStore(other)
-        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; nothing was stored$"):
+        with pytest.raises(StorageUnwritable, match=r"^the database is read-only; the change was not stored$"):
             make_gallery(store, "others")
         assert [gallery.name for gallery in store.galleries()] == ["people"]
 
