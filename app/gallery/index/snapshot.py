@@ -50,9 +50,15 @@ class Held:
     tail: Tail
 
 
-def write_segment(folder: Path, segment: Segment) -> SavedSegment:
-    """Link the files of what never changes from where they were saved last, or write them."""
-    return _link(folder, segment.saved) or _write_segment(folder, segment)
+def write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
+    """Link the files of what never changes from where they were saved last, or write them.
+
+    Args:
+        folder: of the snapshot.
+        segment: which.
+        erased: how many of its rows were written over, by now or before.
+    """
+    return _link(folder, segment.saved) or _write_segment(folder, segment, erased)
 
 
 def write_state(
@@ -169,11 +175,11 @@ def _link(folder: Path, saved: SavedSegment | None) -> SavedSegment | None:
     return linked
 
 
-def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
+def _write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
     rows = segment.rows
-    # Before the embeddings are read. Codes still say something of a row whose embedding was written over.
-    fresh = 0 if rows.codes is not None else rows.dead
-    erased = fresh if segment.saved is None else segment.saved.erased
+    # Codes still say something of a row whose embedding was written over.
+    fresh = 0 if rows.codes is not None else erased
+    gone = fresh if segment.saved is None else segment.saved.erased
     name = f"segment-{uuid.uuid4().hex[:16]}"
     files = {
         "ids": _write(folder / f"{name}.ids", rows.ids),
@@ -181,7 +187,7 @@ def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
     }
     if rows.codes is not None:
         files["codes"] = _write(folder / f"{name}.codes", faiss.serialize_index(rows.codes))
-    return SavedSegment(folder, name, rows.vectors.dtype.str, files, erased)
+    return SavedSegment(folder, name, rows.vectors.dtype.str, files, gone)
 
 
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:
