@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.index import SegmentedIndex
-from app.gallery.index.rows import Rows
+from app.gallery.index.parts import Segment
+from app.gallery.index.rows import ERASED, Rows
 from tests.app.gallery.index.test_snapshot import DIMENSION, LIMITS, VECTORS, holding, saved, saved_bytes, settle
 
 
@@ -50,3 +51,16 @@ def test_a_row_that_is_marked_and_not_yet_written_over_is_known_to_be_left_in_th
         folder = saved(index, tmp_path / "first")
         assert removal.result() == 1
     assert holding(index) == saved_bytes(folder, VECTORS[5])
+
+
+@pytest.mark.parametrize("written_over", [slice(0, DIMENSION // 2), slice(DIMENSION // 2, None)])
+def test_a_row_that_a_file_holds_half_of_is_written_over(written_over: slice) -> None:
+    # The copying into the file overtakes the writing over, or is overtaken by it, within the row.
+    rows = Rows(VECTORS[:10].copy(), np.arange(10), np.ones(10, np.bool_), None, size=10)
+    file = VECTORS[:10].copy()
+    file[4, written_over] = ERASED
+    rows.kill(np.array([4]))
+    rows.erase(np.array([4]))
+    Segment(rows).move_to(file, np.arange(10))
+    assert np.all(file[4] == ERASED)
+    np.testing.assert_array_equal(file[5], VECTORS[5])
