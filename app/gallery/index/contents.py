@@ -70,10 +70,12 @@ class Contents:
             # Also one that is not there now: who took the parts before it was removed may still see its row.
             replaced = self._locate(ids)
             self._replacing += 1
+            before = self.size
             try:
                 self._append(ids, vectors)
-                self._kill(replaced)
-            finally:
+            finally:  # where there was no memory for all: of those that have their new row
+                there = ids[: self.size - before]
+                self._kill([(part, rows[np.isin(part.rows.ids[rows], there)]) for part, rows in replaced])
                 self._replacing += 1
 
     def remove(self, ids: NDArray[np.int64]) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 from app.gallery.index import SegmentedIndex, segmented
 from app.gallery.index.codebook import LEAST_TRAINING
+from app.gallery.index.parts import Block
 from app.gallery.index.rows import Rows
 from tests.app.gallery.index.test_segmented import DIMENSION, LIMITS, parts, settle, strangers
 
@@ -171,3 +172,18 @@ def test_segments_lie_largest_first(index: SegmentedIndex) -> None:
     index.remove(np.arange(2500))
     settle(index)
     assert [segment.rows.size for segment in parts(index).segments] == [700, 500]
+
+
+def test_no_id_has_two_rows_where_there_is_no_room_for_all_that_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS)
+    index.add(np.arange(999), VECTORS[:999])
+    with monkeypatch.context() as patched:
+        patched.setattr(Block, "empty", fail)
+        with pytest.raises(MemoryError):
+            index.add(np.arange(10), VECTORS[3000:3010])
+    np.testing.assert_array_equal(index.ids(), np.arange(999))
+    np.testing.assert_array_equal(index.vectors(np.arange(2)), VECTORS[[3000, 1]])
+    index.add(np.arange(10), VECTORS[3000:3010])
+    np.testing.assert_array_equal(index.ids(), np.arange(999))
+    assert index.remove(np.arange(10)) == 10
+    np.testing.assert_array_equal(index.ids(), np.arange(10, 999))
