@@ -68,6 +68,8 @@ def due(segments: Sequence[Segment], blocks: Sequence[Block], *, codes: bool, li
 def _with_small_ones(segments: Sequence[Segment], blocks: tuple[Block, ...], limits: Limits) -> Work:
     size, taken, merged = 0, list[Block](), list[Segment]()
     for block in blocks:
+        if not block.rows.size:  # which stays the newest: to close it, too, would leave one more at every failure
+            continue
         if taken and size + block.rows.living > limits.largest:
             break
         taken.append(block)

@@ -174,6 +174,20 @@ def test_segments_lie_largest_first(index: SegmentedIndex) -> None:
     assert [segment.rows.size for segment in parts(index).segments] == [700, 500]
 
 
+def test_building_that_fails_again_and_again_leaves_no_empty_blocks(
+    index: SegmentedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add(np.arange(3100, 3500), VECTORS[3100:3500])
+    with monkeypatch.context() as patched:
+        patched.setattr(segmented, "build", fail)
+        for _ in range(3):
+            with pytest.raises(MemoryError):
+                index.maintain()
+    assert len(parts(index).blocks) <= 3
+    settle(index)
+    np.testing.assert_array_equal(index.ids(), np.arange(3500))
+
+
 def test_no_id_has_two_rows_where_there_is_no_room_for_all_that_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     index = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS)
     index.add(np.arange(999), VECTORS[:999])
