@@ -12,6 +12,7 @@ from app.gallery.index import SegmentedIndex, segmented
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.parts import Block
 from app.gallery.index.rows import Rows
+from app.gallery.index.upkeep import training_sample
 from tests.app.gallery.index.test_segmented import DIMENSION, LIMITS, parts, settle, strangers
 
 VECTORS = strangers(4000, seed=0)
@@ -201,3 +202,12 @@ def test_no_id_has_two_rows_where_there_is_no_room_for_all_that_are_replaced(mon
     np.testing.assert_array_equal(index.ids(), np.arange(999))
     assert index.remove(np.arange(10)) == 10
     np.testing.assert_array_equal(index.ids(), np.arange(10, 999))
+
+
+def test_codes_are_not_trained_with_what_is_removed_while_they_are(
+    index: SegmentedIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(monkeypatch, Rows, "gather", lambda: index.remove(np.arange(100, 2000)), first=True)
+    sample = training_sample(parts(index).rows)
+    assert len(sample) == 1200
+    np.testing.assert_allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-6)
