@@ -24,6 +24,7 @@ TABLE = "index.json"
 """Name of the file that lists all others with their sizes and digests; it is written last."""
 
 _FORMAT = 1
+_PRECISIONS = tuple(np.dtype(one).str for one in (np.float32, np.float16))
 _CHUNK = 1 << 20
 _Marks = NDArray[np.bool_]
 _Mapped = tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.int64]]
@@ -126,7 +127,7 @@ def read(folder: Path, dimension: int, *, half: bool) -> Held:
             codebook = Codebook(_codes(data, 0, dimension))
     except SnapshotDamaged:
         raise
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotDamaged(f"{folder} cannot be read: {error}") from error
     return Held(codebook, segments, tail)
 
@@ -135,6 +136,8 @@ def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, ha
     files, rows = _from_dicts(described["files"]), described["rows"]
     marks = np.frombuffer(_read(folder / f"{described['name']}.alive", files.pop("alive")), np.uint8)
     saved = SavedSegment(folder, described["name"], described["precision"], files, described["erased"])
+    if saved.precision not in _PRECISIONS:
+        raise SnapshotDamaged(f"{folder} holds embeddings of a precision {saved.precision!r}")
     for ending in ("ids", "vectors"):
         _check(saved.path(ending), files[ending])
     vectors, ids = map_rows(saved, dimension)
