@@ -64,3 +64,20 @@ def test_a_row_that_a_file_holds_half_of_is_written_over(written_over: slice) ->
     Segment(rows).move_to(file, np.arange(10))
     assert np.all(file[4] == ERASED)
     np.testing.assert_array_equal(file[5], VECTORS[5])
+
+
+def test_a_segment_that_holds_nothing_of_what_was_removed_is_not_written_anew(tmp_path: Path) -> None:
+    index = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS)
+    index.add(np.arange(3000), VECTORS[:3000])
+    settle(index)
+    before = index._contents.parts.segments
+    index.remove(np.array([5]))
+    assert not holding(index)  # no codes, no files
+    folder = saved(index, tmp_path / "first")
+    assert not holding(index)
+    assert not saved_bytes(folder, VECTORS[5])
+    index.rewrite_erased()
+    assert index._contents.parts.segments == before
+    index.remove(np.array([6]))
+    index.rewrite_erased()
+    assert index._contents.parts.segments != before
