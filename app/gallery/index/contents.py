@@ -51,7 +51,7 @@ class Contents:
         self._dimension = dimension
         self._block = block
         self._largest_id = -1
-        self._replacing = 0  # odd while an id has two rows
+        self._replacing = 0  # odd while an id may have two rows
         self._removed: list[NDArray[np.int64]] | None = None  # since a segment is being built
 
     def add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
@@ -62,16 +62,20 @@ class Contents:
         if not len(ids):
             return
         with self.writing:
-            replaced = [] if ids.min() > self._largest_id else self._locate(ids)
+            new = ids.min() > self._largest_id
             self._largest_id = max(self._largest_id, int(ids.max()))
-            if not replaced:
+            if new:
                 self._append(ids, vectors)
                 return
+            # Also one that is not there now: who took the parts before it was removed may still see its row.
+            replaced = self._locate(ids)
             self._replacing += 1
+            before = self.size
             try:
                 self._append(ids, vectors)
-                self._kill(replaced)
-            finally:
+            finally:  # where there was no memory for all: of those that have their new row
+                there = ids[: self.size - before]
+                self._kill([(part, rows[np.isin(part.rows.ids[rows], there)]) for part, rows in replaced])
                 self._replacing += 1
 
     def remove(self, ids: NDArray[np.int64]) -> int:

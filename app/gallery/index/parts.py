@@ -62,7 +62,8 @@ class Segment:
     def move_to(self, vectors: NDArray[np.float32] | NDArray[np.float16], ids: NDArray[np.int64]) -> None:
         """Search the same rows in other memory, while no writer is at work."""
         dead = np.flatnonzero(~self.rows.alive)
-        late = dead[vectors[dead, 0] != ERASED]
+        # Both ends: a file may hold half of a row that was written over while it was copied.
+        late = dead[(vectors[dead, 0] != ERASED) | (vectors[dead, -1] != ERASED)]
         self.rows.vectors, self.rows.ids = vectors, ids
         self.rows.erase(late)
 

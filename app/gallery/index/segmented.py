@@ -142,7 +142,9 @@ class SegmentedIndex:
                 pass
             contents = self._contents
             segments = contents.parts.segments
-            saved = [snapshot.write_segment(folder, segment) for segment in segments]
+            with contents.writing:  # whoever removes holds it until the rows are written over
+                erased = [segment.rows.dead for segment in segments]
+            saved = [snapshot.write_segment(folder, *each) for each in zip(segments, erased, strict=True)]
             with contents.writing:
                 alive = [segment.rows.alive.copy() for segment in segments]
                 tail = _copy_of([block.rows for block in contents.parts.blocks], self._dimension)

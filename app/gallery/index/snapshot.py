@@ -24,6 +24,7 @@ TABLE = "index.json"
 """Name of the file that lists all others with their sizes and digests; it is written last."""
 
 _FORMAT = 1
+_PRECISIONS = tuple(np.dtype(one).str for one in (np.float32, np.float16))
 _CHUNK = 1 << 20
 _Marks = NDArray[np.bool_]
 _Mapped = tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.int64]]
@@ -50,9 +51,15 @@ class Held:
     tail: Tail
 
 
-def write_segment(folder: Path, segment: Segment) -> SavedSegment:
-    """Link the files of what never changes from where they were saved last, or write them."""
-    return _link(folder, segment.saved) or _write_segment(folder, segment)
+def write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
+    """Link the files of what never changes from where they were saved last, or write them.
+
+    Args:
+        folder: of the snapshot.
+        segment: which.
+        erased: how many of its rows were written over, by now or before.
+    """
+    return _link(folder, segment.saved) or _write_segment(folder, segment, erased)
 
 
 def write_state(
@@ -120,7 +127,7 @@ def read(folder: Path, dimension: int, *, half: bool) -> Held:
             codebook = Codebook(_codes(data, 0, dimension))
     except SnapshotDamaged:
         raise
-    except (FileNotFoundError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (FileNotFoundError, AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise SnapshotDamaged(f"{folder} cannot be read: {error}") from error
     return Held(codebook, segments, tail)
 
@@ -129,6 +136,8 @@ def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, ha
     files, rows = _from_dicts(described["files"]), described["rows"]
     marks = np.frombuffer(_read(folder / f"{described['name']}.alive", files.pop("alive")), np.uint8)
     saved = SavedSegment(folder, described["name"], described["precision"], files, described["erased"])
+    if saved.precision not in _PRECISIONS:
+        raise SnapshotDamaged(f"{folder} holds embeddings of a precision {saved.precision!r}")
     for ending in ("ids", "vectors"):
         _check(saved.path(ending), files[ending])
     vectors, ids = map_rows(saved, dimension)
@@ -169,11 +178,11 @@ def _link(folder: Path, saved: SavedSegment | None) -> SavedSegment | None:
     return linked
 
 
-def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
+def _write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
     rows = segment.rows
-    # Before the embeddings are read. Codes still say something of a row whose embedding was written over.
-    fresh = 0 if rows.codes is not None else rows.dead
-    erased = fresh if segment.saved is None else segment.saved.erased
+    # Codes still say something of a row whose embedding was written over.
+    fresh = 0 if rows.codes is not None else erased
+    gone = fresh if segment.saved is None else segment.saved.erased
     name = f"segment-{uuid.uuid4().hex[:16]}"
     files = {
         "ids": _write(folder / f"{name}.ids", rows.ids),
@@ -181,7 +190,7 @@ def _write_segment(folder: Path, segment: Segment) -> SavedSegment:
     }
     if rows.codes is not None:
         files["codes"] = _write(folder / f"{name}.codes", faiss.serialize_index(rows.codes))
-    return SavedSegment(folder, name, rows.vectors.dtype.str, files, erased)
+    return SavedSegment(folder, name, rows.vectors.dtype.str, files, gone)
 
 
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:

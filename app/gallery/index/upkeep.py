@@ -68,6 +68,8 @@ def due(segments: Sequence[Segment], blocks: Sequence[Block], *, codes: bool, li
 def _with_small_ones(segments: Sequence[Segment], blocks: tuple[Block, ...], limits: Limits) -> Work:
     size, taken, merged = 0, list[Block](), list[Segment]()
     for block in blocks:
+        if not block.rows.size:  # which stays the newest: to close it, too, would leave one more at every failure
+            continue
         if taken and size + block.rows.living > limits.largest:
             break
         taken.append(block)
@@ -137,16 +139,16 @@ def _encode(rows: Rows, codebook: Codebook, listed_from: int) -> Codes:
 
 
 def training_sample(sources: Sequence[Rows]) -> NDArray[np.float32]:
-    """Some living embeddings of all sources, the same ones for the same rows."""
+    """Some living embeddings of all sources, the same ones for the same rows, without those removed meanwhile."""
     living = [source.living_rows() for source in sources]
     ends = np.cumsum([len(rows) for rows in living])
     random = np.random.default_rng(0)
     chosen = np.sort(random.choice(ends[-1], min(ends[-1], MOST_TRAINING), replace=False))
     pieces = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     starts = ends - [len(rows) for rows in living]
-    return np.concatenate(
-        [
-            source.gather(rows[piece - start])
-            for source, rows, piece, start in zip(sources, living, pieces, starts, strict=True)
-        ]
-    )
+    sample = []
+    for source, rows, piece, start in zip(sources, living, pieces, starts, strict=True):
+        own = rows[piece - start]
+        embeddings = source.gather(own)
+        sample.append(embeddings[source.alive.take(own)])  # asked after the rows were read, see `Rows`
+    return np.concatenate(sample)

@@ -143,6 +143,17 @@ def test_a_damaged_table_is_noticed(tmp_path: Path, table: bytes) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("written", "damaged"), [('"<f4"', '">f4"'), ('"<f4"', '",f4"'), ('"files": {', '"files": [], "others": {')]
+)
+def test_a_damaged_word_in_the_table_is_noticed(tmp_path: Path, written: str, damaged: str) -> None:
+    table = saved(some_index(), tmp_path / "first") / snapshot.TABLE
+    assert written in table.read_text()
+    table.write_text(table.read_text().replace(written, damaged))
+    with pytest.raises(SnapshotDamaged):
+        load(table.parent)
+
+
 def test_a_snapshot_of_another_kind_is_not_taken(tmp_path: Path) -> None:
     exact, half = saved(some_index(), tmp_path / "exact"), saved(some_index(half=True), tmp_path / "half")
     with pytest.raises(SnapshotDamaged, match="dimension"):

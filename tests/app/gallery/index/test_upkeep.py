@@ -42,8 +42,19 @@ def test_a_new_segment_takes_in_what_is_smaller_than_four_times_its_size() -> No
     assert merged_with(100, 2400, 399, 100) == [100, 399]
 
 
+def test_only_living_rows_count_where_segments_are_merged() -> None:
+    work = due(segments(400), [block(200, dead=100)], codes=True, limits=LIMITS)
+    assert work is not None
+    assert work.segments == ()
+    half_dead = Segment(rows_of(8000, 4000))
+    work = due([half_dead], [block(6000)], codes=True, limits=LIMITS)
+    assert work is not None
+    assert work.segments == (half_dead,)
+
+
 def test_no_segment_grows_beyond_the_limit() -> None:
     assert merged_with(5000, 6000) == []
+    assert merged_with(5000, 5000) == [5000]
     assert merged_with(5000, 6000, 4000) == [4000]
     work = due([], [block(6000), block(4000), block(1)], codes=True, limits=LIMITS)
     assert work is not None

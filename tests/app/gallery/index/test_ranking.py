@@ -1,0 +1,25 @@
+"""Rankings of more rows than are looked at in one piece."""
+
+import numpy as np
+import pytest
+
+from app.gallery.index.rows import Rows
+from app.gallery.index.search import rank
+from tests.app.gallery.index.test_segmented import compressed, parts, strangers
+
+
+@pytest.mark.parametrize(("precision", "count"), [(np.float32, 20_000), (np.float32, 40_000), (np.float16, 40_000)])
+def test_more_rows_than_one_piece_are_ranked_whole(precision: type[np.float32] | type[np.float16], count: int) -> None:
+    vectors, (probe,) = strangers(40_000, seed=0).astype(precision), strangers(1, seed=1)
+    rows = Rows(vectors, np.arange(40_000), np.ones(40_000, np.bool_), None, size=40_000)
+    distances = np.linalg.norm(vectors.astype(np.float32) - probe, axis=1)
+    order = np.lexsort((np.arange(40_000), distances))
+    (found,) = rank([rows], probe[None], count)
+    np.testing.assert_array_equal(found.ids, order[:count])
+    np.testing.assert_array_equal(found.distances, distances[order[:count]])
+
+
+def test_codes_propose_at_least_two_hundred_rows() -> None:
+    (segment,) = parts(compressed(strangers(2000, seed=0))).segments
+    rows, _ = segment.rows.nearest(strangers(1, seed=1), 1)
+    assert rows.shape == (1, 200)
