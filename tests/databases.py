@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from sqlite3 import Connection
 
 import numpy as np
 import psycopg
 import pytest
 import torch
 from psycopg import sql
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, event, make_url
 
 from app.gallery.records import NewTemplate
 from app.gallery.sql.database import open_engine
@@ -89,6 +90,21 @@ def store_in(file: Path) -> Iterator[GalleryStore]:
         yield GalleryStore(engine)
     finally:
         engine.dispose()
+
+
+@contextmanager
+def steps_of(engine: Engine) -> Iterator[list[int]]:
+    """What SQLite does meanwhile, an item for every hundred steps of its machine, whatever the clock says."""
+    steps = list[int]()
+
+    def watch(connection: Connection, *_: object) -> None:
+        connection.set_progress_handler(lambda: steps.append(1), 100)
+
+    event.listen(engine, "checkout", watch)
+    try:
+        yield steps
+    finally:
+        event.remove(engine, "checkout", watch)
 
 
 @pytest.fixture

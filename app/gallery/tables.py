@@ -83,6 +83,7 @@ class SubjectRow(Base):
     __table_args__ = (
         UniqueConstraint("gallery_id", "key"),
         Index("ix_subject_key_id", "key_id", unique=True),
+        Index("ix_subject_gallery_id", "gallery_id", "id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -225,6 +226,10 @@ class KeyToDestroyRow(Base):
 
     key_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     destroyed: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+
+
+_left = KeyToDestroyRow.destroyed.is_(False)
+Index("ix_key_to_destroy_left", KeyToDestroyRow.key_id, sqlite_where=_left, postgresql_where=_left)
 
 
 class SweepRow(Base):

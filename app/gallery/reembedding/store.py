@@ -132,10 +132,9 @@ class ReembeddingStore:
         """
         with self._sessions.writing() as session:
             owner = self._locked(session, gallery)
-            others = select(SpareEmbeddingRow.extractor).where(
-                SpareEmbeddingRow.gallery_id == owner.id, SpareEmbeddingRow.extractor != extractor
-            )
-            if session.scalar(others.limit(1)) is not None:
+            theirs = select(SpareEmbeddingRow.extractor).where(SpareEmbeddingRow.gallery_id == owner.id).limit(1)
+            name = SpareEmbeddingRow.extractor  # the first and the last, else all that are there are looked through
+            if {session.scalar(theirs.order_by(end)) for end in (name.asc(), name.desc())} - {None, extractor}:
                 raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
             self._keep(session, owner, extractor, dict(zip(ids, embeddings, strict=True)))
 

@@ -204,11 +204,17 @@ class Vault:
 
         Nothing sealed with them is touched. The rows are locked, so that no destroyed key comes back.
         """
+        ids = select(DataKeyRow.master).where(DataKeyRow.master.is_not(None)).limit(1)
         with self._writing() as session:
             master = self._master(session)
+            # By equality, for which there is an index: those that were wrapped already are not looked through again.
+            ends = (session.scalar(ids.order_by(end)) for end in (DataKeyRow.master.asc(), DataKeyRow.master.desc()))
+            other = next((one for one in ends if one not in {None, master.id}), None)
+            if other is None:
+                return 0
             rows = session.execute(
                 select(DataKeyRow.id, DataKeyRow.purpose, DataKeyRow.master, DataKeyRow.wrapped)
-                .where(DataKeyRow.master != master.id)
+                .where(DataKeyRow.master == other)
                 .limit(limit)
                 .with_for_update()
             ).all()

@@ -12,6 +12,8 @@ from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, UtcDateTime, 
 
 Report = tuple[int, str, int]
 """A gallery, the name of a process or a snapshot, and the revision up to which that has followed the gallery."""
+PRUNED_AT_ONCE = 10_000
+"""Rows of changes that one transaction drops, with the rest of the revision that the last is of."""
 _UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False}
 
 
@@ -53,15 +55,19 @@ def galleries_to_prune(session: Session, gallery_ids: Sequence[int], *, silent_f
 
 
 def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta) -> int:
-    """See `GalleryHistory.prune`."""
+    """One piece of what `GalleryHistory.prune` does; answers how many rows went, fewer than a piece at the end."""
     followers = FollowerRow.gallery_id == gallery_id
     leaving = delete(FollowerRow).where(followers, silent(session, silent_for))
     session.execute(leaving, execution_options=_UNSYNCHRONISED)
     floor = session.scalar(select(func.min(FollowerRow.revision)).where(followers))
     if floor is None:
         return 0
-    old = delete(ChangeRow).where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision <= floor)
-    return cast(Any, session.execute(old)).rowcount or 0
+    behind = (ChangeRow.gallery_id == gallery_id) & (ChangeRow.revision <= floor)
+    # Whole revisions, the oldest first: a part of one would be taken for all of it.
+    last = select(ChangeRow.revision).where(behind).order_by(ChangeRow.revision).offset(PRUNED_AT_ONCE - 1).limit(1)
+    reached = session.scalar(last)
+    old = delete(ChangeRow).where(behind, ChangeRow.revision <= (floor if reached is None else reached))
+    return cast(Any, session.execute(old, execution_options=_UNSYNCHRONISED)).rowcount or 0
 
 
 def silent(session: Session, silent_for: timedelta) -> ColumnElement[bool]:

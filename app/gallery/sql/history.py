@@ -1,5 +1,6 @@
 """GalleryHistory: what a process's index is built from and follows."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql import followers
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
 from app.gallery.sql.rows import (
     EMBEDDING,
@@ -29,6 +31,7 @@ from app.gallery.sql.rows import (
 from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow
 
 _MANY = 10_000  # rows of one read when an index is built
+_PAUSE = 0.1  # seconds between two pieces of what is dropped: who waits for SQLite looks that often
 
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
@@ -261,10 +264,17 @@ class GalleryHistory:
 
         A follower that was silent for so long, by the database's clock, is dropped; should it live on, it finds a gap
         and loads anew. So is one that reported from so far in the future: the clock was wrong then, and as long as it
-        takes to get there the changes would stay.
+        takes to get there the changes would stay. Many changes go in several transactions, so that others get their
+        turn.
         """
-        with self._sessions.writing() as session:
-            return prune_gallery(session, gallery_id, silent_for=silent_for)
+        dropped = 0
+        while True:
+            with self._sessions.writing() as session:
+                piece = prune_gallery(session, gallery_id, silent_for=silent_for)
+            dropped += piece
+            if piece < followers.PRUNED_AT_ONCE:
+                return dropped
+            time.sleep(_PAUSE)
 
 
 def _dimension(session: Session, gallery_id: int) -> int:

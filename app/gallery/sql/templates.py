@@ -93,9 +93,10 @@ def find_templates(
     Raises:
         SubjectNotFound: as named.
     """
-    query = _templates_of(owner).where(TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)
-    if subject is not None:
-        query = query.where(TemplateRow.subject_id == subject_row(session, owner, subject).id)
+    query = _templates_of(owner)
+    if subject is not None:  # alone, else SQLite looks through all templates of the gallery
+        query = _with_keys().where(TemplateRow.subject_id == subject_row(session, owner, subject).id)
+    query = query.where(TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)
     return [template_of(row, key) for row, key in session.execute(query)]
 
 
@@ -114,8 +115,11 @@ def found_template(session: Session, owner: GalleryRow, template_id: int) -> Tem
 
 def _templates_of(owner: GalleryRow) -> Select[TemplateRow, str]:
     """Templates of a gallery, each with the key of its subject."""
-    joined = select(TemplateRow, SubjectRow.key).join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-    return joined.where(TemplateRow.gallery_id == owner.id)
+    return _with_keys().where(TemplateRow.gallery_id == owner.id)
+
+
+def _with_keys() -> Select[TemplateRow, str]:
+    return select(TemplateRow, SubjectRow.key).join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
 
 
 def _not_found(owner: GalleryRow, template_id: int) -> TemplateNotFound:

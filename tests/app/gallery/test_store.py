@@ -27,6 +27,7 @@ from app.gallery.records import Enrolment, GalleryChanges, GallerySize, NewTempl
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.tables import Base
+from tests.databases import steps_of
 
 EXTRACTOR = "net@0123456789ab"
 Templates = Callable[[int], list[NewTemplate]]
@@ -253,6 +254,38 @@ def test_subjects_come_in_pages(store: GalleryStore, new_templates: Templates) -
         after = page.next_cursor
         store.delete_subject("people", page.items[-1].key)  # a page goes on even if its start is gone
     assert pages == [["subject 0", "subject 1", "subject 2"], ["subject 3", "subject 4", "subject 5"], ["subject 6"]]
+
+
+def test_a_page_costs_as_much_in_a_large_gallery(store: GalleryStore, engine: Engine, new_templates: Templates) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    (first,) = enroll(store, "anna", new_templates(1)).added
+    looks = (
+        lambda: store.subjects("people", after=0, limit=1),
+        lambda: store.templates("people", subject="anna", after=first.id - 1, limit=1),
+    )
+    costs: list[list[int]] = []
+    for many in (10, 3000):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?) INSERT INTO "
+                "subject (gallery_id, key, metadata, created_at, updated_at) "
+                "SELECT gallery_id, ? || n, metadata, created_at, updated_at FROM subject, number WHERE key = 'anna'",
+                (many, f"{many} people, number "),
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO template (gallery_id, subject_id, embedding, detection_score, face_size, sharpness, pose, "
+                "crop_sha256, created_at) SELECT one.gallery_id, subject.id, embedding, detection_score, face_size, "
+                "sharpness, pose, crop_sha256, one.created_at FROM template AS one, subject "
+                "WHERE one.id = ? AND subject.key LIKE ?",
+                (first.id, f"{many} people, %"),
+            )
+        costs.append([])
+        for look in looks:
+            with steps_of(engine) as steps:
+                assert look()
+            costs[-1].append(len(steps))
+    assert [large - small < 5 for small, large in zip(*costs, strict=True)] == [True, True]
 
 
 def test_a_last_page_that_is_full_has_no_cursor(store: GalleryStore, new_templates: Templates) -> None:

@@ -21,6 +21,7 @@ from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from tests.databases import steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
 OpenAgain = Callable[[], Vault]
@@ -69,6 +70,27 @@ def test_forgetting_destroys_rows_and_key_and_signs_for_it(
     assert vault.open_keys([key_of(engine, "bob")]) != {}
     with pytest.raises(SubjectNotFound):
         forgetting.forget("people", "anna")
+
+
+def test_an_erasure_costs_the_same_however_many_were_erased_before(
+    engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    costs = []
+    for many in (10, 5000):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < ?) "
+                "INSERT INTO key_to_destroy SELECT ? || n, 1 FROM number",
+                (many, f"{many} keys, number "),
+            )
+        enroll(sealed_store, "anna", new_templates(1))
+        sealed_store.delete_subject("people", "anna")
+        with steps_of(engine) as steps:
+            assert forgetting.destroy_keys() == 1
+        costs.append(len(steps))
+    assert costs[1] - costs[0] < 5
 
 
 def test_every_way_to_erase_a_subject_destroys_its_key(

@@ -22,6 +22,7 @@ from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
+from tests.databases import steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
 OLD, NEW = "old@1", "new@1"
@@ -60,6 +61,21 @@ def count(engine: Engine, table: str) -> int:
 def erasures(store: GalleryStore) -> dict[str, str | None]:
     with store.engine.connect() as connection:
         return {row.name: row.erasure for row in connection.execute(text("SELECT name, erasure FROM gallery"))}
+
+
+def test_the_last_embeddings_of_a_move_cost_no_more_than_the_first(
+    engine: Engine, store: GalleryStore, new_templates: Templates
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    enroll(store, "anna", new_templates(2000))
+    gallery, moves, costs = store.gallery("people"), ReembeddingStore(store.engine), []
+    ids = [one.id for one in store.templates("people", subject=None, after=0, limit=2000).items]
+    for start in range(0, 2000, 100):
+        with steps_of(engine) as steps:
+            moves.add(gallery, NEW, ids[start : start + 100], np.ones((100, 8), np.float32))
+        costs.append(len(steps))
+    assert costs[-1] - costs[1] < 20
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_k
 from app.gallery.sealing.rotation import rotate_master_key
 from app.gallery.sealing.vault import Vault, open_vault
 from app.gallery.sql.database import open_engine
+from tests.databases import steps_of
 
 OpenAgain = Callable[[], Vault]
 
@@ -159,6 +160,19 @@ def test_an_interrupted_rotation_goes_on(vault: Vault, open_again: OpenAgain) ->
     assert again.open_keys([key.id for key in keys]) == {key.id: key.secret for key in keys}
     assert again.rewrap(100) == 6
     assert again.rewrap(100) == 0
+
+
+def test_the_last_keys_of_a_rotation_cost_no_more_than_the_first(vault: Vault) -> None:
+    vault.new_keys("subject", 2000)
+    vault.masters.replace([MasterKey.make(), *vault.masters.keys])
+    vault.use_master(vault.masters.first)
+    costs = []
+    for _ in range(20):
+        with steps_of(vault.engine) as steps:
+            assert vault.rewrap(100) == 100
+        costs.append(len(steps))
+    assert costs[-1] < 1.5 * costs[0]
+    assert set(vault.wrapped_by()) == {vault.master}
 
 
 def beside(vault: Vault, file: Path) -> Vault:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, func, select, update
+from sqlalchemy import Connection, event, func, select, update
 
 from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.sql.database import open_engine
@@ -137,6 +137,27 @@ def test_a_gallery_that_somebody_writes_to_holds_up_its_own_report_alone(
     history.report_all([(2**40, "of none", 1), (first.id, "of one", 5)])  # as one that was erased meanwhile
     assert {name: revision for name, (revision, _) in reported(store).items()} == {"of one": 5, "of two": 4}
     engine.dispose()
+
+
+def test_many_changes_go_in_several_transactions_and_no_revision_in_parts(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.sql.followers.PRUNED_AT_ONCE", 4)
+    history, gallery = GalleryHistory(store.engine), store.gallery("people")
+    for number in range(5):
+        enroll(store, f"subject {number}", new_templates(3))
+    history.report(gallery.id, "living", 4)
+    left = list[list[int]]()
+
+    @event.listens_for(store.engine, "commit")
+    def look(connection: Connection) -> None:
+        found = connection.execute(select(ChangeRow.revision).order_by(ChangeRow.revision))
+        left.append(list(found.scalars()))
+
+    assert history.prune(gallery.id) == 12
+    event.remove(store.engine, "commit", look)
+    last = [5, 5, 5]
+    assert [one for one in left if one] == [[3, 3, 3, 4, 4, 4, *last], last, last]
 
 
 def test_who_reported_by_a_clock_that_was_ahead_does_not_keep_changes_for_years(
