@@ -219,8 +219,8 @@ class Snapshots:
 
     def open_newer(self, contradiction: Callable[[Point], str | None]) -> Opened | None:
         """The newest snapshot, if it is one that this process has not seen."""
-        newest = max(self.revisions, default=-1)
-        return None if newest <= self._known else self.open_newest(contradiction)
+        newest = max(self.revisions, default=-1)  # lower than the known one where that was undone
+        return None if newest in {-1, self._known} else self.open_newest(contradiction)
 
     def damages(self, contradiction: Callable[[Point], str | None]) -> list[str]:
         """What is wrong with the snapshots that are there; they stay where they are. One not opened is passed over."""
