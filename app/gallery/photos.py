@@ -55,7 +55,7 @@ def read_photo(path: Path, *, max_bytes: int) -> bytes:
     """
     try:
         # A pipe is opened without waiting for who writes into it, and not read.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("it is no regular file")
             return file.read(max_bytes + 1)

@@ -59,7 +59,11 @@ class PgvectorEngine:
         name = storage_name(gallery)
         with self._connections.one() as connection, connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
-            (there,) = _row(connection, "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.{name}",))
+            (there,) = _row(
+                connection,
+                "SELECT to_regclass(%s) IS NOT NULL AND EXISTS (SELECT FROM storage WHERE name = %s)",
+                (f"{SCHEMA}.{name}", name),
+            )
             if not there:
                 with _right_to("make tables"):
                     _make_table(connection, name, gallery.dimension)
@@ -189,6 +193,8 @@ WHERE relname = 'gallery' AND relkind IN ('r', 'p') AND 4 = (
 
 def _make_table(connection: Connection, name: str, dimension: int) -> None:
     table = sql.Identifier(SCHEMA, name)
+    # One without a position: how far it is true nobody knows.
+    connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table))
     connection.execute(
         sql.SQL("CREATE TABLE {} (id bigint PRIMARY KEY, embedding vector({}) NOT NULL)").format(
             table, sql.Literal(dimension)

@@ -219,11 +219,11 @@ class Snapshots:
 
     def open_newer(self, contradiction: Callable[[Point], str | None]) -> Opened | None:
         """The newest snapshot, if it is one that this process has not seen."""
-        newest = max(self.revisions, default=-1)
-        return None if newest <= self._known else self.open_newest(contradiction)
+        newest = max(self.revisions, default=-1)  # lower than the known one where that was undone
+        return None if newest in {-1, self._known} else self.open_newest(contradiction)
 
     def damages(self, contradiction: Callable[[Point], str | None]) -> list[str]:
-        """What is wrong with the snapshots that are there; they stay where they are."""
+        """What is wrong with the snapshots that are there; they stay where they are. One not opened is passed over."""
         found = []
         for revision in self.revisions:
             place = self._place(revision)
@@ -238,6 +238,8 @@ class Snapshots:
                 look_steadily(self._places(revision), look)
             except SnapshotDamaged as error:
                 found.append(f"snapshot of revision {revision}: {error}")
+            except OSError as error:
+                _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
         return found
 
     def set_all_aside(self, reason: str) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from hashlib import blake2b
@@ -35,6 +36,7 @@ class PrivateFolder:
         self._base = base
         self._path = base / blake2b(name.encode(), digest_size=16).hexdigest()  # of a form that nobody else's has
         self._handle: int | None = None
+        self._taking = threading.Lock()
 
     @property
     def path(self) -> Path:
@@ -43,17 +45,9 @@ class PrivateFolder:
         Raises:
             StorageUnwritable: it cannot be made.
         """
-        if self._handle is None:
-            try:
-                with _locked(self._base, _PATIENCE):
-                    self._remove_the_dead()
-                    self._path.mkdir(mode=0o700, exist_ok=True)
-                    self._handle = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                    fcntl.flock(self._handle, fcntl.LOCK_SH)
-            except OSError as error:
-                raise StorageUnwritable(f"{self._path} cannot be made: {error.strerror}") from error
-            except Busy as error:
-                raise StorageUnwritable(f"{self._path} cannot be made: {error}") from error
+        with self._taking:  # a second handle, of another thread, would outlive `close`
+            if self._handle is None:
+                self._take_hold()
         return self._path
 
     def close(self) -> None:
@@ -66,6 +60,18 @@ class PrivateFolder:
                 _remove_if_unheld(self._path, handle)
         finally:
             os.close(handle)
+
+    def _take_hold(self) -> None:
+        try:
+            with _locked(self._base, _PATIENCE):
+                self._remove_the_dead()
+                self._path.mkdir(mode=0o700, exist_ok=True)
+                self._handle = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                fcntl.flock(self._handle, fcntl.LOCK_SH)
+        except OSError as error:
+            raise StorageUnwritable(f"{self._path} cannot be made: {error.strerror}") from error
+        except Busy as error:
+            raise StorageUnwritable(f"{self._path} cannot be made: {error}") from error
 
     def _remove_the_dead(self) -> None:
         for path in self._base.iterdir():

@@ -148,11 +148,11 @@ def _follow(replica: GalleryReplica, history: GalleryHistory) -> Point | None:
 def _not_in(there: set[int], replica: GalleryReplica) -> tuple[list[int], int]:
     """Templates of a view that are not among those in SQL, and how many more an index has that does not name them."""
     view = replica.view
-    known = view.owners.pairs()[0].tolist()
+    known = view.owners.pairs()[0]
     more = max(0, len(view.index) - len(known))
-    if more and isinstance(view.index, _NamesAll):
-        known, more = list({*known, *view.index.ids().tolist()}), 0
-    return [one for one in known if one not in there], more
+    if isinstance(view.index, _NamesAll):  # as many that do not open would hide those that are too much
+        known, more = np.union1d(known, view.index.ids()), 0
+    return [one for one in known.tolist() if one not in there], more
 
 
 def _apart(

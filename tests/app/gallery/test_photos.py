@@ -1,15 +1,18 @@
 """Photos wait for a worker, and no longer than they are meant to."""
 
+import os
 import threading
 import time
+from pathlib import Path
 
 import anyio
 import pytest
 
 from app.api.photo_threads import in_photo_thread
 from app.gallery.errors import Busy
-from app.gallery.photos import PhotoReader
+from app.gallery.photos import PhotoReader, read_photo
 from app.telemetry import QUEUE_SECONDS
+from model.errors import UnsupportedImage
 from model.image import ImageLimits
 from model.pipeline import Networks
 from model.quality import QualityLimits
@@ -61,3 +64,13 @@ def test_photos_that_wait_have_so_many_threads_and_no_more() -> None:
         return len(begun)
 
     assert anyio.run(many) == THREADS
+
+
+def test_what_is_no_photo_is_not_left_open(tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    for name in ("folder.jpg", "pipe.jpg", "nothing.jpg"):
+        with pytest.raises(UnsupportedImage, match="the file cannot be read: "):
+            read_photo(tmp_path / name, max_bytes=10)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy import update
 
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
 from app.gallery.engines.leftovers import EngineLeftovers
@@ -20,6 +21,7 @@ from app.gallery.sealing.vault import open_vault
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.tables import TemplateRow
 from app.gallery.views.consistency import check_gallery, repair_gallery
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
@@ -210,6 +212,19 @@ def test_what_sql_does_not_have_is_removed_when_an_index_is_mended(
     assert held(store, shared) == {EXTRACTOR: [1]}
     assert check_gallery(store.gallery("people"), process.history, process.indexes).whole
     assert identities(replica, store, templates[:1]) == [anna]
+
+
+def test_what_sql_does_not_have_is_found_beside_as_much_that_does_not_open(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path
+) -> None:
+    process = Process(store, open_shared(), tmp_path)
+    enroll(store, "anna", new_templates(2))
+    with store.engine.begin() as connection:
+        connection.execute(update(TemplateRow).where(TemplateRow.id == 2).values(embedding=b"damaged"))
+    replica = process.replicas.up_to_date("people")
+    replica.view.index.add(np.array([99]), unit_vectors(1, seed=1, dimension=DIMENSION))
+    found = check_gallery(store.gallery("people"), process.history, process.indexes)
+    assert (found.templates, found.surplus, found.unreadable) == (1, 1, (2,))
 
 
 def test_what_a_killed_process_left_of_an_erased_person_is_removed_at_the_next_start(

@@ -276,6 +276,18 @@ def test_a_table_that_is_gone_is_said_and_made_again(engine: PgvectorEngine, pos
     assert (again.position(), len(again)) == (-1, 0)
 
 
+def test_a_table_whose_position_is_gone_is_said_and_made_again(engine: PgvectorEngine, postgresql_server: str) -> None:
+    gallery = new_gallery()
+    index = filled(engine, gallery, 10)
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        query = sql.SQL("DELETE FROM {} WHERE name = %s").format(sql.Identifier(SCHEMA, "storage"))
+        connection.execute(query, (index.name,))
+    with pytest.raises(DatabaseUnavailable, match="run `facegallery reindex`"):
+        index.search(unit_vectors(1, seed=0), 1)
+    again = engine.index(gallery)
+    assert (again.position(), len(again), again.ids().tolist()) == (-1, 0, [])
+
+
 def test_a_table_whose_graph_is_being_built_keeps_no_other_from_being_dropped(
     engine: PgvectorEngine, postgresql_server: str
 ) -> None:

@@ -2,6 +2,9 @@ import os
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from pathlib import Path
 
@@ -145,3 +148,21 @@ def test_a_given_folder_that_is_holds_or_lies_in_the_data_folder_is_refused(tmp_
         private_base(tmp_path / given, apart_from=(tmp_path / "data", tmp_path / "data" / "index"))
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["index"]
     assert private_base(tmp_path / "data-memory", apart_from=(tmp_path / "data",)).is_dir()
+
+
+def test_threads_that_take_hold_at_once_leave_nothing(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked, real = PrivateFolder(base, "mine"), threading.Semaphore(0), private_folder._locked
+
+    def locked(base: Path, patience: float) -> AbstractContextManager[None]:
+        asked.release()
+        return real(base, patience)
+
+    with ThreadPoolExecutor(2) as pool:
+        with monkeypatch.context() as patched, held(base / "facegallery", refusal="never"):
+            patched.setattr(private_folder, "_locked", locked)
+            paths = [pool.submit(lambda: folder.path) for _ in range(2)]
+            assert asked.acquire(timeout=60)
+            asked.acquire(timeout=0.5)  # of the other thread, if it does not wait for the first
+        assert [path.result(60).name for path in paths] == [MINE, MINE]
+    folder.close()
+    assert not (base / MINE).exists()

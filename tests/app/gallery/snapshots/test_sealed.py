@@ -903,3 +903,15 @@ def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
     assert machine.sealed() == []
     assert not machine.holds(machine.memory, templates[0])
     assert machine.store.gallery("people").erasure is None
+
+
+def test_a_check_goes_on_beside_who_was_stopped_while_opening_a_snapshot(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(2))
+    replica = machine.replica()
+    replica.write_snapshot()
+    monkeypatch.setattr("app.gallery.snapshots.unsealing._PATIENCE", 0.05)
+    with (snapshots(replica).folder / "opening").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert check_gallery(machine.store.gallery("people"), machine.history, machine.source).whole

@@ -286,3 +286,20 @@ def test_no_snapshot_is_written_of_a_view_that_was_undone_meanwhile(
     assert len(saved) == 2
     assert names(store, replica_of(store, source), templates) == ["carl", "alice", "bob"]
     assert [path.name for path in snapshots(process).folder.iterdir() if path.is_dir()] == [f"{3:020d}"]
+
+
+def test_a_follower_takes_up_what_is_written_after_an_undone_history(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates, leader, standby = followed(store, source, new_templates)
+    enroll(store, "dora", new_templates(1))
+    leader.catch_up(*store.gallery("people").point)
+    leader.write_snapshot()
+    follower = replica_of(store, source)
+    standby.promote()
+    for process in (leader, follower):
+        assert names(store, process, templates) == ["carl", "alice", None]
+    leader.write_snapshot()
+    assert follower.adopt_snapshot()
+    assert not follower.adopt_snapshot()
+    assert names(store, follower, templates) == ["carl", "alice", None]
