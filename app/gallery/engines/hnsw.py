@@ -56,8 +56,9 @@ class GraphBuilder:
             waits = time.monotonic() < self._not_before.get(table, 0)
             if self._closed or waits or table in self._threads:
                 return
-            self._threads[table] = threading.Thread(target=self._run, args=(table,), name=f"hnsw {table}", daemon=True)
-            self._threads[table].start()
+            thread = threading.Thread(target=self._run, args=(table,), name=f"hnsw {table}", daemon=True)
+            thread.start()  # which fails where there are too many
+            self._threads[table] = thread
 
     def wait(self, table: str, seconds: float | None = None) -> bool:
         """Whether nothing is being built for a table by this process, or no more within so many seconds."""

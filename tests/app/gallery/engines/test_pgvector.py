@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -410,4 +411,23 @@ def test_a_graph_that_another_process_has_dropped_is_looked_for_again(
     assert graph_is_valid(postgresql_server, index) is None
     index.position()
     engine.builder.wait(index.name)
+    assert graph_is_valid(postgresql_server, index)
+
+
+def test_a_build_for_which_there_is_no_thread_is_begun_again(
+    engine: PgvectorEngine, postgresql_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = new_gallery()
+    index = engine.index(gallery)
+    index.add(np.arange(1500), unit_vectors(1500, seed=0))
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError):
+            index.position()
+    index.position()
+    assert engine.builder.wait(index.name, 60)
     assert graph_is_valid(postgresql_server, index)
