@@ -1,5 +1,7 @@
 """Rankings of more rows than are looked at in one piece."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from tests.app.gallery.index.test_segmented import compressed, parts, strangers
 
 
 @pytest.mark.parametrize(("precision", "count"), [(np.float32, 20_000), (np.float32, 40_000), (np.float16, 40_000)])
-def test_more_rows_than_one_piece_are_ranked_whole(precision: type[np.float32] | type[np.float16], count: int) -> None:
+def test_more_rows_than_one_piece_are_ranked_whole(precision: Any, count: int) -> None:
     vectors, (probe,) = strangers(40_000, seed=0).astype(precision), strangers(1, seed=1)
     rows = Rows(vectors, np.arange(40_000), np.ones(40_000, np.bool_), None, size=40_000)
     distances = np.linalg.norm(vectors.astype(np.float32) - probe, axis=1)

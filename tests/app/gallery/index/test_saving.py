@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.gallery.index import snapshot
+from app.gallery.index import SegmentedIndex, snapshot
 from tests.app.gallery.index.test_snapshot import (
     DIMENSION,
     LIMITS,
     VECTORS,
-    SegmentedIndex,
     assert_same,
     load,
     saved,
