@@ -32,6 +32,7 @@ from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, T
 
 _MANY = 10_000  # rows of one read when an index is built
 _PAUSE = 0.1  # seconds between two pieces of what is dropped: who waits for SQLite looks that often
+_PIECES = 10  # at most in one call: it is part of a start, and of an upkeep that has other work
 
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
@@ -260,21 +261,22 @@ class GalleryHistory:
                 self.prune(gallery_id)
 
     def prune(self, gallery_id: int, *, silent_for: timedelta = SILENCE) -> int:
-        """Drop the changes that every follower has behind it; answers how many rows that were.
+        """Drop changes that every follower has behind it; answers how many rows that were.
 
         A follower that was silent for so long, by the database's clock, is dropped; should it live on, it finds a gap
         and loads anew. So is one that reported from so far in the future: the clock was wrong then, and as long as it
         takes to get there the changes would stay. Many changes go in several transactions, so that others get their
-        turn.
+        turn, and a hundred thousand at most: the rest is left to the next call.
         """
         dropped = 0
-        while True:
+        for _ in range(_PIECES):
             with self._sessions.writing() as session:
                 piece = prune_gallery(session, gallery_id, silent_for=silent_for)
             dropped += piece
             if piece < followers.PRUNED_AT_ONCE:
-                return dropped
+                break
             time.sleep(_PAUSE)
+        return dropped
 
 
 def _dimension(session: Session, gallery_id: int) -> int:

@@ -160,6 +160,17 @@ def test_many_changes_go_in_several_transactions_and_no_revision_in_parts(
     assert [one for one in left if one] == [[3, 3, 3, 4, 4, 4, *last], last, last]
 
 
+def test_what_one_call_does_not_drop_the_next_ones_do(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.sql.followers.PRUNED_AT_ONCE", 1)
+    history, gallery = GalleryHistory(store.engine), store.gallery("people")
+    for number in range(12):
+        enroll(store, f"subject {number}", new_templates(1))
+    history.report(gallery.id, "living", store.gallery("people").revision)
+    assert [history.prune(gallery.id) for _ in range(3)] == [10, 2, 0]
+
+
 def test_who_reported_by_a_clock_that_was_ahead_does_not_keep_changes_for_years(
     store: GalleryStore, new_templates: Templates
 ) -> None:
