@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 import structlog
-from sqlalchemy import Engine, LargeBinary, String, delete, func, select, text, update
+from sqlalchemy import Engine, LargeBinary, String, Table, delete, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
@@ -33,7 +34,7 @@ class DataKeyRow(VaultBase):
     __tablename__ = "data_key"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    purpose: Mapped[str] = mapped_column(String(20))
+    purpose: Mapped[str] = mapped_column(String(20), index=True)
     name: Mapped[str | None] = mapped_column(String(40), unique=True)  # of a key that there is once
     master: Mapped[str | None] = mapped_column(String(16), index=True)
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
@@ -277,6 +278,8 @@ def open_vault(engine: Engine, *, master_key: str | None, master_key_file: Path,
         if connection.dialect.name == "postgresql":  # two processes must not make the tables at the same moment
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery vault'))"))
         VaultBase.metadata.create_all(connection)
+        for index in cast(Table, DataKeyRow.__table__).indexes:  # a vault of before may lack one
+            index.create(connection, checkfirst=True)
     with database_errors(), Session(engine) as session:
         empty = session.scalar(select(VaultStateRow.id)) is None
     if empty and expected:

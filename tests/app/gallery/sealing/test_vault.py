@@ -175,6 +175,19 @@ def test_the_last_keys_of_a_rotation_cost_no_more_than_the_first(vault: Vault) -
     assert set(vault.wrapped_by()) == {vault.master}
 
 
+def test_the_keys_of_a_cache_are_found_without_those_of_subjects(vault: Vault, open_again: OpenAgain) -> None:
+    with vault.engine.begin() as connection:  # as a vault of before is
+        connection.execute(text("DROP INDEX IF EXISTS ix_data_key_purpose"))
+    again, costs = open_again(), []
+    for _ in range(2):
+        again.new_keys("subject", 5000)
+        again.new_key("snapshots-1")
+        with steps_of(again.engine) as steps:
+            assert again.discard("snapshots-1") == 1
+        costs.append(len(steps))
+    assert costs[1] < costs[0] + 20  # all of five thousand keys would be some hundred more
+
+
 def beside(vault: Vault, file: Path) -> Vault:
     """The same vault as another machine opens it, with a copy of the master key's file."""
     file.write_text("\n".join(key.written for key in vault.masters.keys))
