@@ -236,8 +236,12 @@ class Retention:
     def _due_ids(self, gallery: Gallery, due: Due) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""
         after, ids = 0, list[int]()
+        with_an_end = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id)
+        if gallery.privacy.keep_days is None and gallery.privacy.unseen_days is None:  # then few have one
+            own = SubjectRow.expires_at.is_not(None) | SubjectRow.consent.is_not(None)
+            with_an_end = with_an_end.where(own)
         while True:
-            query = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, SubjectRow.id > after)
+            query = with_an_end.where(SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
                 ids += [row.id for row in rows if due(gallery, row)]

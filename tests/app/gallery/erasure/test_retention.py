@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, event, text, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, ends_earlier, expiry
@@ -100,6 +100,27 @@ def test_the_end_of_a_consent_is_an_expiry(
     assert retention.sweep().expired == {}
     clock.turn(days=1)
     assert retention.sweep().expired == {"people": 1}
+
+
+def test_a_sweep_looks_at_nobody_who_can_have_no_end(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    for number in range(8):
+        enroll(sealed_store, f"subject {number}", new_templates(1))
+    for days, key in enumerate(("anna", "bob"), start=1):
+        enroll(sealed_store, key, new_templates(1), terms={"expires_at": clock() + timedelta(days=days)})
+    consent = Consent("door", clock(), expires_at=clock() + timedelta(days=3))
+    enroll(sealed_store, "carl", new_templates(1), terms={"consent": consent})
+    clock.turn(days=1)
+    looked_at = list[str]()
+
+    @event.listens_for(SubjectRow, "load")
+    def look(row: SubjectRow, _context: object) -> None:
+        looked_at.append(row.key)
+
+    assert retention.due() == {"people": 1}
+    event.remove(SubjectRow, "load", look)
+    assert looked_at == ["anna", "bob", "carl"]
 
 
 def test_a_gallery_keeps_nobody_longer_than_its_days(
