@@ -64,7 +64,7 @@ def test_sqlite_refuses_writes_and_goes_on_reading(
                 break
             acknowledged.add(f"person {number}")
         assert is_problem(answer, 507, "storage-unwritable")
-        assert "nothing was stored" in answer.json()["detail"]
+        assert "the change was not stored" in answer.json()["detail"]
         assert people(client, portrait) == (acknowledged, acknowledged)
         pragmas |= NO_LIMIT
         assert enroll(client, "last", portrait).status_code == 201
