@@ -84,21 +84,16 @@ def main() -> None:
             time.sleep(1)
     for core, seen in found.items():
         slow = seen.speeds < _SLOW
-        times = np.flatnonzero(np.diff(slow.astype(np.int8), prepend=0) == 1)
+        times = int((np.diff(slow.astype(np.int8), prepend=0) == 1).sum())
+        length = 1000 * np.diff(seen.moments, prepend=seen.moments[:1])[slow].sum() / max(1, times)
         share = seen.lost[-1] / (seen.moments[-1] - seen.moments[0])
         print(
-            f"core {core}: {100 * share:.1f} % was withheld; slow {len(times)} times, "
-            f"{_length(seen.moments, slow):.0f} ms each, at {seen.speeds[slow].mean() if len(times) else 1:.2f} of its "
+            f"core {core}: {100 * share:.1f} % was withheld; slow {times} times, "
+            f"{length:.0f} ms each, at {seen.speeds[slow].mean() if times else 1:.2f} of its "
             f"speed; {(seen.late > 0).sum()} pauses, the longest {1000 * seen.late.max():.1f} ms"
         )
     if arguments.plot:
         _plot(found, arguments.plot)
-
-
-def _length(moments: NDArray[np.float64], slow: NDArray[np.bool_]) -> float:
-    """Mean milliseconds of the times in which a core was slow."""
-    times = max(1, int((np.diff(slow.astype(np.int8), prepend=0) == 1).sum()))
-    return float(1000 * np.diff(moments, prepend=moments[:1])[slow].sum() / times)
 
 
 def _plot(found: Mapping[int, Watched], path: Path) -> None:

@@ -13,6 +13,7 @@ from app.gallery.errors import MoveRefused
 from app.gallery.records import Gallery
 from app.gallery.reembedding.exchange import exchange_embeddings, has_spare
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.database import another_value
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -132,9 +133,8 @@ class ReembeddingStore:
         """
         with self._sessions.writing() as session:
             owner = self._locked(session, gallery)
-            theirs = select(SpareEmbeddingRow.extractor).where(SpareEmbeddingRow.gallery_id == owner.id).limit(1)
-            name = SpareEmbeddingRow.extractor  # the first and the last, else all that are there are looked through
-            if {session.scalar(theirs.order_by(end)) for end in (name.asc(), name.desc())} - {None, extractor}:
+            own = SpareEmbeddingRow.gallery_id == owner.id
+            if another_value(session, SpareEmbeddingRow.extractor, extractor, own) is not None:
                 raise MoveRefused(f"gallery {owner.name!r} has begun to move to another extractor")
             self._keep(session, owner, extractor, dict(zip(ids, embeddings, strict=True)))
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.sealing.master_keys import KEY_BYTES, MasterKey, MasterKeys, load_master_keys
-from app.gallery.sql.database import database_errors, empty_log
+from app.gallery.sql.database import another_value, database_errors, empty_log
 from app.gallery.tables import UtcDateTime, now
 
 _MANY = 5_000  # ids of one query: SQLite takes 32 thousand
@@ -205,12 +205,10 @@ class Vault:
 
         Nothing sealed with them is touched. The rows are locked, so that no destroyed key comes back.
         """
-        ids = select(DataKeyRow.master).where(DataKeyRow.master.is_not(None)).limit(1)
         with self._writing() as session:
             master = self._master(session)
             # By equality, for which there is an index: those that were wrapped already are not looked through again.
-            ends = (session.scalar(ids.order_by(end)) for end in (DataKeyRow.master.asc(), DataKeyRow.master.desc()))
-            other = next((one for one in ends if one not in {None, master.id}), None)
+            other = another_value(session, DataKeyRow.master, master.id)
             if other is None:
                 return 0
             rows = session.execute(

@@ -9,9 +9,10 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import URL, ColumnElement, Connection, Engine, ExceptionContext, create_engine, event, make_url, select
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.errors import Busy, DriverMissing
 from app.gallery.sql.failures import meaning
@@ -183,3 +184,15 @@ def database_errors() -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+
+
+def another_value(
+    session: Session, column: InstrumentedAttribute[Any], than: str, *where: ColumnElement[bool]
+) -> str | None:
+    """A value of a column other than one, among some rows; NULL is none.
+
+    Looked for at both ends of the column's index: `!=` goes through all rows that have the one.
+    """
+    query = select(column).where(column.is_not(None), *where).limit(1)
+    ends = (session.scalar(query.order_by(end)) for end in (column.asc(), column.desc()))
+    return next((value for value in ends if value not in {None, than}), None)

@@ -12,8 +12,6 @@ from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, UtcDateTime, 
 
 Report = tuple[int, str, int]
 """A gallery, the name of a process or a snapshot, and the revision up to which that has followed the gallery."""
-PRUNED_AT_ONCE = 10_000
-"""Rows of changes that one transaction drops, with the rest of the revision that the last is of."""
 _UNSYNCHRONISED: dict[str, Any] = {"synchronize_session": False}
 
 
@@ -54,8 +52,11 @@ def galleries_to_prune(session: Session, gallery_ids: Sequence[int], *, silent_f
     return sorted(due)
 
 
-def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta) -> int:
-    """One piece of what `GalleryHistory.prune` does; answers how many rows went, fewer than a piece at the end."""
+def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta, piece: int) -> int:
+    """One piece of what `GalleryHistory.prune` does; answers how many rows went, fewer than a piece at the end.
+
+    A piece is so many rows, with the rest of the revision that the last of them is of.
+    """
     followers = FollowerRow.gallery_id == gallery_id
     leaving = delete(FollowerRow).where(followers, silent(session, silent_for))
     session.execute(leaving, execution_options=_UNSYNCHRONISED)
@@ -64,7 +65,7 @@ def prune_gallery(session: Session, gallery_id: int, *, silent_for: timedelta) -
         return 0
     behind = (ChangeRow.gallery_id == gallery_id) & (ChangeRow.revision <= floor)
     # Whole revisions, the oldest first: a part of one would be taken for all of it.
-    last = select(ChangeRow.revision).where(behind).order_by(ChangeRow.revision).offset(PRUNED_AT_ONCE - 1).limit(1)
+    last = select(ChangeRow.revision).where(behind).order_by(ChangeRow.revision).offset(piece - 1).limit(1)
     reached = session.scalar(last)
     old = delete(ChangeRow).where(behind, ChangeRow.revision <= (floor if reached is None else reached))
     return cast(Any, session.execute(old, execution_options=_UNSYNCHRONISED)).rowcount or 0

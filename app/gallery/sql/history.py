@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
-from app.gallery.sql import followers
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
 from app.gallery.sql.rows import (
     EMBEDDING,
@@ -31,6 +30,7 @@ from app.gallery.sql.rows import (
 from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, TemplateRow
 
 _MANY = 10_000  # rows of one read when an index is built
+_PRUNED_AT_ONCE = 10_000  # rows of changes
 _PAUSE = 0.1  # seconds between two pieces of what is dropped: who waits for SQLite looks that often
 _PIECES = 10  # at most in one call: it is part of a start, and of an upkeep that has other work
 
@@ -271,9 +271,9 @@ class GalleryHistory:
         dropped = 0
         for _ in range(_PIECES):
             with self._sessions.writing() as session:
-                piece = prune_gallery(session, gallery_id, silent_for=silent_for)
+                piece = prune_gallery(session, gallery_id, silent_for=silent_for, piece=_PRUNED_AT_ONCE)
             dropped += piece
-            if piece < followers.PRUNED_AT_ONCE:
+            if piece < _PRUNED_AT_ONCE:
                 break
             time.sleep(_PAUSE)
         return dropped

@@ -142,7 +142,7 @@ def test_a_gallery_that_somebody_writes_to_holds_up_its_own_report_alone(
 def test_many_changes_go_in_several_transactions_and_no_revision_in_parts(
     store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.gallery.sql.followers.PRUNED_AT_ONCE", 4)
+    monkeypatch.setattr("app.gallery.sql.history._PRUNED_AT_ONCE", 4)
     history, gallery = GalleryHistory(store.engine), store.gallery("people")
     for number in range(5):
         enroll(store, f"subject {number}", new_templates(3))
@@ -163,7 +163,7 @@ def test_many_changes_go_in_several_transactions_and_no_revision_in_parts(
 def test_what_one_call_does_not_drop_the_next_ones_do(
     store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.gallery.sql.followers.PRUNED_AT_ONCE", 1)
+    monkeypatch.setattr("app.gallery.sql.history._PRUNED_AT_ONCE", 1)
     history, gallery = GalleryHistory(store.engine), store.gallery("people")
     for number in range(12):
         enroll(store, f"subject {number}", new_templates(1))
