@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, float | str]
 
 FLOAT32 = 512  # bytes of an embedding
+_LESS = ", less what the machine withheld"
 FIELDS = (
     "engine",
     "templates",
@@ -32,6 +33,7 @@ FIELDS = (
     "restart_s",
     "busy_p50_s",
     "busy_p99_s",
+    "busy_p99_given_s",
     "longest_alone_s",
     "longest_busy_s",
     "longest_upkeep_s",
@@ -60,6 +62,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("remove 1,000 ms", "remove_s", lambda value: f"{1e3 * value:.1f}"),
     ("restart s", "restart_s", lambda value: f"{value:.2f}"),
     ("p99 ms busy", "busy_p99_s", lambda value: f"{1e3 * value:.2f}"),
+    ("given", "busy_p99_given_s", lambda value: f"{1e3 * value:.2f}"),
     ("longest ms", "longest_upkeep_s", lambda value: f"{1e3 * value:.1f}"),
     ("given", "longest_given_s", lambda value: f"{1e3 * value:.1f}"),
     ("stops", "upkeep_stops", lambda value: f"{value:.0f}"),
@@ -143,8 +146,10 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
         value = ratio(figure(other, size, "p50_s"), figure("compressed", size, "p50_s"))
         found.append(Wanted(f"{size:,} templates, {least} × as fast as {other}", value, least, at_least=True))
     for size in sorted({int(row["templates"]) for row in rows}):
-        value = ratio(figure("compressed", size, "busy_p99_s"), figure("compressed", size, "busy_p50_s"))
-        found.append(Wanted(f"{size:,} templates, p99 beside writers within 3 × p50", value, 3, at_least=False))
+        for key, less in (("busy_p99_s", ""), ("busy_p99_given_s", _LESS)):
+            value = ratio(figure("compressed", size, key), figure("compressed", size, "busy_p50_s"))
+            sentence = f"{size:,} templates, p99 beside writers within 3 × p50{less}"
+            found.append(Wanted(sentence, value, 3, at_least=False))
         for engine in ("compressed", "compressed, half"):
             for kind in ("mated", "non_mated"):
                 value = figure(engine, size, f"{kind}_agreement")
@@ -155,10 +160,12 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
                 continue  # exact still, in float32
             value = ratio(figure(engine, size, "bytes"), FLOAT32)
             found.append(Wanted(f"{size:,} templates, {engine}: memory of float32's", value, most, at_least=False))
-        longest, median = figure("compressed", size, "longest_upkeep_s"), figure("compressed", size, "p50_s")
-        stop = None if longest is None or median is None else 1e3 * (longest - median)
-        sentence = f"{size:,} templates, ms that a search was stopped at most"
-        found.append(Wanted(sentence, stop, 20, at_least=False))
+        median = figure("compressed", size, "p50_s")
+        for key, less in (("longest_upkeep_s", ""), ("longest_given_s", _LESS)):
+            longest = figure("compressed", size, key)
+            stop = None if longest is None or median is None else 1e3 * (longest - median)
+            sentence = f"{size:,} templates, ms that a search was stopped at most{less}"
+            found.append(Wanted(sentence, stop, 20, at_least=False))
     restart, remove = figure("compressed", million, "restart_s"), figure("compressed", million, "remove_s")
     found.append(Wanted("1,000,000 templates, seconds of a restart", restart, 10, at_least=False))
     found.append(Wanted("1,000,000 templates, seconds of 1,000 removals", remove, 1, at_least=False))
