@@ -161,6 +161,36 @@ def test_a_gallery_that_is_erased_while_its_snapshot_is_written_leaves_none(
     assert files(source) == []
 
 
+def test_who_follows_a_move_while_the_upkeep_looks_leaves_the_lead_to_others(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(2))
+
+    def move(extractor: str) -> None:
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE gallery SET extractor = '{extractor}', revision = revision + 1")
+
+    class Moves(GalleryHistory):
+        """In which the gallery moves right after the upkeep has read it, and a request follows that."""
+
+        def galleries(self) -> dict[int, Gallery]:
+            found = super().galleries()
+            move("other@1")
+            replicas.follow(store.gallery("people"))
+            return found
+
+    history = Moves(store.engine)
+    replicas = Replicas(store, history, source, extractor=EXTRACTOR)
+    replicas.up_to_date("people")
+    Upkeep(replicas.all, history, source).tick()
+    assert replicas.all() == []
+    move(EXTRACTOR)
+    back = replicas.up_to_date("people")
+    assert back.snapshots is not None
+    assert back.snapshots.lead()
+    replicas.stop()
+
+
 def test_a_gallery_of_another_extractor_is_let_go_and_keeps_its_files(
     store: GalleryStore, source: IndexSource, new_templates: Templates
 ) -> None:
