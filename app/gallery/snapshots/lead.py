@@ -24,7 +24,11 @@ class SnapshotLead:
         self._touched = float("-inf")
 
     def take(self) -> bool:
-        """Whether this process leads; once it does, it stays so until it resigns or ends, or the folder is removed."""
+        """Whether this process leads; once it does, it stays so until it resigns or ends, or the folder is removed.
+
+        Raises:
+            OSError: the file cannot be made, or locked; who leads is not known.
+        """
         with self._changing:
             if self._resigned:
                 return False
@@ -63,9 +67,11 @@ class SnapshotLead:
         lock = os.open(self._folder / _FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(lock)
-            return None
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
         return lock
 
     def _is_there(self, lock: int) -> bool:

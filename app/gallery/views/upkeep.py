@@ -168,9 +168,9 @@ class Upkeep:
             replica.rebuild(self._ended.is_set)
         snapshots = replica.snapshots
         leads = snapshots is not None and self._leads(replica, snapshots)
+        if snapshots is not None and not leads and gallery.erasure is not None:
+            self._quietly(self._erase_for, replica, snapshots)
         if leads is False and snapshots is not None:
-            if gallery.erasure is not None:
-                self._quietly(self._erase_for, replica, snapshots)
             replica.adopt_snapshot()
             if not replica.neglected:  # who leads may have no room for a snapshot
                 return
@@ -218,7 +218,7 @@ class Upkeep:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _erase_for(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
-        """Erase in place of who leads, where that process was stopped or hangs: nobody else would while it is there."""
+        """Erase in place of who leads, where that process was stopped or hangs, or where nobody can lead."""
         kept, sign, clock = self._of(replica), snapshots.lead_sign, time.monotonic()
         if kept.sign != sign:
             kept.sign, kept.sign_seen = sign, clock

@@ -1,5 +1,6 @@
 """What goes on in the background of each process: following, rebuilding, letting go, reporting."""
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -490,6 +491,37 @@ def test_where_there_is_no_folder_for_snapshots_each_process_tends_its_own(
     told = "".join(capsys.readouterr())  # which of both it is depends on who set logging up
     assert told.count("snapshot.no_folder") == 1
     assert "upkeep.failed" not in told
+
+
+def test_where_files_cannot_be_locked_nobody_leads_and_what_was_erased_leaves_the_snapshots(
+    store: GalleryStore,
+    source: IndexSource,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    bob = enroll(store, "bob", templates[1:])
+    before = Process(store, source)
+    before.upkeep.tick()
+    before.upkeep.stop()
+    assert any("vectors" in name for name in files(source))
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("app.gallery.snapshots.lead.fcntl.flock", flock)
+    monkeypatch.setattr("app.gallery.views.upkeep._LEADER_SILENT", 0)
+    process = Process(store, source)
+    process.upkeep.tick()
+    store.delete_subject("people", "anna")
+    process.upkeep.tick()
+    assert process.found(templates) == [None, bob]
+    assert store.gallery("people").erasure is None
+    assert not any("vectors" in name for name in files(source))
+    told = "".join(capsys.readouterr())  # which of both it is depends on who set logging up
+    assert (told.count("snapshot.no_folder"), told.count("No locks available")) == (1, 1)
 
 
 def test_who_does_not_lead_helps_itself_when_the_leader_cannot_write(
