@@ -135,6 +135,7 @@ class SealedSnapshots:
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()  # first: drafts of processes that died may be what the disk is full of
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         place = self.place_of(revision)
@@ -238,9 +239,9 @@ class SealedSnapshots:
         when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)
         return f"facegallery/snapshot/1/{self._place}/{when}/{name.as_posix()}".encode()
 
-    def _sweep(self, keep: Path) -> None:
+    def _sweep(self, keep: Path | None = None) -> None:
         for path in list(self.folder.iterdir()):
-            older = _SEALED.fullmatch(path.name) and path.name < keep.name
+            older = keep is not None and _SEALED.fullmatch(path.name) and path.name < keep.name
             if path.name.startswith("writing-") or older:
                 _remove(path)
 

@@ -148,6 +148,23 @@ def test_what_does_not_change_is_sealed_once(machine: Machine, new_templates: Te
     assert len(before) == 1
 
 
+def test_drafts_of_processes_that_died_over_them_go_before_another_needs_room(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    leader.write_snapshot()
+    (sealed,) = machine.disk.rglob("*.sealed")
+    for number in range(3):
+        (sealed.parent / f"writing-{number}-0badcafe").mkdir()
+    enroll(machine.store, "bob", new_templates(1))
+    leader.catch_up(2)
+    monkeypatch.setattr("app.gallery.snapshots.sealed.seal_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        leader.write_snapshot()
+    assert list(sealed.parent.iterdir()) == [sealed]
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
