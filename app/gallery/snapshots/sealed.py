@@ -100,9 +100,7 @@ class SealedSnapshots:
     @property
     def revisions(self) -> list[int]:
         """Revisions of what is there, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _SEALED.fullmatch(path.name)))
+        return sorted(int(found[1]) for path in listed(self.folder) if (found := _SEALED.fullmatch(path.name)))
 
     def place_of(self, revision: int) -> Path:
         """Folder of the sealed snapshot of a revision, there or not."""
@@ -203,11 +201,9 @@ class SealedSnapshots:
     def drop(self, *, but: Path | None = None, keys: Sequence[str] = ()) -> None:
         """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
         self._keys.discard(self._purpose, keep=keys)  # first: files whose keys are gone can stay, the others owe them
-        if self.folder.parent.is_dir():
-            own = self.folder.iterdir() if self.folder.is_dir() else ()
-            for path in (*own, *self.folder.parent.iterdir()):
-                if path not in {but, self.folder} and path.is_dir():
-                    _remove(path)
+        for path in (*listed(self.folder), *listed(self.folder.parent)):
+            if path not in {but, self.folder} and path.is_dir():
+                _remove(path)
 
     def erase(self) -> None:
         """Remove every trace."""
@@ -216,9 +212,7 @@ class SealedSnapshots:
 
     def remove_open_ones(self) -> None:
         """Remove snapshots that lie there open, from before encryption."""
-        if not self.folder.is_dir():
-            return
-        left = [path for path in self.folder.iterdir() if path.is_dir() and re.match(r"(damaged-)?\d{20}", path.name)]
+        left = [path for path in listed(self.folder) if path.is_dir() and re.match(r"(damaged-)?\d{20}", path.name)]
         for path in left:
             if not _SEALED.search(path.name):
                 _log.warning("snapshot.open_one_removed", folder=str(path), advice="a backup may hold it")
@@ -249,6 +243,14 @@ class SealedSnapshots:
 def purpose_of(gallery: int) -> str:
     """What the vault calls the keys of a gallery's snapshots: 20 characters at most, also of ids after a restore."""
     return f"snapshot {gallery}" if gallery < 10**11 else f"snap {gallery:x}"
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is not there, or cannot be read: that keeps nobody from going on."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def set_aside(place: Path, reason: str) -> None:

@@ -760,6 +760,44 @@ def test_a_process_without_files_left_to_open_sets_no_snapshot_aside(
     assert "snapshot.not_opened" in capsys.readouterr().out
 
 
+def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_upkeep_nor_an_erasure(
+    machine: Machine,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As one that a command has made for another user, or that lies on a disk at fault."""
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    machine.replica().write_snapshot()
+    (file,) = machine.disk.rglob("key")
+    key = file.read_text()
+    machine.reboot()
+    real = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.is_relative_to(machine.disk):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    again = machine.replica()
+    upkeep = Upkeep(lambda: [again], machine.history, machine.source)
+    upkeep.tick()
+    machine.store.delete_subject("people", "anna")
+    upkeep.tick()
+    told = capsys.readouterr().out
+    assert ("snapshot.failed" in told, "upkeep.failed" in told) == (True, False)
+    assert not owes_erasure(machine)
+    assert key not in vault.open_keys([key])
+    assert found(again, templates) == [None, bob]
+    machine.source.drop_gone(machine.history.galleries)
+    monkeypatch.undo()
+    upkeep.stop()
+
+
 def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
     machine: Machine, vault: Vault, new_templates: Templates
 ) -> None:
