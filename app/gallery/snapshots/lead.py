@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+from app.gallery.snapshots.private_folder import make_private
+
 _FILE = "lead"
 _EVERY = 10.0  # seconds between two signs of life
 
@@ -63,7 +65,7 @@ class SnapshotLead:
 
     def _locked(self) -> int | None:
         """The file, locked; None where another has it."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._folder)
         lock = os.open(self._folder / _FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

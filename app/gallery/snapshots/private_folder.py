@@ -103,6 +103,17 @@ def private_base(given: Path | None, *, apart_from: Sequence[Path] = ()) -> Path
     return _made(_made(given) / _OURS)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their owner alone: `mkdir` leaves those to the umask.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.parent.exists():
+        make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _made(folder: Path) -> Path:
     """A folder of this user alone, made where it is missing."""
     try:

@@ -20,6 +20,7 @@ import structlog
 from app.gallery.errors import FileTampered
 from app.gallery.index import SnapshotDamaged
 from app.gallery.sealing.sealed_files import open_file, seal_file
+from app.gallery.snapshots.private_folder import make_private
 from model.errors import FacegalleryError
 from model.replaced_file import flush_folder
 
@@ -132,7 +133,7 @@ class SealedSnapshots:
             KeyDestroyed: an erasure has destroyed the key since it was taken; nothing was written.
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
         self._sweep()  # first: drafts of processes that died may be what the disk is full of
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -163,6 +165,22 @@ def test_drafts_of_processes_that_died_over_them_go_before_another_needs_room(
     with pytest.raises(OSError, match="No space left"):
         leader.write_snapshot()
     assert list(sealed.parent.iterdir()) == [sealed]
+
+
+def test_a_folder_in_memory_that_was_removed_under_a_process_is_made_anew_for_its_owner_alone(
+    machine: Machine, new_templates: Templates
+) -> None:
+    """As where the system removes what a user has in memory once that one has logged out."""
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    shutil.rmtree(machine.memory)
+    mask = os.umask(0o022)
+    try:
+        leader.write_snapshot()
+    finally:
+        os.umask(mask)
+    assert private_base(machine.memory).is_dir()  # which refuses one that others may enter
+    assert stat.S_IMODE(machine.disk.stat().st_mode) == 0o700
 
 
 def flip(path: Path) -> None:
