@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import threading
@@ -132,6 +133,8 @@ def _remove_if_unheld(path: Path, handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
+    with suppress(OSError):  # by its own name a thread that was left behind would put files into it meanwhile
+        path = path.rename(path.with_name(secrets.token_hex(16)))
     shutil.rmtree(path, ignore_errors=True)
 
 
