@@ -26,6 +26,7 @@ _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
+_PIECES = 16  # of work on an index at one look: writers may be faster than that goes
 _LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 5.0  # seconds for what is being done then
 _LAST_SNAPSHOTS = 10.0  # seconds after which no further one is begun then
@@ -174,8 +175,9 @@ class Upkeep:
             replica.adopt_snapshot()
             if not replica.neglected:  # who leads may have no room for a snapshot
                 return
-        while not self._ended.is_set() and replica.tend(self._ended.is_set):
-            pass
+        for _ in range(_PIECES):
+            if self._ended.is_set() or not replica.tend(self._ended.is_set):
+                break
         if leads and snapshots is not None and self._source.snapshot_interval:
             if gallery.erasure is not None:
                 self._quietly(self._erase, replica)

@@ -18,6 +18,8 @@ from sqlalchemy import select, text
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.errors import Busy
 from app.gallery.index import SegmentedIndex
+from app.gallery.index.parts import Segment
+from app.gallery.index.upkeep import build as real_build
 from app.gallery.records import Gallery, NewTemplate, TemplateBlock
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
@@ -29,6 +31,7 @@ from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.replicas import Replicas
 from app.gallery.views.upkeep import Upkeep
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
+from tests.app.gallery.index.test_contract import unit_vectors
 
 pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
@@ -399,6 +402,25 @@ def test_what_is_built_is_compressed_before_it_is_searched(
     process.replica.rebuild()
     assert compressed()
     assert process.found(templates[::500]) == subjects
+
+
+def test_writers_that_are_faster_than_building_do_not_hold_up_what_else_is_to_be_done(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, builds = Process(store, IndexSource(kind="flat")), list[Segment | None]()
+    process.find(new_templates(1))
+    index, embeddings = process.replica.view.index, unit_vectors(4096, seed=0, dimension=DIMENSION)
+    index.add(np.arange(4096), embeddings)
+
+    def build(*arguments: Any, **options: Any) -> Segment | None:
+        builds.append(real_build(*arguments, **options))
+        if len(builds) < 50:
+            index.add(4096 * len(builds) + np.arange(4096), embeddings)
+        return builds[-1]
+
+    monkeypatch.setattr("app.gallery.index.segmented.build", build)
+    process.upkeep.tick()
+    assert 0 < len(builds) < 50
 
 
 # -- following
