@@ -161,7 +161,7 @@ class Upkeep:
             self._let_go(replica, gone=not here)
             return
         if replica.applied_revision < 0:
-            self._reports.report(replica)
+            self._quietly(self._reports.report, replica)  # as on a database that can only be read
         replica.follow(*gallery.point, given_up=self._ended.is_set)
         if replica.applied_revision < 0:
             return

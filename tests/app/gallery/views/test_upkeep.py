@@ -3,7 +3,7 @@
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -16,12 +16,13 @@ import pytest
 from sqlalchemy import select, text
 
 from app.gallery.deadline import WaitLimit, waiting_at_most
-from app.gallery.errors import Busy
+from app.gallery.errors import Busy, StorageUnwritable
 from app.gallery.index import SegmentedIndex
 from app.gallery.index.parts import Segment
 from app.gallery.index.upkeep import build as real_build
 from app.gallery.records import Gallery, NewTemplate, TemplateBlock
 from app.gallery.sql.database import open_engine
+from app.gallery.sql.followers import Report
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
@@ -474,6 +475,23 @@ def test_nobody_waits_for_a_large_index(
         large.find(templates)
     large.upkeep.tick()
     assert large.find([*templates, *more, *last]) == [anna] * 5 + [bob, carl]
+
+
+def test_a_gallery_is_loaded_from_a_database_that_can_only_be_read(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    class ReadOnly(GalleryHistory):
+        """As of a database whose disk is full, or that is a standby."""
+
+        def report_all(self, reports: Iterable[Report]) -> None:
+            raise StorageUnwritable(f"the database is read-only: {reports}")
+
+    templates = new_templates(2)
+    anna = enroll(store, "anna", templates)
+    process = Process(store, source, ReadOnly(store.engine))
+    process.upkeep.tick()
+    assert process.found(templates) == [anna] * 2
+    process.upkeep.stop()
 
 
 def test_a_gallery_that_becomes_servable_is_loaded_in_the_background(
