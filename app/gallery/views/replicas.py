@@ -19,6 +19,7 @@ from app.gallery.records import Gallery
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.try_each import try_each
+from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
@@ -48,11 +49,12 @@ class Replicas:
         self._leftovers = EngineLeftovers(store.engine, indexes.engine) if indexes.engine is not None else None
         self._owed: dict[tuple[int, datetime], Gallery] = {}  # in which an erasure could not be followed yet
 
-    def start(self, chores: Sequence[Callable[[], None]]) -> None:
+    def start(self, chores: Sequence[Callable[[], None]], given_up: Callable[[], bool] = never) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all.
 
         Args:
             chores: done in the background at every look, each second or so.
+            given_up: whether the process is ending already; indexes that are not built are left so.
         """
         leftovers = [self._leftovers.look] if self._leftovers is not None else []
         self._upkeep = Upkeep(
@@ -70,7 +72,7 @@ class Replicas:
         self._upkeep.announce()  # before they are read: what comes meanwhile is not dropped
         for gallery, replica in served:
             with _refusing(gallery):
-                replica.follow(*gallery.point)
+                replica.follow(*gallery.point, given_up=given_up)
         self._upkeep.start()
 
     def stop(self) -> None:
