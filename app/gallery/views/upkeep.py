@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -141,7 +142,8 @@ class Upkeep:
 
     def _run(self) -> None:
         # Of this thread alone, on Linux: a search that wants the processor has it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        with suppress(OSError):  # the whole process may have a lower one, which nobody but root may raise
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
         with waiting_at_most(self._limit):
             while not self._ended.wait(self._pause):
                 self.tick()

@@ -1,6 +1,8 @@
 """What goes on in the background of each process: following, rebuilding, letting go, reporting."""
 
 import errno
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -562,6 +564,37 @@ def test_where_files_cannot_be_locked_nobody_leads_and_what_was_erased_leaves_th
     assert not any("vectors" in name for name in files(source))
     told = "".join(capsys.readouterr())  # which of both it is depends on who set logging up
     assert (told.count("snapshot.no_folder"), told.count("No locks available")) == (1, 1)
+
+
+LOOKS = """
+import os, sys, threading
+from sqlalchemy import create_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.upkeep import Upkeep
+from app.telemetry import set_up_logging
+set_up_logging(form="json", level="info")
+engine, looked = create_engine("sqlite://"), threading.Event()  # without tables, so that each look has something to log
+upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[looked.set])
+os.nice(int(sys.argv[1]))
+if os.geteuid() == 0:
+    os.seteuid(65534)  # only root may raise a priority
+upkeep.start()
+print("looked" if looked.wait(30) else "never")
+upkeep.stop()
+"""
+
+
+def looks(log: Path, *, nice: int) -> list[str]:
+    """Whether the upkeep of a process does what it has to do."""
+    command = [sys.executable, "-c", LOOKS, str(nice)]
+    with log.open("a") as errors:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False).stdout.split()
+
+
+def test_a_process_of_a_very_low_priority_has_an_upkeep(tmp_path: Path) -> None:
+    assert looks(tmp_path / "log", nice=15) == ["looked"]
+    assert "upkeep.failed" in (tmp_path / "log").read_text()
 
 
 def test_who_does_not_lead_helps_itself_when_the_leader_cannot_write(
