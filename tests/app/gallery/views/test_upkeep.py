@@ -597,6 +597,10 @@ def test_a_process_of_a_very_low_priority_has_an_upkeep(tmp_path: Path) -> None:
     assert "upkeep.failed" in (tmp_path / "log").read_text()
 
 
+def test_a_log_that_cannot_be_written_does_not_end_the_upkeep() -> None:
+    assert looks(Path("/dev/full"), nice=0) == ["looked"]
+
+
 def test_who_does_not_lead_helps_itself_when_the_leader_cannot_write(
     store: GalleryStore, tmp_path: Path, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
