@@ -35,6 +35,7 @@ from app.api.body_guard import BodyGuard
 from app.api.middleware import RequestContext
 from app.api.request_line import RequestLine
 from app.api.security_headers import SecurityHeaders
+from app.ending import told_to_end
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.receipts import SIGNING_KEY, ReceiptSigner
@@ -147,7 +148,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         elif key:
             # To people, not into the log: it is shown this once.
             print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
-        await to_thread.run_sync(service.start)
+        with told_to_end() as ending:
+            await to_thread.run_sync(service.start, ending)
         gc.collect()
         gc.freeze()  # what is there now stays: a collection that looked through it would stop every request
         _log.info("ready", extractor=service.extractor)

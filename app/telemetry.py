@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO, cast
 
 import structlog
@@ -54,13 +54,19 @@ def stage(name: str) -> Iterator[None]:
 
 
 class _StandardError(io.TextIOBase):
-    """Standard error as it is when a line is written, which may be another one than when logging was set up."""
+    """Standard error as it is when a line is written, which may be another one than when logging was set up.
+
+    A line that cannot be written, as on a full disk, is lost: who logs it is to go on.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 class _Once:

@@ -25,6 +25,7 @@ from app.gallery.store import GalleryStore
 from app.gallery.thresholds import Thresholds
 from app.gallery.try_each import try_each
 from app.gallery.verifying import Verifier
+from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from model.errors import FacegalleryError
@@ -77,15 +78,19 @@ class GalleryService:
         """Identity of the extractor: its name and the digest of its file."""
         return self.reader.extractor
 
-    def start(self) -> None:
-        """Load the index of every gallery that belongs to this extractor, and tend them all."""
+    def start(self, given_up: Callable[[], bool] = never) -> None:
+        """Load the index of every gallery that belongs to this extractor, and tend them all.
+
+        Args:
+            given_up: whether the process is ending already; what takes long is left then.
+        """
         with waiting_at_most(WaitLimit()):
             self.indexes.drop_unused()
             try:
                 self.replicas.drop_gone()
             except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
                 _log.error("snapshots.not_dropped", reason=str(error))
-            self.replicas.start([self.retention.look, self.store.journal.tidy])
+            self.replicas.start([self.retention.look, self.store.journal.tidy], given_up)
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -81,6 +82,39 @@ def test_sigterm_finishes_what_runs(serve: Serve, tmp_path: Path, portrait: byte
     request.join()
     assert server.process.wait(60) in {0, -signal.SIGTERM}
     assert answers == [201]
+
+
+NEVER_BUILT = """
+from app.cli import main
+from app.gallery.sql.history import GalleryHistory
+blocks = GalleryHistory.template_blocks
+def endless(history, gallery_id):
+    for block in blocks(history, gallery_id):
+        print("building", flush=True)
+        while True:
+            yield block
+GalleryHistory.template_blocks = endless
+main()
+"""
+
+
+def test_sigterm_while_an_index_is_built_at_the_start(serve: Serve, tmp_path: Path, portrait: bytes) -> None:
+    without = {"FACEGALLERY_SNAPSHOT_INTERVAL": "0"}
+    server = serve(tmp_path, **without)
+    assert send(server.client, "eileen", portrait).status_code == 201
+    server.stop()
+    environment = os.environ | {"FACEGALLERY_DATA_DIR": str(tmp_path), "FACEGALLERY_PORT": "0"} | without
+    command = [sys.executable, "-c", NEVER_BUILT, "serve"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(60) in {0, -signal.SIGTERM}
+        finally:
+            process.kill()
 
 
 def test_busy_while_all_workers_are_taken_and_alive_all_the_same(tmp_path: Path, portrait: bytes) -> None:

@@ -19,6 +19,7 @@ from app.gallery.index.upkeep import Limits, Work, build, due, training_sample
 
 _STANDARD = Limits()
 _LONG = 16  # times as much as is due
+_PIECES = 16  # of work that a snapshot waits for at most
 
 
 class SegmentedIndex:
@@ -131,15 +132,17 @@ class SegmentedIndex:
         """Write a snapshot into an empty folder; afterwards the segments are mapped from its files.
 
         It holds the index as it is at one moment near the end; additions, removals and searches go on meanwhile. What
-        is due is done first. Files of segments that were saved or loaded before are linked, so that only new ones are
-        written. The caller names the folder by its final name when it is complete, and tells it to `moved`.
+        is due is done first, but for what writers add faster than that goes. Files of segments that were saved or
+        loaded before are linked, so that only new ones are written. The caller names the folder by its final name when
+        it is complete, and tells it to `moved`.
 
         Raises:
             OSError: the disk is full or does not take it; the index is as it was.
         """
         with self._maintaining, _one_thread():
-            while self._maintain():
-                pass
+            for _ in range(_PIECES):  # what becomes due meanwhile goes into the tail
+                if not self._maintain():
+                    break
             contents = self._contents
             segments = contents.parts.segments
             with contents.writing:  # whoever removes holds it until the rows are written over

@@ -17,6 +17,7 @@ from app.gallery.points import Point
 from app.gallery.records import Gallery
 from app.gallery.snapshots.files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshots.lead import SnapshotLead
+from app.gallery.snapshots.private_folder import make_private
 from app.gallery.snapshots.sealed import SealedSnapshots, SealingKey, SnapshotKeys, set_aside
 from app.gallery.snapshots.steady_look import look_steadily
 from app.gallery.snapshots.unsealing import Unsealing
@@ -165,7 +166,7 @@ class Snapshots:
             self._sealed.drop()
 
     def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point, reach: Callable[[], Point]) -> Path:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
         self._sweep()
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)

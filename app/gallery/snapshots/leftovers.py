@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from app.gallery.snapshots.sealed import SnapshotKeys, purpose_of
+from app.gallery.snapshots.sealed import SnapshotKeys, listed, purpose_of
 
 
 def drop_all(folder: Path, keys: SnapshotKeys) -> int:
@@ -58,7 +58,8 @@ def _drop(galleries: Sequence[int], folders: Sequence[Path], keys: SnapshotKeys)
 
 
 def _galleries_in(folder: Path) -> set[int]:
-    return {int(path.name[8:]) for path in folder.glob("gallery-*") if path.is_dir() and path.name[8:].isdecimal()}
+    there = [path.name[8:] for path in listed(folder) if path.name.startswith("gallery-") and path.is_dir()]
+    return {int(number) for number in there if number.isdecimal()}
 
 
 def _gallery_of(purpose: str) -> int | None:

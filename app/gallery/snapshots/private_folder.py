@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import secrets
 import shutil
 import stat
 import threading
@@ -103,6 +104,17 @@ def private_base(given: Path | None, *, apart_from: Sequence[Path] = ()) -> Path
     return _made(_made(given) / _OURS)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their owner alone: `mkdir` leaves those to the umask.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.parent.exists():
+        make_private(folder.parent)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def _made(folder: Path) -> Path:
     """A folder of this user alone, made where it is missing."""
     try:
@@ -121,6 +133,8 @@ def _remove_if_unheld(path: Path, handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return
+    with suppress(OSError):  # by its own name a thread that was left behind would put files into it meanwhile
+        path = path.rename(path.with_name(secrets.token_hex(16)))
     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -20,6 +20,7 @@ import structlog
 from app.gallery.errors import FileTampered
 from app.gallery.index import SnapshotDamaged
 from app.gallery.sealing.sealed_files import open_file, seal_file
+from app.gallery.snapshots.private_folder import make_private
 from model.errors import FacegalleryError
 from model.replaced_file import flush_folder
 
@@ -100,9 +101,7 @@ class SealedSnapshots:
     @property
     def revisions(self) -> list[int]:
         """Revisions of what is there, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(found[1]) for path in self.folder.iterdir() if (found := _SEALED.fullmatch(path.name)))
+        return sorted(int(found[1]) for path in listed(self.folder) if (found := _SEALED.fullmatch(path.name)))
 
     def place_of(self, revision: int) -> Path:
         """Folder of the sealed snapshot of a revision, there or not."""
@@ -134,7 +133,8 @@ class SealedSnapshots:
             KeyDestroyed: an erasure has destroyed the key since it was taken; nothing was written.
             OSError, FacegalleryError: the disk is full, or the vault does not answer.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self.folder)
+        self._sweep()  # first: drafts of processes that died may be what the disk is full of
         draft = self.folder / f"writing-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         draft.mkdir(mode=0o700)
         place = self.place_of(revision)
@@ -202,11 +202,9 @@ class SealedSnapshots:
     def drop(self, *, but: Path | None = None, keys: Sequence[str] = ()) -> None:
         """Remove all but one, those of other extractors and what was set aside included, and destroy their keys."""
         self._keys.discard(self._purpose, keep=keys)  # first: files whose keys are gone can stay, the others owe them
-        if self.folder.parent.is_dir():
-            own = self.folder.iterdir() if self.folder.is_dir() else ()
-            for path in (*own, *self.folder.parent.iterdir()):
-                if path not in {but, self.folder} and path.is_dir():
-                    _remove(path)
+        for path in (*listed(self.folder), *listed(self.folder.parent)):
+            if path not in {but, self.folder} and path.is_dir():
+                _remove(path)
 
     def erase(self) -> None:
         """Remove every trace."""
@@ -215,9 +213,7 @@ class SealedSnapshots:
 
     def remove_open_ones(self) -> None:
         """Remove snapshots that lie there open, from before encryption."""
-        if not self.folder.is_dir():
-            return
-        left = [path for path in self.folder.iterdir() if path.is_dir() and re.match(r"(damaged-)?\d{20}", path.name)]
+        left = [path for path in listed(self.folder) if path.is_dir() and re.match(r"(damaged-)?\d{20}", path.name)]
         for path in left:
             if not _SEALED.search(path.name):
                 _log.warning("snapshot.open_one_removed", folder=str(path), advice="a backup may hold it")
@@ -238,9 +234,9 @@ class SealedSnapshots:
         when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)
         return f"facegallery/snapshot/1/{self._place}/{when}/{name.as_posix()}".encode()
 
-    def _sweep(self, keep: Path) -> None:
+    def _sweep(self, keep: Path | None = None) -> None:
         for path in list(self.folder.iterdir()):
-            older = _SEALED.fullmatch(path.name) and path.name < keep.name
+            older = keep is not None and _SEALED.fullmatch(path.name) and path.name < keep.name
             if path.name.startswith("writing-") or older:
                 _remove(path)
 
@@ -248,6 +244,14 @@ class SealedSnapshots:
 def purpose_of(gallery: int) -> str:
     """What the vault calls the keys of a gallery's snapshots: 20 characters at most, also of ids after a restore."""
     return f"snapshot {gallery}" if gallery < 10**11 else f"snap {gallery:x}"
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where it is not there, or cannot be read: that keeps nobody from going on."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def set_aside(place: Path, reason: str) -> None:

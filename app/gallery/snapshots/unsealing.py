@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from app.gallery.deadline import seconds_left
+from app.gallery.snapshots.private_folder import make_private
 from app.gallery.snapshots.sealed import FAILURES, SealedSnapshots
 
 _PATIENCE = 120.0  # seconds that another process may take to open a sealed copy
@@ -82,7 +83,7 @@ class Unsealing:
             TimeoutError: another process has been at it for long, or the request is out of time. That process may have
                 been stopped; without an end of the waiting no service would start beside it.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(self._folder)
         with (self._folder / "opening").open("a") as lock:
             _lock(lock.fileno(), until=time.monotonic() + min(_PATIENCE, seconds_left()))
             for left in self._folder.glob("opening-*"):  # by a process that was killed over it

@@ -70,14 +70,17 @@ class EngineViews:
         """Tell an index outside the process what it has missed; False where it must be filled anew.
 
         Its position stays until all is told, so that a wish for a rebuild is met by whoever comes next.
+
+        Raises:
+            ExtractorMismatch: the gallery has moved to another extractor meanwhile.
         """
         try:
             while view.revision < present.revision:
-                changes, trail = self._reading.changes(view.point, present.revision)
-                if asks_for_rebuild(changes):
+                steps = self._reading.steps(view.point, present.revision)
+                if asks_for_rebuild(steps.changes):
                     return False
-                replay(view, changes)
-                view = View(view.index, view.owners, trail[-1])
+                replay(view, steps.changes)
+                view = View(view.index, view.owners, steps.end)
         except Gap:
             return False
         return view.point == present

@@ -193,10 +193,13 @@ class GalleryReplica:
 
         Args:
             erase: let no embedding that was erased survive in the files.
+
+        Raises:
+            TimedOut: the request is out of time; the upkeep was at something long.
         """
         if self.snapshots is None or not isinstance(self.view.index, SegmentedIndex):
             return None
-        with self._tending:
+        with holding(self._tending):
             revision = None
             try:
                 for _ in range(_TRIES):

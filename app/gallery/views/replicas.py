@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import partial
 
 import structlog
@@ -18,6 +19,7 @@ from app.gallery.records import Gallery
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.try_each import try_each
+from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
@@ -45,13 +47,14 @@ class Replicas:
         self._lock = threading.Lock()
         self._upkeep: Upkeep | None = None
         self._leftovers = EngineLeftovers(store.engine, indexes.engine) if indexes.engine is not None else None
-        self._owed: dict[int, Gallery] = {}  # galleries in which an erasure could not be followed yet
+        self._owed: dict[tuple[int, datetime], Gallery] = {}  # in which an erasure could not be followed yet
 
-    def start(self, chores: Sequence[Callable[[], None]]) -> None:
+    def start(self, chores: Sequence[Callable[[], None]], given_up: Callable[[], bool] = never) -> None:
         """Load the index of every gallery that belongs to this extractor, log the others as refused, tend them all.
 
         Args:
             chores: done in the background at every look, each second or so.
+            given_up: whether the process is ending already; indexes that are not built are left so.
         """
         leftovers = [self._leftovers.look] if self._leftovers is not None else []
         self._upkeep = Upkeep(
@@ -69,7 +72,7 @@ class Replicas:
         self._upkeep.announce()  # before they are read: what comes meanwhile is not dropped
         for gallery, replica in served:
             with _refusing(gallery):
-                replica.follow(*gallery.point)
+                replica.follow(*gallery.point, given_up=given_up)
         self._upkeep.start()
 
     def stop(self) -> None:
@@ -114,7 +117,7 @@ class Replicas:
                 return replica
             self._by_gallery[gallery.id] = made
             if replica is not None:  # of one that had the id in a history that was undone: `follow_again` forgets it
-                self._owed[gallery.id] = replica.gallery
+                self._owed[_which(replica.gallery)] = replica.gallery
         if replica is not None and replica.snapshots is not None:
             replica.snapshots.resign()
         return made
@@ -156,17 +159,17 @@ class Replicas:
             DatabaseUnavailable, Busy: the engine or the vault did not do its part; the upkeep tries again.
         """
         with self._lock:
-            self._owed[gallery.id] = gallery
+            self._owed[_which(gallery)] = gallery
         present = None
         with suppress(GalleryNotFound):
             present = self._store.gallery(gallery.name)
-        if present is None or (present.id, present.created_at) != (gallery.id, gallery.created_at):
+        if present is None or _which(present) != _which(gallery):
             self._forget(gallery)  # it is gone, though another may have its name
         else:
             self._follow_present(present)
         with self._lock:
-            if self._owed.get(gallery.id) is gallery:  # not what another erasure has come to owe meanwhile
-                del self._owed[gallery.id]
+            if self._owed.get(_which(gallery)) is gallery:  # not what another erasure has come to owe meanwhile
+                del self._owed[_which(gallery)]
 
     def follow_again(self) -> None:
         """Do what an engine could not do at the moment of an erasure.
@@ -222,13 +225,10 @@ class Replicas:
 
     def _follow(self, present: Gallery) -> None:
         with self._lock:
-            replica = self._by_gallery.get(present.id)
-        if replica is None and self._indexes.engine is not None:
-            replica = self.of(present)
+            there = present.id in self._by_gallery
         if self._indexes.engine is not None:
-            if replica is not None:
-                replica.catch_up(*present.point)
-        elif replica is not None and replica.applied_revision >= 0:
+            self.of(present).catch_up(*present.point)
+        elif there and (replica := self.of(present)).applied_revision >= 0:
             with suppress(Busy):  # the upkeep loads it, and misses nothing
                 replica.catch_up(*present.point)
 
@@ -236,6 +236,8 @@ class Replicas:
         """The gallery belongs to another extractor by now: forget it, and write to the engine in place of others."""
         with self._lock:
             replica = self._by_gallery.pop(present.id, None)
+            if replica is not None and not replica.is_of(present):  # as in `of`
+                self._owed[_which(replica.gallery)] = replica.gallery
         if replica is not None and replica.snapshots is not None:
             replica.snapshots.resign()
         engine = self._indexes.engine
@@ -275,6 +277,11 @@ def _refusing(gallery: Gallery) -> Iterator[None]:
         yield
     except FacegalleryError as error:
         _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+
+
+def _which(gallery: Gallery) -> tuple[int, datetime]:
+    """What tells a gallery from one that had its id in a history that was undone."""
+    return gallery.id, gallery.created_at
 
 
 def _behind(applied: Point, present: Point | None) -> int:

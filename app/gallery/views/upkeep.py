@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +27,7 @@ _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
 _REST = 10  # times as long as an erasure took, before the next
 _LOWER_PRIORITY = 10
+_PIECES = 16  # of work on an index at one look: writers may be faster than that goes
 _LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 5.0  # seconds for what is being done then
 _LAST_SNAPSHOTS = 10.0  # seconds after which no further one is begun then
@@ -140,7 +142,8 @@ class Upkeep:
 
     def _run(self) -> None:
         # Of this thread alone, on Linux: a search that wants the processor has it.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        with suppress(OSError):  # the whole process may have a lower one, which nobody but root may raise
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
         with waiting_at_most(self._limit):
             while not self._ended.wait(self._pause):
                 self.tick()
@@ -160,7 +163,7 @@ class Upkeep:
             self._let_go(replica, gone=not here)
             return
         if replica.applied_revision < 0:
-            self._reports.report(replica)
+            self._quietly(self._reports.report, replica)  # as on a database that can only be read
         replica.follow(*gallery.point, given_up=self._ended.is_set)
         if replica.applied_revision < 0:
             return
@@ -168,14 +171,15 @@ class Upkeep:
             replica.rebuild(self._ended.is_set)
         snapshots = replica.snapshots
         leads = snapshots is not None and self._leads(replica, snapshots)
+        if snapshots is not None and not leads and gallery.erasure is not None:
+            self._quietly(self._erase_for, replica, snapshots)
         if leads is False and snapshots is not None:
-            if gallery.erasure is not None:
-                self._quietly(self._erase_for, replica, snapshots)
             replica.adopt_snapshot()
             if not replica.neglected:  # who leads may have no room for a snapshot
                 return
-        while not self._ended.is_set() and replica.tend(self._ended.is_set):
-            pass
+        for _ in range(_PIECES):
+            if self._ended.is_set() or not replica.tend(self._ended.is_set):
+                break
         if leads and snapshots is not None and self._source.snapshot_interval:
             if gallery.erasure is not None:
                 self._quietly(self._erase, replica)
@@ -218,7 +222,7 @@ class Upkeep:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
 
     def _erase_for(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
-        """Erase in place of who leads, where that process was stopped or hangs: nobody else would while it is there."""
+        """Erase in place of who leads, where that process was stopped or hangs, or where nobody can lead."""
         kept, sign, clock = self._of(replica), snapshots.lead_sign, time.monotonic()
         if kept.sign != sign:
             kept.sign, kept.sign_seen = sign, clock

@@ -29,6 +29,7 @@ from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.engines.conftest import new_gallery
 from tests.app.gallery.index.test_contract import unit_vectors
 from tests.app.gallery.views.test_replica import identities, search
+from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")
 OpenEngine = Callable[[], IndexEngine]
@@ -173,6 +174,30 @@ def test_an_erased_gallery_leaves_nothing_in_the_engine_though_a_process_died_in
     sweeper.sweep()
     assert held(store, shared, gone) == {}
     assert shared.names(storage_prefix(stranger)) == [storage_name(stranger)]
+
+
+@pytest.mark.parametrize("by", [EXTRACTOR, OTHER])
+def test_an_erasure_in_a_gallery_that_has_the_id_of_an_undone_one_leaves_nothing_of_that(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path, by: str
+) -> None:
+    shared = open_shared()
+    process, standby = Process(store, shared, tmp_path), Standby(store.engine)
+
+    def enroll_in(gallery: str, key: str, extractor: str) -> Gallery:
+        store.enroll(gallery, key, new_templates(1), metadata=None, extractor=extractor, dimension=DIMENSION)
+        return store.gallery(gallery)
+
+    undone = enroll_in("undone", "alice", EXTRACTOR)
+    process.replicas.up_to_date("undone")
+    assert held(store, shared, undone) == {EXTRACTOR: [1]}
+    standby.promote()
+    another = enroll_in("another", "bob", by)
+    assert another.id == undone.id
+    if by == EXTRACTOR:
+        process.replicas.up_to_date("another")
+    process.forgetting.forget("another", "bob")
+    process.replicas.follow_again()
+    assert held(store, shared, undone) == {}
 
 
 def test_a_gallery_that_cannot_be_erased_keeps_its_index(

@@ -4,14 +4,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from app.gallery.engines import IndexEngine
 from app.gallery.engines.protocol import EngineIndex
-from app.gallery.errors import DatabaseUnavailable
-from app.gallery.records import NewTemplate, TemplateBlock
+from app.gallery.errors import DatabaseUnavailable, ExtractorMismatch
+from app.gallery.records import Change, NewTemplate, TemplateBlock
+from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.views.replica import GalleryReplica
@@ -177,6 +179,27 @@ def test_what_a_process_writes_too_late_into_an_engine_is_set_right(
     quick.catch_up(*store.gallery("people").point)
     index_of(store, open_shared()).add(np.array([undone.id]), alice.embedding[None])  # by the slow one
     assert identities(slow, store, templates) == identities(quick, store, templates) == [None, subject]
+
+
+def test_a_gallery_that_moves_to_longer_embeddings_while_an_engine_is_told_what_it_missed_is_said_to_have_moved(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    replica_of(store, open_shared()).catch_up(*store.gallery("people").point)
+    enroll(store, "bob", templates[1:])
+    gallery, moves, changes = store.gallery("people"), ReembeddingStore(store.engine), GalleryHistory.changes
+    late = GalleryReplica(gallery, GalleryHistory(store.engine), lambda: open_shared().index(gallery))
+
+    def move_first(*arguments: Any, **options: Any) -> list[Change]:
+        ids = [one.id for one in store.templates("people", subject=None, after=0, limit=9).items]
+        moves.add(gallery, "other@1", ids, np.eye(2, 16, dtype=np.float32))
+        assert moves.switch(gallery, "other@1", dimension=16, unusable=(), with_crops=True).state == "done"
+        return changes(*arguments, **options)
+
+    monkeypatch.setattr(GalleryHistory, "changes", move_first)
+    with pytest.raises(ExtractorMismatch):
+        late.catch_up(*gallery.point)
 
 
 def away(*_: object, **__: object) -> None:

@@ -3,11 +3,13 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app.gallery.index import SegmentedIndex, snapshot
+from app.gallery.index import SegmentedIndex, snapshot, upkeep
+from app.gallery.index.parts import Segment
 from tests.app.gallery.index.test_snapshot import (
     DIMENSION,
     LIMITS,
@@ -80,3 +82,21 @@ def test_an_id_in_a_loaded_segment_takes_a_new_embedding(tmp_path: Path) -> None
     np.testing.assert_array_equal(loaded.vectors(np.array([700])), VECTORS[5000:5001])
     settle(loaded)
     np.testing.assert_array_equal(loaded.ids(), np.arange(3000))
+
+
+def test_writers_that_are_faster_than_building_hold_no_snapshot_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = SegmentedIndex(DIMENSION, compress_from=None, limits=LIMITS)
+    index.add(np.arange(500), VECTORS[:500])
+    real, builds = upkeep.build, list[Segment | None]()
+
+    def build(*arguments: Any, **options: Any) -> Segment | None:
+        builds.append(real(*arguments, **options))
+        assert len(builds) < 50
+        index.add(500 * len(builds) + np.arange(500), VECTORS[:500])
+        return builds[-1]
+
+    monkeypatch.setattr("app.gallery.index.segmented.build", build)
+    loaded = load(saved(index, tmp_path / "first"))
+    np.testing.assert_array_equal(loaded.ids(), index.ids())

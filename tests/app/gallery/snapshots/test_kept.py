@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from app.gallery.deadline import within
+from app.gallery.errors import TimedOut
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.records import NewTemplate
 from app.gallery.snapshots.kept import Snapshots
@@ -256,6 +259,34 @@ def test_an_erased_embedding_leaves_the_files(
     replica.catch_up(2)
     replica.write_snapshot(erase=True)
     assert [files_hold(template) for template in templates] == [False, True, True]
+
+
+def test_who_erases_waits_for_the_upkeep_no_longer_than_the_request_may(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    replica = replica_of(store, source)
+    replica.write_snapshot()
+    store.delete_subject("people", "anna")
+    real = GalleryReplica.write_snapshot
+
+    def write_snapshot(writer: GalleryReplica, **options: bool) -> int | None:
+        """The upkeep has begun with something long right before."""
+        writer._tending.acquire()
+        with within(0.05):
+            return real(writer, **options)
+
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
+        patched.setattr(GalleryReplica, "write_snapshot", write_snapshot)
+        erasing = pool.submit(replica.erase_snapshots)
+        try:
+            with pytest.raises(TimedOut):
+                erasing.result(30)
+        finally:
+            replica._tending.release()
+    assert store.gallery("people").erasure is not None
+    replica.erase_snapshots()
+    assert store.gallery("people").erasure is None
 
 
 def test_an_erasure_takes_along_what_was_set_aside(

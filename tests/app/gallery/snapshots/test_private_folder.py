@@ -4,7 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -166,3 +166,20 @@ def test_threads_that_take_hold_at_once_leave_nothing(base: Path, monkeypatch: p
         assert [path.result(60).name for path in paths] == [MINE, MINE]
     folder.close()
     assert not (base / MINE).exists()
+
+
+def test_what_a_thread_that_was_left_behind_writes_meanwhile_does_not_stay(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = PrivateFolder(base, "mine"), os.rmdir
+    place = folder.path
+
+    def rmdir(path: str, **options: int) -> None:
+        with suppress(OSError):
+            (place / "vectors").write_bytes(b"vectors")
+        real(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rmdir", rmdir)
+        folder.close()
+    assert list(base.iterdir()) == []

@@ -2,7 +2,9 @@
 
 import errno
 import fcntl
+import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -146,6 +148,39 @@ def test_what_does_not_change_is_sealed_once(machine: Machine, new_templates: Te
     assert machine.sealed() == [f"{10:020d}.sealed"]
     assert before == after
     assert len(before) == 1
+
+
+def test_drafts_of_processes_that_died_over_them_go_before_another_needs_room(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    leader.write_snapshot()
+    (sealed,) = machine.disk.rglob("*.sealed")
+    for number in range(3):
+        (sealed.parent / f"writing-{number}-0badcafe").mkdir()
+    enroll(machine.store, "bob", new_templates(1))
+    leader.catch_up(2)
+    monkeypatch.setattr("app.gallery.snapshots.sealed.seal_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        leader.write_snapshot()
+    assert list(sealed.parent.iterdir()) == [sealed]
+
+
+def test_a_folder_in_memory_that_was_removed_under_a_process_is_made_anew_for_its_owner_alone(
+    machine: Machine, new_templates: Templates
+) -> None:
+    """As where the system removes what a user has in memory once that one has logged out."""
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+    shutil.rmtree(machine.memory)
+    mask = os.umask(0o022)
+    try:
+        leader.write_snapshot()
+    finally:
+        os.umask(mask)
+    assert private_base(machine.memory).is_dir()  # which refuses one that others may enter
+    assert stat.S_IMODE(machine.disk.stat().st_mode) == 0o700
 
 
 def flip(path: Path) -> None:
@@ -741,6 +776,44 @@ def test_a_process_without_files_left_to_open_sets_no_snapshot_aside(
     monkeypatch.undo()
     assert machine.sealed() == [f"{1:020d}.sealed"]
     assert "snapshot.not_opened" in capsys.readouterr().out
+
+
+def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_upkeep_nor_an_erasure(
+    machine: Machine,
+    vault: Vault,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As one that a command has made for another user, or that lies on a disk at fault."""
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    machine.replica().write_snapshot()
+    (file,) = machine.disk.rglob("key")
+    key = file.read_text()
+    machine.reboot()
+    real = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.is_relative_to(machine.disk):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    again = machine.replica()
+    upkeep = Upkeep(lambda: [again], machine.history, machine.source)
+    upkeep.tick()
+    machine.store.delete_subject("people", "anna")
+    upkeep.tick()
+    told = capsys.readouterr().out
+    assert ("snapshot.failed" in told, "upkeep.failed" in told) == (True, False)
+    assert not owes_erasure(machine)
+    assert key not in vault.open_keys([key])
+    assert found(again, templates) == [None, bob]
+    machine.source.drop_gone(machine.history.galleries)
+    monkeypatch.undo()
+    upkeep.stop()
 
 
 def test_snapshots_of_a_gallery_that_was_made_after_a_restore(

@@ -212,6 +212,32 @@ def test_a_gallery_that_was_undone_gets_no_last_snapshot_in_the_folder_of_anothe
     assert kept.revisions == []
 
 
+def test_an_erasure_in_a_gallery_that_has_the_id_of_an_undone_one_sets_no_snapshot_aside(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    history = GalleryHistory(store.engine)
+    here, there = (Replicas(store, history, source, extractor=EXTRACTOR) for _ in range(2))
+    standby = Standby(store.engine)
+
+    def enroll_in(gallery: str, key: str) -> Gallery:
+        store.enroll(gallery, key, new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
+        return store.gallery(gallery)
+
+    before = enroll_in("undone", "alice")
+    here.up_to_date("undone")
+    standby.promote()
+    enroll_in("another", "bob")
+    after = enroll_in("another", "carl")
+    assert before.id == after.id
+    there.up_to_date("another").write_snapshot()
+    store.delete_subject("another", "carl")
+    here.follow(after)
+    kept = source.snapshots_of(after)
+    assert kept is not None
+    assert kept.revisions == [2]
+    assert list(kept.folder.glob("damaged-*")) == []
+
+
 def test_indexes_of_a_database_from_before_marks_stay_in_use(
     store: GalleryStore, source: IndexSource, new_templates: Templates
 ) -> None:

@@ -1,8 +1,11 @@
 """What goes on in the background of each process: following, rebuilding, letting go, reporting."""
 
+import errno
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,10 +18,13 @@ import pytest
 from sqlalchemy import select, text
 
 from app.gallery.deadline import WaitLimit, waiting_at_most
-from app.gallery.errors import Busy
+from app.gallery.errors import Busy, StorageUnwritable
 from app.gallery.index import SegmentedIndex
+from app.gallery.index.parts import Segment
+from app.gallery.index.upkeep import build as real_build
 from app.gallery.records import Gallery, NewTemplate, TemplateBlock
 from app.gallery.sql.database import open_engine
+from app.gallery.sql.followers import Report
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
@@ -28,6 +34,7 @@ from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.replicas import Replicas
 from app.gallery.views.upkeep import Upkeep
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
+from tests.app.gallery.index.test_contract import unit_vectors
 
 pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
@@ -159,6 +166,36 @@ def test_a_gallery_that_is_erased_while_its_snapshot_is_written_leaves_none(
     writer.find(new_templates(1))
     assert writer.replica.write_snapshot() is None
     assert files(source) == []
+
+
+def test_who_follows_a_move_while_the_upkeep_looks_leaves_the_lead_to_others(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(2))
+
+    def move(extractor: str) -> None:
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql(f"UPDATE gallery SET extractor = '{extractor}', revision = revision + 1")
+
+    class Moves(GalleryHistory):
+        """In which the gallery moves right after the upkeep has read it, and a request follows that."""
+
+        def galleries(self) -> dict[int, Gallery]:
+            found = super().galleries()
+            move("other@1")
+            replicas.follow(store.gallery("people"))
+            return found
+
+    history = Moves(store.engine)
+    replicas = Replicas(store, history, source, extractor=EXTRACTOR)
+    replicas.up_to_date("people")
+    Upkeep(replicas.all, history, source).tick()
+    assert replicas.all() == []
+    move(EXTRACTOR)
+    back = replicas.up_to_date("people")
+    assert back.snapshots is not None
+    assert back.snapshots.lead()
+    replicas.stop()
 
 
 def test_a_gallery_of_another_extractor_is_let_go_and_keeps_its_files(
@@ -370,6 +407,25 @@ def test_what_is_built_is_compressed_before_it_is_searched(
     assert process.found(templates[::500]) == subjects
 
 
+def test_writers_that_are_faster_than_building_do_not_hold_up_what_else_is_to_be_done(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, builds = Process(store, IndexSource(kind="flat")), list[Segment | None]()
+    process.find(new_templates(1))
+    index, embeddings = process.replica.view.index, unit_vectors(4096, seed=0, dimension=DIMENSION)
+    index.add(np.arange(4096), embeddings)
+
+    def build(*arguments: Any, **options: Any) -> Segment | None:
+        builds.append(real_build(*arguments, **options))
+        if len(builds) < 50:
+            index.add(4096 * len(builds) + np.arange(4096), embeddings)
+        return builds[-1]
+
+    monkeypatch.setattr("app.gallery.index.segmented.build", build)
+    process.upkeep.tick()
+    assert 0 < len(builds) < 50
+
+
 # -- following
 
 
@@ -423,6 +479,23 @@ def test_nobody_waits_for_a_large_index(
     assert large.find([*templates, *more, *last]) == [anna] * 5 + [bob, carl]
 
 
+def test_a_gallery_is_loaded_from_a_database_that_can_only_be_read(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    class ReadOnly(GalleryHistory):
+        """As of a database whose disk is full, or that is a standby."""
+
+        def report_all(self, reports: Iterable[Report]) -> None:
+            raise StorageUnwritable(f"the database is read-only: {reports}")
+
+    templates = new_templates(2)
+    anna = enroll(store, "anna", templates)
+    process = Process(store, source, ReadOnly(store.engine))
+    process.upkeep.tick()
+    assert process.found(templates) == [anna] * 2
+    process.upkeep.stop()
+
+
 def test_a_gallery_that_becomes_servable_is_loaded_in_the_background(
     store: GalleryStore, history: GalleryHistory, new_templates: Templates
 ) -> None:
@@ -460,6 +533,72 @@ def test_where_there_is_no_folder_for_snapshots_each_process_tends_its_own(
     told = "".join(capsys.readouterr())  # which of both it is depends on who set logging up
     assert told.count("snapshot.no_folder") == 1
     assert "upkeep.failed" not in told
+
+
+def test_where_files_cannot_be_locked_nobody_leads_and_what_was_erased_leaves_the_snapshots(
+    store: GalleryStore,
+    source: IndexSource,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    templates = new_templates(2)
+    enroll(store, "anna", templates[:1])
+    bob = enroll(store, "bob", templates[1:])
+    before = Process(store, source)
+    before.upkeep.tick()
+    before.upkeep.stop()
+    assert any("vectors" in name for name in files(source))
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("app.gallery.snapshots.lead.fcntl.flock", flock)
+    monkeypatch.setattr("app.gallery.views.upkeep._LEADER_SILENT", 0)
+    process = Process(store, source)
+    process.upkeep.tick()
+    store.delete_subject("people", "anna")
+    process.upkeep.tick()
+    assert process.found(templates) == [None, bob]
+    assert store.gallery("people").erasure is None
+    assert not any("vectors" in name for name in files(source))
+    told = "".join(capsys.readouterr())  # which of both it is depends on who set logging up
+    assert (told.count("snapshot.no_folder"), told.count("No locks available")) == (1, 1)
+
+
+LOOKS = """
+import os, sys, threading
+from sqlalchemy import create_engine
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.upkeep import Upkeep
+from app.telemetry import set_up_logging
+set_up_logging(form="json", level="info")
+engine, looked = create_engine("sqlite://"), threading.Event()  # without tables, so that each look has something to log
+upkeep = Upkeep(lambda: [], GalleryHistory(engine), IndexSource(), chores=[looked.set])
+os.nice(int(sys.argv[1]))
+if os.geteuid() == 0:
+    os.seteuid(65534)  # only root may raise a priority
+upkeep.start()
+print("looked" if looked.wait(30) else "never")
+upkeep.stop()
+"""
+
+
+def looks(log: Path, *, nice: int) -> list[str]:
+    """Whether the upkeep of a process does what it has to do."""
+    command = [sys.executable, "-c", LOOKS, str(nice)]
+    with log.open("a") as errors:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=errors, text=True, check=False).stdout.split()
+
+
+def test_a_process_of_a_very_low_priority_has_an_upkeep(tmp_path: Path) -> None:
+    assert looks(tmp_path / "log", nice=15) == ["looked"]
+    assert "upkeep.failed" in (tmp_path / "log").read_text()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_upkeep() -> None:
+    assert looks(Path("/dev/full"), nice=0) == ["looked"]
 
 
 def test_who_does_not_lead_helps_itself_when_the_leader_cannot_write(
