@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER, Connection
 
 import numpy as np
 import psycopg
@@ -105,6 +105,20 @@ def steps_of(engine: Engine) -> Iterator[list[int]]:
         yield steps
     finally:
         event.remove(engine, "checkout", watch)
+
+
+@contextmanager
+def few_values(engine: Engine, most: int) -> Iterator[None]:
+    """SQLite takes no statement with more values from now on; else that is one with more than 32,766."""
+
+    def limit(connection: Connection, *_: object) -> None:
+        connection.setlimit(SQLITE_LIMIT_VARIABLE_NUMBER, most)
+
+    event.listen(engine, "checkout", limit)
+    try:
+        yield
+    finally:
+        event.remove(engine, "checkout", limit)
 
 
 @pytest.fixture

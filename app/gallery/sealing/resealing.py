@@ -11,7 +11,7 @@ from app.gallery.errors import KeyUnavailable, TemplateTampered
 from app.gallery.sealing.encryption import Flaw, RowIdentity, RowSeals, SealedRow, SealedRows
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.database import rewrite_file
-from app.gallery.sql.rows import Sessions, crop_identity, template_identity
+from app.gallery.sql.rows import Sessions, beside_templates, crop_identity, template_identity
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 
 _SUBJECTS = 500  # of one transaction, so that others get their turn
@@ -104,12 +104,12 @@ def hand_over(
         KeyUnavailable: the target's key is not in the vault.
     """
     crop_of = {template.id: template.crop_sha256 for template in templates}
-    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(crop_of))).all()
+    crops = beside_templates(session, CropRow, list(crop_of))
     images = [(crop_of[crop.template_id], crop.image) for crop in crops]
     for crop, image in zip(crops, reseal_values(seals, "crop", images, source=source, target=target), strict=True):
         crop.image = image
     aside = _hand_over_crops_aside(session, seals, source=source, target=target)
-    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(crop_of))).all()
+    spare = beside_templates(session, SpareEmbeddingRow, list(crop_of))
     digests = [
         *(template.crop_sha256 for template in templates),
         *(row.crop_sha256 for row in aside),
