@@ -72,19 +72,19 @@ def seal_plain_rows(engine: Engine, seals: RowSeals) -> int:
     Batches are committed one by one, under the galleries' locks; what a crash interrupts goes on at the next call.
     SQLite's file is then written anew, as its free pages may hold embeddings.
     """
-    sessions, sealed = Sessions(engine), 0
+    sessions, sealed, after = Sessions(engine), 0, 0
     while True:
         with sessions.writing() as session:
-            found = _lock_plain_subjects(session)
+            plain = select(SubjectRow.id).where(SubjectRow.key_id.is_(None), SubjectRow.id > after)
+            ids = session.scalars(plain.order_by(SubjectRow.id).limit(_SUBJECTS)).all()
+            found = _lock_plain_subjects(session, ids)
             for subject, key_id in zip(found, seals.new_keys(len(found)), strict=True):
                 subject.key_id = key_id
-            templates = session.scalars(
-                select(TemplateRow).where(TemplateRow.subject_id.in_([subject.id for subject in found]))
-            ).all()
-            _seal_values(session, seals, found, templates)
-        if not found:
+            _seal_values(session, seals, found)
+            sealed += len(found)
+        if not ids:
             break
-        sealed += len(found)
+        after = ids[-1]
         _log.info("rows.sealing", subjects=sealed)
     if sealed:
         rewrite_file(engine)
@@ -170,14 +170,14 @@ def reseal_values(
     return seals.seal(target.key_id, plain) if plain else []
 
 
-def _seal_values(
-    session: Session, seals: RowSeals, subjects: Sequence[SubjectRow], templates: Sequence[TemplateRow]
-) -> None:
-    """Seal all that is kept of some subjects, whose templates these are, with the keys that they have by now."""
+def _seal_values(session: Session, seals: RowSeals, subjects: Sequence[SubjectRow]) -> None:
+    """Seal all that is kept of some subjects with the keys that they have by now."""
     key_of = {subject.id: subject.key_id for subject in subjects}
-    by_id = {template.id: template for template in templates}
-    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(by_id))).all()
-    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(by_id))).all()
+    theirs = TemplateRow.subject_id.in_(key_of)
+    templates = session.scalars(select(TemplateRow).where(theirs)).all()
+    by_id, ids = {template.id: template for template in templates}, select(TemplateRow.id).where(theirs)
+    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(ids))).all()
+    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(ids))).all()
     aside = session.scalars(select(SetAsideRow).where(SetAsideRow.subject_id.in_(key_of))).all()
     own: dict[int, list[tuple[Any, str, RowIdentity]]] = {}
     owned: list[TemplateRow | SetAsideRow] = [*templates, *aside]
@@ -198,12 +198,9 @@ def _seal_values(
             setattr(row, column, value)
 
 
-def _lock_plain_subjects(session: Session) -> Sequence[SubjectRow]:
-    """Some subjects without a key, all of one gallery, whose row is locked."""
-    query = select(SubjectRow).where(SubjectRow.key_id.is_(None)).order_by(SubjectRow.gallery_id, SubjectRow.id)
-    first = session.scalar(query.limit(1))
-    if first is None:
-        return []
-    session.scalar(select(GalleryRow.id).filter_by(id=first.gallery_id).with_for_update())
-    mine = query.where(SubjectRow.gallery_id == first.gallery_id).limit(_SUBJECTS)
-    return session.scalars(mine.execution_options(populate_existing=True)).all()
+def _lock_plain_subjects(session: Session, ids: Sequence[int]) -> Sequence[SubjectRow]:
+    """Those of some subjects that have no key still, now that the rows of their galleries are locked."""
+    some = SubjectRow.id.in_(ids)
+    theirs = select(GalleryRow.id).where(GalleryRow.id.in_(select(SubjectRow.gallery_id).where(some)))
+    session.scalars(theirs.order_by(GalleryRow.id).with_for_update()).all()
+    return session.scalars(select(SubjectRow).where(some, SubjectRow.key_id.is_(None))).all()
