@@ -63,6 +63,8 @@ def seal_at_first_start(engine: Engine, vault: Vault) -> None:
                 _log.error("rows.not_sealed", advice="if an old backup was restored, run `facegallery master-key seal`")
         return
     seal_plain_rows(engine, SealedRows(vault))
+    if has_sealed_subjects(engine) and not rewrite_file(engine):  # also where a start broke off over it
+        _log.error("rows.file_not_rewritten", advice="make room on the disk and run `facegallery master-key seal`")
     vault.note_sealed()
 
 
@@ -70,7 +72,7 @@ def seal_plain_rows(engine: Engine, seals: RowSeals) -> int:
     """Give every subject without a key one and seal what is kept of it; answers how many subjects that were.
 
     Batches are committed one by one, under the galleries' locks; what a crash interrupts goes on at the next call.
-    SQLite's file is then written anew, as its free pages may hold embeddings.
+    SQLite's file is to be written anew then (`rewrite_file`), as its free pages may hold embeddings.
     """
     sessions, sealed, after = Sessions(engine), 0, 0
     while True:
@@ -87,7 +89,6 @@ def seal_plain_rows(engine: Engine, seals: RowSeals) -> int:
         after = ids[-1]
         _log.info("rows.sealing", subjects=sealed)
     if sealed:
-        rewrite_file(engine)
         _log.warning("rows.sealed", subjects=sealed, advice="backups from before hold embeddings in the clear")
     return sealed
 

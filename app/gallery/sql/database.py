@@ -138,11 +138,13 @@ def empty_log(engine: Engine) -> bool:
     return engine.dialect.name != "sqlite" or _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
 
 
-def rewrite_file(engine: Engine) -> None:
-    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too."""
-    if engine.dialect.name == "sqlite":
-        _run_alone(engine, "VACUUM")
-        empty_log(engine)
+def rewrite_file(engine: Engine) -> bool:
+    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too.
+
+    Answers False where they may be there still, as there is no room for a second file or others use this one.
+    PostgreSQL: does nothing.
+    """
+    return engine.dialect.name != "sqlite" or (_run_alone(engine, "VACUUM")[0] == 0 and empty_log(engine))
 
 
 def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:

@@ -332,7 +332,7 @@ def test_sealing_leaves_no_embedding_in_the_file(
     for number, template in enumerate(templates):
         enroll(store, f"person {number}", [template])
     assert all(one.embedding.tobytes() in (tmp_path / "gallery.db-wal").read_bytes() for one in templates)
-    seal_plain_rows(engine, SealedRows(vault))
+    seal_at_first_start(engine, vault)
     content = b"".join(path.read_bytes() for path in tmp_path.glob("gallery.db*"))
     assert [one for one in templates if one.embedding.tobytes() in content] == []
     engine.dispose()
