@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.gallery.errors import KeyUnavailable, TemplateTampered
 from app.gallery.sealing.encryption import Flaw, RowIdentity, RowSeals, SealedRow, SealedRows
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import rewrite_file
+from app.gallery.sql.database import let_others_write, rewrite_file
 from app.gallery.sql.rows import Sessions, beside_templates, crop_identity, template_identity
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 
@@ -88,6 +88,7 @@ def seal_plain_rows(engine: Engine, seals: RowSeals) -> int:
             break
         after = ids[-1]
         _log.info("rows.sealing", subjects=sealed)
+        let_others_write(engine)
     if sealed:
         _log.warning("rows.sealed", subjects=sealed, advice="backups from before hold embeddings in the clear")
     return sealed

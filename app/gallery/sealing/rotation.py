@@ -13,7 +13,7 @@ from app.gallery.held_file import held
 from app.gallery.sealing.key_users import needed_by_others, write_note
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import database_errors
+from app.gallery.sql.database import database_errors, let_others_write
 
 _REFUSAL = "another rotation of the master key is under way; wait until it has ended"
 
@@ -36,7 +36,7 @@ class Rotation:
 
 
 def rotate_master_key(
-    vault: Vault, *, keep_old: bool = False, batch: int = 500, advance: Callable[[int], None] = lambda _: None
+    vault: Vault, *, keep_old: bool = False, batch: int = 5_000, advance: Callable[[int], None] = lambda _: None
 ) -> Rotation:
     """Wrap every key of a vault anew with the first master key, or, where that wraps already, with a new one.
 
@@ -76,6 +76,7 @@ def rotate_master_key(
         while wrapped := vault.rewrap(batch):
             wrapped_in_all += wrapped
             advance(wrapped)
+            let_others_write(vault.engine)
         before, needed = tuple(key.id for key in old), dict[str, str]()
         if file is not None:
             write_note(vault, file)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.errors import Busy, DriverMissing
 from app.gallery.sql.failures import meaning
+
+_PAUSE = 0.1  # seconds
 
 
 def sqlite_address(file: str | Path) -> str:
@@ -145,6 +148,15 @@ def rewrite_file(engine: Engine) -> bool:
     PostgreSQL: does nothing.
     """
     return engine.dialect.name != "sqlite" or (_run_alone(engine, "VACUUM")[0] == 0 and empty_log(engine))
+
+
+def let_others_write(engine: Engine) -> None:
+    """Pause between two transactions of long work: whoever waits for SQLite looks ten times a second if it is free.
+
+    PostgreSQL has them wait in a row, and needs none.
+    """
+    if engine.dialect.name == "sqlite":
+        time.sleep(_PAUSE)
 
 
 def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.views.replica import GalleryReplica
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
-from tests.databases import few_values, steps_of
+from tests.databases import few_values, others_wait, steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
 IDENTITY = RowIdentity("template", 1, 2, "ab" * 32)
@@ -301,6 +301,19 @@ def test_the_first_rows_that_are_sealed_cost_no_more_than_the_last(
         assert seal_plain_rows(engine, SealedRows(vault)) == 2000
     event.remove(engine, "commit", count)
     assert costs[0] - costs[19] < 20
+
+
+def test_others_get_their_turn_while_rows_are_sealed(
+    engine: Engine, store: GalleryStore, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr("app.gallery.sealing.resealing._SUBJECTS", 10)
+    for number in range(60):
+        enroll(store, f"person {number}", new_templates(20))
+    with others_wait(engine, "UPDATE template") as turns:
+        assert seal_plain_rows(engine, SealedRows(vault)) == 60
+    assert turns[-1] == 8
 
 
 def test_what_is_kept_of_people_of_any_number_of_templates_is_sealed(

@@ -11,7 +11,7 @@ from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_k
 from app.gallery.sealing.rotation import rotate_master_key
 from app.gallery.sealing.vault import Vault, open_vault
 from app.gallery.sql.database import open_engine
-from tests.databases import steps_of
+from tests.databases import others_wait, steps_of
 
 OpenAgain = Callable[[], Vault]
 
@@ -141,7 +141,7 @@ def test_a_rotation_wraps_every_key_anew_while_others_serve(any_vault: Vault) ->
 
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve)
-        rotate_master_key(any_vault, batch=7)
+        rotate_master_key(any_vault, batch=30)
         rotated.set()
         served.result(60)
     assert set(any_vault.wrapped_by()) == {any_vault.master}
@@ -173,6 +173,13 @@ def test_the_last_keys_of_a_rotation_cost_no_more_than_the_first(vault: Vault) -
         costs.append(len(steps))
     assert costs[-1] < 1.5 * costs[0]
     assert set(vault.wrapped_by()) == {vault.master}
+
+
+def test_others_get_their_turn_while_the_master_key_is_rotated(vault: Vault) -> None:
+    vault.new_keys("subject", 6000)
+    with others_wait(vault.engine, "UPDATE data_key") as turns:
+        rotate_master_key(vault, batch=1000)
+    assert turns[-1] == 8
 
 
 def test_the_keys_of_a_cache_are_found_without_those_of_subjects(vault: Vault, open_again: OpenAgain) -> None:
