@@ -13,12 +13,14 @@ from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.records import Gallery
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import empty_log
+from app.gallery.sql.database import empty_log, let_others_write
 from app.gallery.sql.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
+ERASED_AT_ONCE = 100
+"""Subjects of one transaction, so that others get their turn."""
 _MANY = 1000
 _log = structlog.get_logger()
 
@@ -180,6 +182,7 @@ class Forgetting:
         galleries: dict[int, Gallery] = {}
         erased = 0
         for ids in self.vault.destroyed_keys():
+            dead = set(ids)
             with self._sessions.reading() as session:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
                 found = session.execute(query).all()
@@ -189,7 +192,10 @@ class Forgetting:
             for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
                 with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
-                    erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
+                    for first in range(0, len(own), ERASED_AT_ONCE):
+                        some = own[first : first + ERASED_AT_ONCE]
+                        erased += self.erase_those(galleries[gallery_id], some, _has_key_of(dead), why="erase-again")
+                        let_others_write(self.engine)
         for gallery in galleries.values():
             self.finish(gallery)
         if erased:

@@ -13,17 +13,17 @@ from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
-from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.forgetting import ERASED_AT_ONCE, Forgetting
 from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, note_doubt, refuse_sweep
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
+from app.gallery.sql.database import let_others_write
 from app.gallery.sql.rows import Due, Sessions, gallery_of
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
-_ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
 _SEEN_EVERY = timedelta(days=1)
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
 _CLOCK_EVERY = 3600.0  # seconds between two looks at the clock where there are no sweeps
@@ -178,6 +178,7 @@ class Retention:
             with suppress(GalleryNotFound):  # it was erased meanwhile
                 for ids in self._due_ids(gallery, due):
                     erased += self._forgetting.erase_those(gallery, ids, due)
+                    let_others_write(self._sessions.engine)
         finally:
             if erased:
                 expired[gallery.name] = erased
@@ -245,9 +246,9 @@ class Retention:
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
                 ids += [row.id for row in rows if due(gallery, row)]
-            while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
-                yield ids[:_ERASED_AT_ONCE]
-                ids = ids[_ERASED_AT_ONCE:]
+            while len(ids) >= ERASED_AT_ONCE or (ids and not rows):
+                yield ids[:ERASED_AT_ONCE]
+                ids = ids[ERASED_AT_ONCE:]
             if not rows:
                 return
             after = rows[-1].id

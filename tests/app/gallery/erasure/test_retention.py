@@ -22,6 +22,7 @@ from app.gallery.store import GalleryStore
 from app.gallery.tables import SubjectRow
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.upkeep import Upkeep
+from tests.databases import others_wait
 
 Templates = Callable[[int], list[NewTemplate]]
 
@@ -204,7 +205,7 @@ def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("app.gallery.erasure.retention._MANY", 7)
-    monkeypatch.setattr("app.gallery.erasure.retention._ERASED_AT_ONCE", 3)
+    monkeypatch.setattr("app.gallery.erasure.retention.ERASED_AT_ONCE", 3)
     for number in range(30):
         end: Terms = {"expires_at": clock() + timedelta(days=1)} if number % 3 else {}
         enroll(sealed_store, f"person {number}", new_templates(1), terms=end)
@@ -215,6 +216,21 @@ def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
         )
     assert sum(sweep.expired.get("people", 0) for sweep in sweeps) == 20
     assert keys(sealed_store) == [f"person {number}" for number in range(0, 30, 3)]
+
+
+def test_others_get_their_turn_in_a_sweep(
+    engine: Engine, sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr("app.gallery.erasure.retention.ERASED_AT_ONCE", 25)
+    for number in range(150):
+        enroll(sealed_store, f"person {number}", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+    with others_wait(engine, "DELETE FROM template") as turns:
+        assert retention.sweep().expired == {"people": 150}
+    assert turns[-1] == 8
 
 
 def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(
