@@ -58,7 +58,7 @@ def rotate_master_key(
         masters = vault.masters
         if masters.file is not None:  # as it is now: another rotation may have ended since the vault was opened
             masters = vault.masters = MasterKeys(read_master_keys(masters.file), file=masters.file)
-        if masters.first.id == vault.master and set(vault.wrapped_by()) <= {masters.first.id}:
+        if vault.masters_in_use() == {masters.first.id}:
             if masters.file is None:
                 raise MasterKeyMissing(
                     "put the new key in front of the old in FACEGALLERY_MASTER_KEY, a blank between them, restart the "
@@ -83,7 +83,7 @@ def rotate_master_key(
             if not keep_old:
                 others = needed_by_others(vault, file)
                 needed = {key: others[key] for key in before if key in others}
-                _drop(masters, file, {*before} - {vault.master, *vault.wrapped_by(), *needed})
+                _drop(masters, file, set(before).difference(vault.masters_in_use(), needed))
         return Rotation(new.id, wrapped_in_all, before, needed)
 
 

@@ -10,7 +10,18 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, ExceptionContext, create_engine, event, make_url, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute, Session
@@ -198,6 +209,16 @@ def database_errors() -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+
+
+def values_of(session: Session, column: InstrumentedAttribute[Any]) -> Iterator[str]:
+    """The values of a column, in order; NULL is none, nor is what is empty.
+
+    Each is looked for in the column's index behind the one before: DISTINCT and GROUP BY go through all rows.
+    """
+    value: str | None = ""
+    while (value := session.scalar(select(func.min(column)).where(column > value))) is not None:
+        yield value
 
 
 def another_value(

@@ -195,6 +195,31 @@ def test_the_keys_of_a_cache_are_found_without_those_of_subjects(vault: Vault, o
     assert costs[1] < costs[0] + 20  # all of five thousand keys would be some hundred more
 
 
+def test_what_a_start_and_a_sweep_ask_costs_the_same_however_many_keys_there_are(open_again: OpenAgain) -> None:
+    vault, costs = open_again(), list[list[int]]()
+    vault.new_key("snapshot 1")
+    looks: list[Callable[[], bool]] = [
+        lambda: vault.purposes("snap") == {"snapshot 1"},
+        lambda: vault.masters_in_use() == {vault.master},
+    ]
+    for _ in range(2):
+        vault.new_keys("subject", 5000)
+        costs.append([])
+        for look in looks:
+            with steps_of(vault.engine) as steps:
+                assert look()
+            costs[-1].append(len(steps))
+    assert [large - small < 5 for small, large in zip(*costs, strict=True)] == [True, True]
+
+
+def test_purposes_that_begin_alike_are_told_from_those_around_them(any_vault: Vault) -> None:
+    for purpose in ("Snapshot 1", "service", "snap 1f", "snapshot 12", "snap%", "sna", "subject"):
+        any_vault.new_key(purpose)
+    assert any_vault.purposes("snap") == {"snap 1f", "snapshot 12", "snap%"}
+    assert any_vault.purposes("snap%") == {"snap%"}
+    assert any_vault.purposes("z") == set()
+
+
 def beside(vault: Vault, file: Path) -> Vault:
     """The same vault as another machine opens it, with a copy of the master key's file."""
     file.write_text("\n".join(key.written for key in vault.masters.keys))
