@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import structlog
-from sqlalchemy import Engine, LargeBinary, String, Table, delete, func, select, text, update
+from sqlalchemy import Engine, Index, LargeBinary, String, Table, delete, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
@@ -40,6 +40,10 @@ class DataKeyRow(VaultBase):
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     destroyed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+_destroyed = DataKeyRow.destroyed_at.is_not(None)
+Index("ix_data_key_destroyed", DataKeyRow.id, sqlite_where=_destroyed, postgresql_where=_destroyed)
 
 
 class VaultStateRow(VaultBase):

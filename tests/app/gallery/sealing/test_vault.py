@@ -220,6 +220,20 @@ def test_purposes_that_begin_alike_are_told_from_those_around_them(any_vault: Va
     assert any_vault.purposes("z") == set()
 
 
+def test_destroyed_keys_are_found_without_the_others(vault: Vault, open_again: OpenAgain) -> None:
+    with vault.engine.begin() as connection:  # as a vault of before is
+        connection.execute(text("DROP INDEX IF EXISTS ix_data_key_destroyed"))
+    again, costs = open_again(), []
+    gone = [one.id for one in again.new_keys("subject", 3)]
+    again.destroy(gone)
+    for _ in range(2):
+        again.new_keys("subject", 5000)
+        with steps_of(again.engine) as steps:
+            assert list(again.destroyed_keys()) == [sorted(gone)]
+        costs.append(len(steps))
+    assert costs[1] - costs[0] < 5
+
+
 def beside(vault: Vault, file: Path) -> Vault:
     """The same vault as another machine opens it, with a copy of the master key's file."""
     file.write_text("\n".join(key.written for key in vault.masters.keys))
