@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -273,10 +274,14 @@ class ReembeddingStore:
     def _left(
         session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int], *, limit: int
     ) -> list[int]:
-        """Templates that could still be embedded, some of them: those with a crop that is not known to be damaged."""
-        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).order_by(TemplateRow.id)
-        found = session.scalars(query.limit(len(unusable) + limit))
-        return [one for one in found if one not in unusable][:limit]
+        """Templates that could still be embedded, some of them: those with a crop that is not known to be damaged.
+
+        The newest first, and no further than that: everybody else who writes waits until they are found.
+        """
+        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop())
+        newest_first = query.order_by(TemplateRow.id.desc()).execution_options(yield_per=limit)
+        with session.scalars(newest_first) as found:
+            return list(islice((one for one in found if one not in unusable), limit))
 
 
 def _of(gallery_id: int) -> ColumnElement[bool]:

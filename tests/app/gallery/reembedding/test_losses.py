@@ -78,6 +78,24 @@ def test_the_last_embeddings_of_a_move_cost_no_more_than_the_first(
     assert costs[-1] - costs[1] < 20
 
 
+def test_who_still_comes_costs_no_more_in_a_gallery_that_has_nearly_moved(
+    engine: Engine, store: GalleryStore, new_templates: Templates
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    moves, costs = ReembeddingStore(engine), []
+    for many in (200, 3000):
+        made = store.enroll(f"{many}", "anna", new_templates(many), metadata=None, extractor=OLD, dimension=8)
+        gallery, ids = store.gallery(f"{many}"), [one.id for one in made.added]
+        moves.add(gallery, NEW, ids, np.ones((many, 8), np.float32))
+        store.enroll(f"{many}", "bob", with_crops(new_templates(9)), metadata=None, extractor=OLD, dimension=8)
+        with steps_of(engine) as steps:
+            switch = moves.switch(gallery, NEW, dimension=8, unusable=ids[:1], with_crops=True, at_most=2)
+        assert switch.state == "waiting"
+        costs.append(len(steps))
+    assert costs[1] - costs[0] < 5
+
+
 @pytest.fixture
 def moved(sealed_store: GalleryStore, new_templates: Templates) -> GalleryStore:
     """A gallery that moved with its only subject."""
