@@ -18,6 +18,7 @@ from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, 
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
 from app.gallery.sql.database import let_others_write
+from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.rows import Due, Sessions, gallery_of
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
@@ -169,7 +170,7 @@ class Retention:
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
         due = partial(_is_past, earlier_of(own, shared))
         with self._sessions.reading() as session:
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
+            galleries = _galleries(session)
         try_each(partial(self._erase_expired_in, gallery, due, expired) for gallery in galleries)
 
     def _erase_expired_in(self, gallery: Gallery, due: Due, expired: dict[str, int]) -> None:
@@ -209,7 +210,7 @@ class Retention:
         self.write_seen()
         with self._sessions.reading() as session:
             due = partial(_is_past, earlier_of(self.clock(), self._database_clock(session)))
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
+            galleries = _galleries(session)
         counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, due)) for gallery in galleries}
         return {name: count for name, count in counts.items() if count}
 
@@ -252,6 +253,11 @@ class Retention:
             if not rows:
                 return
             after = rows[-1].id
+
+
+def _galleries(session: Session) -> list[Gallery]:
+    there = select(GalleryRow).where(is_there()).order_by(GalleryRow.id)
+    return [gallery_of(row) for row in session.scalars(there)]
 
 
 def _is_past(moment: datetime, gallery: Gallery, row: SubjectRow) -> bool:
