@@ -27,7 +27,7 @@ from model.errors import FacegalleryError
 _MANY = 1000  # subjects read at once
 _SEEN_EVERY = timedelta(days=1)
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
-_CLOCK_EVERY = 3600.0  # seconds between two looks at the clock where there are no sweeps
+_CLOCK_EVERY = 3600.0  # seconds between two looks at the clock, and at what is pending, where there are no sweeps
 _log = structlog.get_logger()
 
 
@@ -46,7 +46,7 @@ class Retention:
         engine: of the gallery's database.
         forgetting: erases.
         interval: seconds between two sweeps of `look`, the first at once; 0: never, and `look` keeps an eye on the
-            clock alone, by which subjects are erased that are enrolled again.
+            clock alone, by which subjects are erased that are enrolled again, and ends erasures that broke off.
         clock: tells the present moment, by which people are named or not.
         database_clock: tells it by a clock that all machines share; None: there is none. Nobody is erased by one of
             the two alone.
@@ -229,6 +229,7 @@ class Retention:
             self._next_clock = time.monotonic() + _TRIED_AGAIN
             with suppress(StorageUnwritable), self._sessions.writing() as session:  # who can only read erases nobody
                 refuse_sweep(session, self.clock(), self._database_clock(session))
+            self._forgetting.try_again()
             self._next_clock = time.monotonic() + _CLOCK_EVERY
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)

@@ -73,6 +73,16 @@ def test_nobody_finds_what_is_left_of_a_gallery_and_the_next_sweep_erases_it(
     assert vault.open_keys([str(key) for key in keys]) == dict.fromkeys(keys)
 
 
+def test_a_service_without_sweeps_ends_an_erasure_when_it_starts(
+    engine: Engine, five: GalleryStore, forgetting: Forgetting, vault: Vault
+) -> None:
+    five.delete_gallery("people")
+    Retention(engine, forgetting, interval=0).look()
+    with engine.connect() as connection:
+        assert subjects(connection) == 1
+    assert sum(vault.wrapped_by().values()) == 1
+
+
 def test_what_came_back_with_a_backup_is_not_looked_for_where_a_gallery_is_being_erased(
     engine: Engine, five: GalleryStore, forgetting: Forgetting, vault: Vault
 ) -> None:
