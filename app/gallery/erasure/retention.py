@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import ColumnElement, Engine, String, cast, or_, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
@@ -19,7 +19,7 @@ from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
 from app.gallery.sql.database import let_others_write
 from app.gallery.sql.erased_galleries import is_there
-from app.gallery.sql.rows import Due, Sessions, gallery_of
+from app.gallery.sql.rows import Sessions, gallery_of
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
@@ -168,17 +168,17 @@ class Retention:
         if refused is not None:
             _log.error("retention.refused", reason=refused)
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
-        due = partial(_is_past, earlier_of(own, shared))
         with self._sessions.reading() as session:
             galleries = _galleries(session)
-        try_each(partial(self._erase_expired_in, gallery, due, expired) for gallery in galleries)
+        moment = earlier_of(own, shared)
+        try_each(partial(self._erase_expired_in, gallery, moment, expired) for gallery in galleries)
 
-    def _erase_expired_in(self, gallery: Gallery, due: Due, expired: dict[str, int]) -> None:
+    def _erase_expired_in(self, gallery: Gallery, moment: datetime, expired: dict[str, int]) -> None:
         erased = 0
         try:
             with suppress(GalleryNotFound):  # it was erased meanwhile
-                for ids in self._due_ids(gallery, due):
-                    erased += self._forgetting.erase_those(gallery, ids, due)
+                for ids in self._due_ids(gallery, moment):
+                    erased += self._forgetting.erase_those(gallery, ids, partial(_is_past, moment))
                     let_others_write(self._sessions.engine)
         finally:
             if erased:
@@ -209,9 +209,9 @@ class Retention:
         """How many subjects are past their time by the earlier of the clocks, by gallery."""
         self.write_seen()
         with self._sessions.reading() as session:
-            due = partial(_is_past, earlier_of(self.clock(), self._database_clock(session)))
+            moment = earlier_of(self.clock(), self._database_clock(session))
             galleries = _galleries(session)
-        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, due)) for gallery in galleries}
+        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, moment)) for gallery in galleries}
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:
@@ -236,18 +236,15 @@ class Retention:
             self.sweep()
             self._next_sweep = time.monotonic() + self._interval
 
-    def _due_ids(self, gallery: Gallery, due: Due) -> Iterable[list[int]]:
+    def _due_ids(self, gallery: Gallery, moment: datetime) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""
         after, ids = 0, list[int]()
-        with_an_end = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id)
-        if gallery.privacy.keep_days is None and gallery.privacy.unseen_days is None:  # then few have one
-            own = SubjectRow.expires_at.is_not(None) | SubjectRow.consent.is_not(None)
-            with_an_end = with_an_end.where(own)
+        some = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, _may_be_past(moment, gallery))
         while True:
-            query = with_an_end.where(SubjectRow.id > after)
+            query = some.where(SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
-                ids += [row.id for row in rows if due(gallery, row)]
+                ids += [row.id for row in rows if _is_past(moment, gallery, row)]
             while len(ids) >= ERASED_AT_ONCE or (ids and not rows):
                 yield ids[:ERASED_AT_ONCE]
                 ids = ids[ERASED_AT_ONCE:]
@@ -259,6 +256,18 @@ class Retention:
 def _galleries(session: Session) -> list[Gallery]:
     there = select(GalleryRow).where(is_there()).order_by(GalleryRow.id)
     return [gallery_of(row) for row in session.scalars(there)]
+
+
+def _may_be_past(moment: datetime, gallery: Gallery) -> ColumnElement[bool]:
+    """As `_is_past`, of all for whom it holds and of those whose consent has an end: SQL does not load the others."""
+    ends = [SubjectRow.expires_at <= moment, cast(SubjectRow.consent["expires_at"], String) != "null"]
+    if (days := gallery.privacy.keep_days) is not None:
+        ends.append(SubjectRow.created_at <= moment - timedelta(days=days))
+    if (days := gallery.privacy.unseen_days) is not None:
+        since = moment - timedelta(days=days)
+        unseen = SubjectRow.seen_at.is_(None) | (SubjectRow.seen_at <= since)
+        ends.append((SubjectRow.created_at <= since) & unseen)
+    return or_(*ends)
 
 
 def _is_past(moment: datetime, gallery: Gallery, row: SubjectRow) -> bool:
