@@ -220,7 +220,7 @@ class Forgetting:
                 ids = session.scalars(query.order_by(KeyToDestroyRow.key_id).limit(_MANY)).all()
             if not ids:
                 return
-            if again := self.vault.destroy(ids):
+            if again := self.vault.destroy(self.vault.undestroyed(ids)):  # as a rule none, and nothing is written
                 _log.warning("keys.destroyed_again", keys=again, reason="an old vault was restored")
             after = ids[-1]
 

@@ -279,6 +279,23 @@ def test_an_old_vault_restored_after_forgetting_loses_the_key_again(tmp_path: Pa
     restored.close()
 
 
+def test_a_sweep_that_finds_nothing_to_erase_again_lets_others_write_to_the_vault(
+    sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    forgetting.forget("people", "anna")
+    statements = list[str]()
+
+    @event.listens_for(vault.engine, "before_cursor_execute")
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    forgetting.erase_what_came_back()
+    event.remove(vault.engine, "before_cursor_execute", look)
+    assert statements
+    assert [one for one in statements if one.startswith(("BEGIN IMMEDIATE", "UPDATE"))] == []
+
+
 def test_many_who_came_back_are_erased_in_several_transactions(
     engine: Engine, sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
 ) -> None:
