@@ -3,11 +3,13 @@
 import hashlib
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER, Connection, OperationalError, connect
+from threading import Barrier
 
 import numpy as np
 import psycopg
@@ -105,6 +107,56 @@ def steps_of(engine: Engine) -> Iterator[list[int]]:
         yield steps
     finally:
         event.remove(engine, "checkout", watch)
+
+
+@contextmanager
+def others_wait(engine: Engine, statement: str, *, many: int = 8) -> Iterator[list[int]]:
+    """Others wait to write to SQLite's file from the first such statement on.
+
+    For each such statement there is an item that says how many of them have had their turn before it.
+    """
+    turns, done = list[int](), list[bool]()
+    all_wait, waiting = Barrier(many + 1, timeout=60), list[Future[None]]()
+
+    def write() -> None:
+        with closing(connect(str(engine.url.database), timeout=0, isolation_level=None)) as connection:
+            with pytest.raises(OperationalError, match="locked"):
+                connection.execute("BEGIN IMMEDIATE")
+            connection.execute("PRAGMA busy_timeout=60000")
+            all_wait.wait()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("COMMIT")
+            done.append(True)
+
+    def look(_connection: object, _cursor: object, executed: str, *_: object) -> None:
+        if executed.startswith(statement):
+            turns.append(len(done))
+            if not waiting:
+                waiting.extend(threads.submit(write) for _ in range(many))
+                all_wait.wait()
+
+    event.listen(engine, "before_cursor_execute", look)
+    try:
+        with ThreadPoolExecutor(many) as threads:
+            yield turns
+    finally:
+        event.remove(engine, "before_cursor_execute", look)
+    for one in waiting:
+        one.result()
+
+
+@contextmanager
+def few_values(engine: Engine, most: int) -> Iterator[None]:
+    """SQLite takes no statement with more values from now on; else that is one with more than 32,766."""
+
+    def limit(connection: Connection, *_: object) -> None:
+        connection.setlimit(SQLITE_LIMIT_VARIABLE_NUMBER, most)
+
+    event.listen(engine, "checkout", limit)
+    try:
+        yield
+    finally:
+        event.remove(engine, "checkout", limit)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.access.audit import NO_HASH, AuditReport, Head, chained, draft, numbered
 from app.access.audit_ends import AuditEnds
-from app.access.audit_reading import BLOCK, blocks, moment_of, verified
+from app.access.audit_reading import blocks, moment_of, verified
 from app.access.caller import Caller, present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
@@ -29,6 +29,7 @@ from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
+from app.gallery.sql.database import let_others_write
 from app.gallery.sql.rows import Sessions
 from app.gallery.tables import now
 from model.errors import FacegalleryError
@@ -38,6 +39,8 @@ _QUEUED = 10_000  # entries in hand before deeds that only look are refused
 _BATCH = 500
 _RETRY = 1.0  # seconds
 _PRUNE_EVERY = 3600.0  # seconds
+_PRUNED_AT_ONCE = 10_000  # entries of one transaction
+_PIECES = 10  # at most in one `tidy`
 _log = structlog.get_logger()
 
 
@@ -125,29 +128,43 @@ class AuditLog:
 
     # -- removing
 
-    def prune(self, before: datetime, *, up_to: int | None = None) -> int:
+    def prune(self, before: datetime, *, up_to: int | None = None, pieces: int | None = None) -> int:
         """Remove the entries from before a moment, oldest first up to the first later one; answers how many.
 
         The log begins behind a sealed start then, so that it can still be checked, and an entry says so. The last entry
-        stays in any case.
+        stays in any case. Many entries go in several transactions, so that others can add theirs; each has a start and
+        an entry of its own, so that the log is whole in between, too.
 
         Args:
             before: the moment.
             up_to: the last number that may go; None: any. An entry may be added late, with an earlier moment than those
                 before it: one that waited for the database, or of a machine whose clock is behind.
+            pieces: transactions at most; None: as many as it takes.
 
         Raises:
-            AuditBroken: the log's head or start is not the one that was sealed, or an entry is none.
+            AuditBroken: the log's head or start is not the one that was sealed, or an entry is none; what was before
+                it may be gone.
         """
+        last = self.head().count - 1  # of what there is now: what follows are entries of this pruning
+        last = last if up_to is None else min(last, up_to)
+        removed, piece = 0, _PRUNED_AT_ONCE
+        while piece >= _PRUNED_AT_ONCE and (pieces is None or removed < pieces * _PRUNED_AT_ONCE):
+            if removed:
+                let_others_write(self._sessions.engine)
+            piece = self._prune_piece(before, last)
+            removed += piece
+        return removed
+
+    def _prune_piece(self, before: datetime, last: int) -> int:
         with self._sessions.writing() as session:
-            end, start = self._ends.checked(self._ends.locked_head(session), session), self._ends.start(session)
-            cut = start
-            columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash).where(AuditRow.number < end.count)
-            with session.execute(columns.order_by(AuditRow.number).execution_options(yield_per=BLOCK)) as rows:
-                for number, entry, digest in rows:
-                    if moment_of(number, entry) >= before or (up_to is not None and number > up_to):
-                        break
-                    cut = Head(number, digest)
+            self._ends.checked(self._ends.locked_head(session), session)
+            cut = start = self._ends.start(session)
+            columns = select(AuditRow.number, AuditRow.entry, AuditRow.hash)
+            some = columns.where(AuditRow.number > start.count, AuditRow.number <= last)
+            for number, entry, digest in session.execute(some.order_by(AuditRow.number).limit(_PRUNED_AT_ONCE)):
+                if moment_of(number, entry) >= before:
+                    break
+                cut = Head(number, digest)
             if cut == start:
                 return 0
             session.execute(delete(AuditRow).where(AuditRow.number <= cut.count))
@@ -159,6 +176,7 @@ class AuditLog:
     def tidy(self) -> None:
         """Remove entries past `keep_days`, once an hour; of processes that do so at once the second finds nothing.
 
+        Of many a hundred thousand at most, and the next call goes on: an upkeep has other work.
         Nothing goes by a clock that is not to be believed (see `sweep_clock`), as it would be gone for good.
         """
         if self._keep_days is None or time.monotonic() < self._next_pruning:
@@ -170,8 +188,10 @@ class AuditLog:
         if doubt is not None:
             _log.error("audit.not_pruned", reason=doubt)
             return
-        if pruned := self.prune(earlier_of(own, shared) - timedelta(days=self._keep_days)):
+        if pruned := self.prune(earlier_of(own, shared) - timedelta(days=self._keep_days), pieces=_PIECES):
             _log.info("audit.pruned", entries=pruned)
+        if pruned >= _PIECES * _PRUNED_AT_ONCE:
+            self._next_pruning = time.monotonic()
 
     # -- reading
 

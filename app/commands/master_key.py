@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from app.access.opening import open_audit
-from app.commands.options import JsonOption, complain
+from app.commands.options import Exit, JsonOption, complain
 from app.commands.progress import shown_progress
 from app.gallery.journal import Event
 from app.gallery.sealing.encryption import SealedRows
@@ -14,7 +14,7 @@ from app.gallery.sealing.master_keys import MasterKey
 from app.gallery.sealing.resealing import has_sealed_subjects, seal_plain_rows
 from app.gallery.sealing.rotation import rotate_master_key
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import open_engine
+from app.gallery.sql.database import open_engine, rewrite_file
 from app.gallery.sql.migrations import check_schema
 from app.gallery.store import GalleryStore
 from app.settings import Settings
@@ -73,17 +73,28 @@ def rotate_command(
 
 @master_key.command("seal")
 def seal_command() -> None:
-    """Seal rows that are not, after a backup from before encryption was restored."""
+    """Seal rows that are not, after a backup from before encryption was restored, and write SQLite's file anew.
+
+    Exit codes: 0 done, 1 failed, 3 sealed, but the file may hold embeddings in the clear where nothing is stored now.
+    """
     vault = _vault()
     settings = Settings()
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     sealed = seal_plain_rows(engine, SealedRows(vault))
     vault.note_sealed()
     vault.close()
+    rewritten = rewrite_file(engine)
     engine.dispose()
     if sealed:
         _record(Event("seal-rows", details={"subjects": sealed}))
     print(f"{sealed} subjects sealed")
+    if not rewritten:
+        complain(
+            "the database's file could not be written anew, and where it is free it may hold embeddings in the clear: "
+            "make room on its disk for a second one, stop what uses it, and run this again",
+            style="yellow",
+        )
+        raise typer.Exit(Exit.PARTLY)
 
 
 def _vault() -> Vault:

@@ -158,6 +158,7 @@ class GalleryService:
         """Erase a gallery with all that is in it."""
         with within(math.inf):  # the larger it is, the longer it takes; given up halfway it would never be done
             gallery = self.store.delete_gallery(normalise_gallery_name(name))
+            self.forgetting.erase_rest(gallery)
         self.forgetting.finish(gallery)
 
     # -- people

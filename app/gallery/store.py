@@ -28,6 +28,7 @@ from app.gallery.records import (
     TemplateBlock,
 )
 from app.gallery.sealing.encryption import PlainRows, RowSeals
+from app.gallery.sql.erased_galleries import begin_erasure, is_there
 from app.gallery.sql.galleries import change_gallery, insert_gallery, measure_galleries
 from app.gallery.sql.rows import (
     Due,
@@ -69,7 +70,8 @@ class GalleryStore:
     def galleries(self) -> tuple[Gallery, ...]:
         """All galleries, by name."""
         with self._sessions.reading() as session:
-            return tuple(gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.name)))
+            there = select(GalleryRow).where(is_there()).order_by(GalleryRow.name)
+            return tuple(gallery_of(row) for row in session.scalars(there))
 
     def gallery(self, name: str) -> Gallery:
         """The gallery with its present revision.
@@ -116,11 +118,14 @@ class GalleryStore:
             return gallery_of(row)
 
     def delete_gallery(self, name: str) -> Gallery:
-        """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was."""
+        """Erase a gallery with all that is in it, and note that engines have to drop it; answers what it was.
+
+        Of a large one it is a first piece that goes, and nobody finds the rest, which is left to `Forgetting`.
+        """
         with self._sessions.writing() as session:
             row = gallery_row(session, name, lock=True)
             gallery = gallery_of(row)
-            session.delete(row)
+            begin_erasure(session, row)
             session.add(StorageToDropRow(prefix=storage_prefix(gallery)))
             session.flush()
             self.journal.write(session, Event("delete-gallery", name))

@@ -1,5 +1,7 @@
 import json
+import sqlite3
 import zipfile
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -96,6 +98,26 @@ def test_keys_are_made_and_old_backups_sealed_by_hand(facegallery: Facegallery) 
     first, second = (facegallery("master-key", "new").stdout for _ in range(2))
     assert (len(first), first != second) == (45, True)
     assert facegallery("master-key", "seal").stdout == "0 subjects sealed\n"
+
+
+def test_sealing_is_not_done_before_no_embedding_is_left_where_the_file_is_free(
+    facegallery: Facegallery, tmp_path: Path
+) -> None:
+    file, embedding = tmp_path / "gallery" / "facegallery.db", b"an embedding in the clear, " * 200
+    with closing(sqlite3.connect(file, isolation_level=None)) as before:  # as a version of before erased
+        before.execute("PRAGMA secure_delete=OFF")
+        before.execute("INSERT INTO storage_to_drop VALUES (?, '2026-01-01')", (embedding,))
+        before.execute("DELETE FROM storage_to_drop")
+        before.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert b"in the clear, an embedding" in file.read_bytes()
+    with closing(sqlite3.connect(file, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM gallery").fetchone()
+        done = facegallery("master-key", "seal")
+    assert (done.returncode, done.stdout) == (3, "0 subjects sealed\n")
+    assert "the database's file could not be written anew" in done.stderr
+    assert facegallery("master-key", "seal").returncode == 0
+    assert b"in the clear, an embedding" not in file.read_bytes()
 
 
 def test_all_that_is_held_about_a_person_goes_into_one_archive_and_back(

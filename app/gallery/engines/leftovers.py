@@ -12,6 +12,7 @@ from app.gallery.engines import IndexEngine, storage_name, storage_prefix
 from app.gallery.engines.protocol import STORAGE
 from app.gallery.errors import GalleryNotFound
 from app.gallery.records import Gallery
+from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.rows import Sessions, gallery_of, gallery_row
 from app.gallery.tables import GalleryRow, StorageToDropRow, now
 from app.gallery.try_each import try_each
@@ -60,7 +61,7 @@ class EngineLeftovers:
         names = self._engine.names(STORAGE)
         with self._sessions.reading() as session:
             prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow))]
+            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))]
         needed = {storage_prefix(gallery) for gallery in galleries}  # a backup may have brought an erased one back
         gone = [one for one in prefixes if one not in needed and any(name.startswith(one) for name in names)]
         left = [gallery.name for gallery in galleries if self._left(gallery, names)]

@@ -13,12 +13,15 @@ from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.records import Gallery
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import empty_log
+from app.gallery.sql.database import empty_log, let_others_write
+from app.gallery.sql.erased_galleries import end_erasures, is_there
 from app.gallery.sql.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
+ERASED_AT_ONCE = 100
+"""Subjects of one transaction, so that others get their turn."""
 _MANY = 1000
 _log = structlog.get_logger()
 
@@ -141,6 +144,13 @@ class Forgetting:
             _log.error("erasure.pending", what="snapshots", gallery=gallery.name, reason=str(error))
         return Traces(snapshots or 0, tuple(pending))
 
+    def erase_rest(self, gallery: Gallery) -> None:
+        """Erase what `GalleryStore.delete_gallery` has left of a large gallery; what fails waits for the next sweep."""
+        try:
+            end_erasures(self._sessions)
+        except FacegalleryError as error:
+            _log.error("erasure.pending", what="rows", gallery=gallery.name, reason=str(error))
+
     def destroy_keys(self) -> int:
         """Destroy the keys of all erased subjects; answers how many that were."""
         query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed.is_(False)).limit(_MANY)
@@ -156,13 +166,14 @@ class Forgetting:
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
 
     def try_again(self) -> None:
-        """Do what was left pending: keys to destroy, logs to empty, snapshots of galleries that are gone.
+        """Do what was left pending: rows of erased galleries, keys to destroy, logs to empty, snapshots of the former.
 
         Raises:
             FacegalleryError: what could not be done; the rest was.
         """
         try_each(
             [
+                lambda: end_erasures(self._sessions),
                 self.destroy_keys,
                 lambda: empty_log(self.vault.engine),
                 lambda: empty_log(self.engine),
@@ -180,16 +191,21 @@ class Forgetting:
         galleries: dict[int, Gallery] = {}
         erased = 0
         for ids in self.vault.destroyed_keys():
+            dead = set(ids)
             with self._sessions.reading() as session:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
                 found = session.execute(query).all()
                 for gallery_id in {gallery_id for _, gallery_id in found} - set(galleries):
-                    if (row := session.get(GalleryRow, gallery_id)) is not None:
+                    there = select(GalleryRow).where(GalleryRow.id == gallery_id, is_there())
+                    if (row := session.scalar(there)) is not None:
                         galleries[gallery_id] = gallery_of(row)
             for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
                 with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
-                    erased += self.erase_those(galleries[gallery_id], own, _has_key_of(set(ids)), why="erase-again")
+                    for first in range(0, len(own), ERASED_AT_ONCE):
+                        some = own[first : first + ERASED_AT_ONCE]
+                        erased += self.erase_those(galleries[gallery_id], some, _has_key_of(dead), why="erase-again")
+                        let_others_write(self.engine)
         for gallery in galleries.values():
             self.finish(gallery)
         if erased:
@@ -204,7 +220,7 @@ class Forgetting:
                 ids = session.scalars(query.order_by(KeyToDestroyRow.key_id).limit(_MANY)).all()
             if not ids:
                 return
-            if again := self.vault.destroy(ids):
+            if again := self.vault.destroy(self.vault.undestroyed(ids)):  # as a rule none, and nothing is written
                 _log.warning("keys.destroyed_again", keys=again, reason="an old vault was restored")
             after = ids[-1]
 

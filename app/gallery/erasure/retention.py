@@ -9,24 +9,25 @@ from datetime import datetime, timedelta
 from functools import partial
 
 import structlog
-from sqlalchemy import Engine, select, update
+from sqlalchemy import ColumnElement, Engine, String, cast, or_, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
-from app.gallery.erasure.forgetting import Forgetting
+from app.gallery.erasure.forgetting import ERASED_AT_ONCE, Forgetting
 from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, note_doubt, refuse_sweep
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
-from app.gallery.sql.rows import Due, Sessions, gallery_of
+from app.gallery.sql.database import let_others_write
+from app.gallery.sql.erased_galleries import is_there
+from app.gallery.sql.rows import Sessions, gallery_of
 from app.gallery.tables import GalleryRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
-_ERASED_AT_ONCE = 100  # subjects of one transaction, so that others get their turn
 _SEEN_EVERY = timedelta(days=1)
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
-_CLOCK_EVERY = 3600.0  # seconds between two looks at the clock where there are no sweeps
+_CLOCK_EVERY = 3600.0  # seconds between two looks at the clock, and at what is pending, where there are no sweeps
 _log = structlog.get_logger()
 
 
@@ -45,7 +46,7 @@ class Retention:
         engine: of the gallery's database.
         forgetting: erases.
         interval: seconds between two sweeps of `look`, the first at once; 0: never, and `look` keeps an eye on the
-            clock alone, by which subjects are erased that are enrolled again.
+            clock alone, by which subjects are erased that are enrolled again, and ends erasures that broke off.
         clock: tells the present moment, by which people are named or not.
         database_clock: tells it by a clock that all machines share; None: there is none. Nobody is erased by one of
             the two alone.
@@ -167,17 +168,18 @@ class Retention:
         if refused is not None:
             _log.error("retention.refused", reason=refused)
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
-        due = partial(_is_past, earlier_of(own, shared))
         with self._sessions.reading() as session:
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        try_each(partial(self._erase_expired_in, gallery, due, expired) for gallery in galleries)
+            galleries = _galleries(session)
+        moment = earlier_of(own, shared)
+        try_each(partial(self._erase_expired_in, gallery, moment, expired) for gallery in galleries)
 
-    def _erase_expired_in(self, gallery: Gallery, due: Due, expired: dict[str, int]) -> None:
+    def _erase_expired_in(self, gallery: Gallery, moment: datetime, expired: dict[str, int]) -> None:
         erased = 0
         try:
             with suppress(GalleryNotFound):  # it was erased meanwhile
-                for ids in self._due_ids(gallery, due):
-                    erased += self._forgetting.erase_those(gallery, ids, due)
+                for ids in self._due_ids(gallery, moment):
+                    erased += self._forgetting.erase_those(gallery, ids, partial(_is_past, moment))
+                    let_others_write(self._sessions.engine)
         finally:
             if erased:
                 expired[gallery.name] = erased
@@ -207,9 +209,9 @@ class Retention:
         """How many subjects are past their time by the earlier of the clocks, by gallery."""
         self.write_seen()
         with self._sessions.reading() as session:
-            due = partial(_is_past, earlier_of(self.clock(), self._database_clock(session)))
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).order_by(GalleryRow.id))]
-        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, due)) for gallery in galleries}
+            moment = earlier_of(self.clock(), self._database_clock(session))
+            galleries = _galleries(session)
+        counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, moment)) for gallery in galleries}
         return {name: count for name, count in counts.items() if count}
 
     def look(self) -> None:
@@ -227,30 +229,45 @@ class Retention:
             self._next_clock = time.monotonic() + _TRIED_AGAIN
             with suppress(StorageUnwritable), self._sessions.writing() as session:  # who can only read erases nobody
                 refuse_sweep(session, self.clock(), self._database_clock(session))
+            self._forgetting.try_again()
             self._next_clock = time.monotonic() + _CLOCK_EVERY
         if time.monotonic() >= self._next_sweep:
             self._next_sweep = time.monotonic() + min(self._interval, _TRIED_AGAIN)
             self.sweep()
             self._next_sweep = time.monotonic() + self._interval
 
-    def _due_ids(self, gallery: Gallery, due: Due) -> Iterable[list[int]]:
+    def _due_ids(self, gallery: Gallery, moment: datetime) -> Iterable[list[int]]:
         """Subjects that are due, in lists that one transaction erases."""
         after, ids = 0, list[int]()
-        with_an_end = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id)
-        if gallery.privacy.keep_days is None and gallery.privacy.unseen_days is None:  # then few have one
-            own = SubjectRow.expires_at.is_not(None) | SubjectRow.consent.is_not(None)
-            with_an_end = with_an_end.where(own)
+        some = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, _may_be_past(moment, gallery))
         while True:
-            query = with_an_end.where(SubjectRow.id > after)
+            query = some.where(SubjectRow.id > after)
             with self._sessions.reading() as session:
                 rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
-                ids += [row.id for row in rows if due(gallery, row)]
-            while len(ids) >= _ERASED_AT_ONCE or (ids and not rows):
-                yield ids[:_ERASED_AT_ONCE]
-                ids = ids[_ERASED_AT_ONCE:]
+                ids += [row.id for row in rows if _is_past(moment, gallery, row)]
+            while len(ids) >= ERASED_AT_ONCE or (ids and not rows):
+                yield ids[:ERASED_AT_ONCE]
+                ids = ids[ERASED_AT_ONCE:]
             if not rows:
                 return
             after = rows[-1].id
+
+
+def _galleries(session: Session) -> list[Gallery]:
+    there = select(GalleryRow).where(is_there()).order_by(GalleryRow.id)
+    return [gallery_of(row) for row in session.scalars(there)]
+
+
+def _may_be_past(moment: datetime, gallery: Gallery) -> ColumnElement[bool]:
+    """As `_is_past`, of all for whom it holds and of those whose consent has an end: SQL does not load the others."""
+    ends = [SubjectRow.expires_at <= moment, cast(SubjectRow.consent["expires_at"], String) != "null"]
+    if (days := gallery.privacy.keep_days) is not None:
+        ends.append(SubjectRow.created_at <= moment - timedelta(days=days))
+    if (days := gallery.privacy.unseen_days) is not None:
+        since = moment - timedelta(days=days)
+        unseen = SubjectRow.seen_at.is_(None) | (SubjectRow.seen_at <= since)
+        ends.append((SubjectRow.created_at <= since) & unseen)
+    return or_(*ends)
 
 
 def _is_past(moment: datetime, gallery: Gallery, row: SubjectRow) -> bool:

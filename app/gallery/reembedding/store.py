@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from itertools import islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, CursorResult, Engine, delete, exists, func, select
+from sqlalchemy import ColumnElement, Engine, exists, func, select
 from sqlalchemy.orm import Session
 
 from app.gallery.errors import MoveRefused
 from app.gallery.records import Gallery
 from app.gallery.reembedding.exchange import exchange_embeddings, has_spare
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
-from app.gallery.sql.database import another_value
+from app.gallery.sql.database import another_value, let_others_write
+from app.gallery.sql.pieces import erase_piece
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -25,6 +27,8 @@ from app.gallery.sql.rows import (
     template_identity,
 )
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
+
+_DISCARDED_AT_ONCE = 5_000  # embeddings of one transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +195,28 @@ class ReembeddingStore:
     def discard(self, gallery: Gallery) -> int:
         """Erase all embeddings of other extractors that the gallery has; answers how many those were.
 
-        Snapshots by these extractors are erased by the service, as after every erasure.
+        Many go in several transactions, so that others get their turn; what broke off goes on at the next call. Until
+        it ends, who goes back is told whose embeddings are gone, as of everybody who was enrolled since. Snapshots by
+        these extractors are erased by the service from the first transaction on, as after every erasure.
+
+        Raises:
+            GalleryNotFound: as named.
+            MoveRefused: the gallery moved or was made anew meanwhile: what it has beside its own now is to be kept.
         """
-        with self._sessions.writing() as session:
-            owner = gallery_row(session, gallery.name, lock=True)
-            erased = 0
-            for table in (SpareEmbeddingRow, SetAsideRow):
-                statement = delete(table).where(table.gallery_id == owner.id)
-                erased += cast(CursorResult[Any], session.execute(statement)).rowcount
-            have_snapshots_erased(owner)
-            return erased
+        erased, begun = 0, False
+        tables: tuple[type[SpareEmbeddingRow] | type[SetAsideRow], ...] = (SpareEmbeddingRow, SetAsideRow)
+        for table in tables:
+            piece = _DISCARDED_AT_ONCE
+            while piece == _DISCARDED_AT_ONCE:
+                with self._sessions.writing() as session:
+                    owner = self._locked(session, gallery)
+                    if not begun:
+                        have_snapshots_erased(owner)
+                    piece = erase_piece(session, table, owner.id, most=_DISCARDED_AT_ONCE)
+                erased, begun = erased + piece, True
+                if piece == _DISCARDED_AT_ONCE:
+                    let_others_write(self._sessions.engine)
+        return erased
 
     @staticmethod
     def _locked(session: Session, gallery: Gallery) -> GalleryRow:
@@ -258,10 +274,14 @@ class ReembeddingStore:
     def _left(
         session: Session, owner: GalleryRow, extractor: str, unusable: Collection[int], *, limit: int
     ) -> list[int]:
-        """Templates that could still be embedded, some of them: those with a crop that is not known to be damaged."""
-        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop()).order_by(TemplateRow.id)
-        found = session.scalars(query.limit(len(unusable) + limit))
-        return [one for one in found if one not in unusable][:limit]
+        """Templates that could still be embedded, some of them: those with a crop that is not known to be damaged.
+
+        The newest first, and no further than that: everybody else who writes waits until they are found.
+        """
+        query = select(TemplateRow.id).where(_of(owner.id), ~has_spare(extractor), _has_crop())
+        newest_first = query.order_by(TemplateRow.id.desc()).execution_options(yield_per=limit)
+        with session.scalars(newest_first) as found:
+            return list(islice((one for one in found if one not in unusable), limit))
 
 
 def _of(gallery_id: int) -> ColumnElement[bool]:

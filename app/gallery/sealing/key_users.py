@@ -57,6 +57,6 @@ def needed_by_others(vault: Vault, file: Path) -> dict[str, str]:
 
 
 def _note(vault: Vault, also: tuple[str, ...]) -> str:
-    needed = sorted({vault.master, *vault.wrapped_by(), *also})
+    needed = sorted(vault.masters_in_use().union(also))
     place = vault.engine.url.set(query={}).render_as_string(hide_password=True)
     return f"# vault {vault.named_key(_NAME).id} needs {' '.join(needed)}, at {json.dumps(place)}"

@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 from app.gallery.errors import KeyUnavailable, TemplateTampered
 from app.gallery.sealing.encryption import Flaw, RowIdentity, RowSeals, SealedRow, SealedRows
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import rewrite_file
-from app.gallery.sql.rows import Sessions, crop_identity, template_identity
+from app.gallery.sql.database import let_others_write, rewrite_file
+from app.gallery.sql.rows import Sessions, beside_templates, crop_identity, template_identity
 from app.gallery.tables import CropRow, GalleryRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 
 _SUBJECTS = 500  # of one transaction, so that others get their turn
@@ -63,6 +63,8 @@ def seal_at_first_start(engine: Engine, vault: Vault) -> None:
                 _log.error("rows.not_sealed", advice="if an old backup was restored, run `facegallery master-key seal`")
         return
     seal_plain_rows(engine, SealedRows(vault))
+    if has_sealed_subjects(engine) and not rewrite_file(engine):  # also where a start broke off over it
+        _log.error("rows.file_not_rewritten", advice="make room on the disk and run `facegallery master-key seal`")
     vault.note_sealed()
 
 
@@ -70,24 +72,24 @@ def seal_plain_rows(engine: Engine, seals: RowSeals) -> int:
     """Give every subject without a key one and seal what is kept of it; answers how many subjects that were.
 
     Batches are committed one by one, under the galleries' locks; what a crash interrupts goes on at the next call.
-    SQLite's file is then written anew, as its free pages may hold embeddings.
+    SQLite's file is to be written anew then (`rewrite_file`), as its free pages may hold embeddings.
     """
-    sessions, sealed = Sessions(engine), 0
+    sessions, sealed, after = Sessions(engine), 0, 0
     while True:
         with sessions.writing() as session:
-            found = _lock_plain_subjects(session)
+            plain = select(SubjectRow.id).where(SubjectRow.key_id.is_(None), SubjectRow.id > after)
+            ids = session.scalars(plain.order_by(SubjectRow.id).limit(_SUBJECTS)).all()
+            found = _lock_plain_subjects(session, ids)
             for subject, key_id in zip(found, seals.new_keys(len(found)), strict=True):
                 subject.key_id = key_id
-            templates = session.scalars(
-                select(TemplateRow).where(TemplateRow.subject_id.in_([subject.id for subject in found]))
-            ).all()
-            _seal_values(session, seals, found, templates)
-        if not found:
+            _seal_values(session, seals, found)
+            sealed += len(found)
+        if not ids:
             break
-        sealed += len(found)
+        after = ids[-1]
         _log.info("rows.sealing", subjects=sealed)
+        let_others_write(engine)
     if sealed:
-        rewrite_file(engine)
         _log.warning("rows.sealed", subjects=sealed, advice="backups from before hold embeddings in the clear")
     return sealed
 
@@ -104,12 +106,12 @@ def hand_over(
         KeyUnavailable: the target's key is not in the vault.
     """
     crop_of = {template.id: template.crop_sha256 for template in templates}
-    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(crop_of))).all()
+    crops = beside_templates(session, CropRow, list(crop_of))
     images = [(crop_of[crop.template_id], crop.image) for crop in crops]
     for crop, image in zip(crops, reseal_values(seals, "crop", images, source=source, target=target), strict=True):
         crop.image = image
     aside = _hand_over_crops_aside(session, seals, source=source, target=target)
-    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(crop_of))).all()
+    spare = beside_templates(session, SpareEmbeddingRow, list(crop_of))
     digests = [
         *(template.crop_sha256 for template in templates),
         *(row.crop_sha256 for row in aside),
@@ -170,14 +172,14 @@ def reseal_values(
     return seals.seal(target.key_id, plain) if plain else []
 
 
-def _seal_values(
-    session: Session, seals: RowSeals, subjects: Sequence[SubjectRow], templates: Sequence[TemplateRow]
-) -> None:
-    """Seal all that is kept of some subjects, whose templates these are, with the keys that they have by now."""
+def _seal_values(session: Session, seals: RowSeals, subjects: Sequence[SubjectRow]) -> None:
+    """Seal all that is kept of some subjects with the keys that they have by now."""
     key_of = {subject.id: subject.key_id for subject in subjects}
-    by_id = {template.id: template for template in templates}
-    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(by_id))).all()
-    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(by_id))).all()
+    theirs = TemplateRow.subject_id.in_(key_of)
+    templates = session.scalars(select(TemplateRow).where(theirs)).all()
+    by_id, ids = {template.id: template for template in templates}, select(TemplateRow.id).where(theirs)
+    crops = session.scalars(select(CropRow).where(CropRow.template_id.in_(ids))).all()
+    spare = session.scalars(select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(ids))).all()
     aside = session.scalars(select(SetAsideRow).where(SetAsideRow.subject_id.in_(key_of))).all()
     own: dict[int, list[tuple[Any, str, RowIdentity]]] = {}
     owned: list[TemplateRow | SetAsideRow] = [*templates, *aside]
@@ -198,12 +200,9 @@ def _seal_values(
             setattr(row, column, value)
 
 
-def _lock_plain_subjects(session: Session) -> Sequence[SubjectRow]:
-    """Some subjects without a key, all of one gallery, whose row is locked."""
-    query = select(SubjectRow).where(SubjectRow.key_id.is_(None)).order_by(SubjectRow.gallery_id, SubjectRow.id)
-    first = session.scalar(query.limit(1))
-    if first is None:
-        return []
-    session.scalar(select(GalleryRow.id).filter_by(id=first.gallery_id).with_for_update())
-    mine = query.where(SubjectRow.gallery_id == first.gallery_id).limit(_SUBJECTS)
-    return session.scalars(mine.execution_options(populate_existing=True)).all()
+def _lock_plain_subjects(session: Session, ids: Sequence[int]) -> Sequence[SubjectRow]:
+    """Those of some subjects that have no key still, now that the rows of their galleries are locked."""
+    some = SubjectRow.id.in_(ids)
+    theirs = select(GalleryRow.id).where(GalleryRow.id.in_(select(SubjectRow.gallery_id).where(some)))
+    session.scalars(theirs.order_by(GalleryRow.id).with_for_update()).all()
+    return session.scalars(select(SubjectRow).where(some, SubjectRow.key_id.is_(None))).all()

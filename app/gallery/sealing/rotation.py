@@ -13,7 +13,7 @@ from app.gallery.held_file import held
 from app.gallery.sealing.key_users import needed_by_others, write_note
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import database_errors
+from app.gallery.sql.database import database_errors, let_others_write
 
 _REFUSAL = "another rotation of the master key is under way; wait until it has ended"
 
@@ -36,7 +36,7 @@ class Rotation:
 
 
 def rotate_master_key(
-    vault: Vault, *, keep_old: bool = False, batch: int = 500, advance: Callable[[int], None] = lambda _: None
+    vault: Vault, *, keep_old: bool = False, batch: int = 5_000, advance: Callable[[int], None] = lambda _: None
 ) -> Rotation:
     """Wrap every key of a vault anew with the first master key, or, where that wraps already, with a new one.
 
@@ -58,7 +58,7 @@ def rotate_master_key(
         masters = vault.masters
         if masters.file is not None:  # as it is now: another rotation may have ended since the vault was opened
             masters = vault.masters = MasterKeys(read_master_keys(masters.file), file=masters.file)
-        if masters.first.id == vault.master and set(vault.wrapped_by()) <= {masters.first.id}:
+        if vault.masters_in_use() == {masters.first.id}:
             if masters.file is None:
                 raise MasterKeyMissing(
                     "put the new key in front of the old in FACEGALLERY_MASTER_KEY, a blank between them, restart the "
@@ -76,13 +76,14 @@ def rotate_master_key(
         while wrapped := vault.rewrap(batch):
             wrapped_in_all += wrapped
             advance(wrapped)
+            let_others_write(vault.engine)
         before, needed = tuple(key.id for key in old), dict[str, str]()
         if file is not None:
             write_note(vault, file)
             if not keep_old:
                 others = needed_by_others(vault, file)
                 needed = {key: others[key] for key in before if key in others}
-                _drop(masters, file, {*before} - {vault.master, *vault.wrapped_by(), *needed})
+                _drop(masters, file, set(before).difference(vault.masters_in_use(), needed))
         return Rotation(new.id, wrapped_in_all, before, needed)
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import cast
 
 import structlog
-from sqlalchemy import Engine, LargeBinary, String, Table, delete, func, select, text, update
+from sqlalchemy import Engine, Index, LargeBinary, String, Table, delete, func, select, text, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.sealing.master_keys import KEY_BYTES, MasterKey, MasterKeys, load_master_keys
-from app.gallery.sql.database import another_value, database_errors, empty_log
+from app.gallery.sql.database import another_value, database_errors, empty_log, values_of
 from app.gallery.tables import UtcDateTime, now
 
 _MANY = 5_000  # ids of one query: SQLite takes 32 thousand
@@ -40,6 +40,10 @@ class DataKeyRow(VaultBase):
     wrapped: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, default=now)
     destroyed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+_destroyed = DataKeyRow.destroyed_at.is_not(None)
+Index("ix_data_key_destroyed", DataKeyRow.id, sqlite_where=_destroyed, postgresql_where=_destroyed)
 
 
 class VaultStateRow(VaultBase):
@@ -160,14 +164,19 @@ class Vault:
 
     def purposes(self, beginning: str) -> set[str]:
         """The purposes of the keys that are there, of those that begin so."""
-        query = select(DataKeyRow.purpose).where(DataKeyRow.purpose.startswith(beginning, autoescape=True)).distinct()
         with self._reading() as session:
-            return set(session.scalars(query))
+            return {one for one in values_of(session, DataKeyRow.purpose) if one.startswith(beginning)}
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of some ids (at most 5,000) that the vault has or had."""
         with self._reading() as session:
             return set(session.scalars(select(DataKeyRow.id).where(DataKeyRow.id.in_(ids))))
+
+    def undestroyed(self, ids: Sequence[str]) -> Sequence[str]:
+        """Those of some ids (at most 5,000) whose keys are there."""
+        there = select(DataKeyRow.id).where(DataKeyRow.id.in_(ids), DataKeyRow.destroyed_at.is_(None))
+        with self._reading() as session:
+            return session.scalars(there).all()
 
     def destroyed_keys(self) -> Iterator[list[str]]:
         """Ids of all destroyed keys, in lists that one query can carry."""
@@ -189,8 +198,13 @@ class Vault:
         with self._reading() as session:
             return session.scalars(select(VaultStateRow.master)).one()
 
+    def masters_in_use(self) -> set[str]:
+        """Ids of the master keys that are needed: the one that wraps, and those that have wrapped any key."""
+        with self._reading() as session:
+            return {session.scalars(select(VaultStateRow.master)).one(), *values_of(session, DataKeyRow.master)}
+
     def wrapped_by(self) -> dict[str, int]:
-        """How many keys each master key has wrapped, by its id."""
+        """How many keys each master key has wrapped, by its id; all keys are gone through."""
         query = select(DataKeyRow.master, func.count()).where(DataKeyRow.master.is_not(None))
         with self._reading() as session:
             return {str(master): count for master, count in session.execute(query.group_by(DataKeyRow.master))}
@@ -293,7 +307,7 @@ def open_vault(engine: Engine, *, master_key: str | None, master_key_file: Path,
                 session.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery vault'))"))
             if session.scalar(select(VaultStateRow.id)) is None:
                 session.add(VaultStateRow(id=1, master=masters.first.id))
-    for needed in {vault.master, *vault.wrapped_by()}:
+    for needed in vault.masters_in_use():
         masters.get(needed)
     return vault
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,13 +10,26 @@ from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, ExceptionContext, create_engine, event, make_url, select
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.errors import Busy, DriverMissing
 from app.gallery.sql.failures import meaning
+
+_PAUSE = 0.1  # seconds
 
 
 def sqlite_address(file: str | Path) -> str:
@@ -138,11 +152,22 @@ def empty_log(engine: Engine) -> bool:
     return engine.dialect.name != "sqlite" or _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
 
 
-def rewrite_file(engine: Engine) -> None:
-    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too."""
+def rewrite_file(engine: Engine) -> bool:
+    """Write SQLite's file anew, so that pages freed before `secure_delete` was on are gone, too.
+
+    Answers False where they may be there still, as there is no room for a second file or others use this one.
+    PostgreSQL: does nothing.
+    """
+    return engine.dialect.name != "sqlite" or (_run_alone(engine, "VACUUM")[0] == 0 and empty_log(engine))
+
+
+def let_others_write(engine: Engine) -> None:
+    """Pause between two transactions of long work: whoever waits for SQLite looks ten times a second if it is free.
+
+    PostgreSQL has them wait in a row, and needs none.
+    """
     if engine.dialect.name == "sqlite":
-        _run_alone(engine, "VACUUM")
-        empty_log(engine)
+        time.sleep(_PAUSE)
 
 
 def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
@@ -184,6 +209,16 @@ def database_errors() -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+
+
+def values_of(session: Session, column: InstrumentedAttribute[Any]) -> Iterator[str]:
+    """The values of a column, in order; NULL is none, nor is what is empty.
+
+    Each is looked for in the column's index behind the one before: DISTINCT and GROUP BY go through all rows.
+    """
+    value: str | None = ""
+    while (value := session.scalar(select(func.min(column)).where(column > value))) is not None:
+        yield value
 
 
 def another_value(

@@ -11,6 +11,7 @@ from app.gallery.consent import rules_from_json
 from app.gallery.points import new_mark
 from app.gallery.policy import ThresholdPolicy, policy_to_json
 from app.gallery.records import GalleryChanges, GallerySize
+from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.rows import in_parts
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
@@ -60,7 +61,7 @@ def measure_galleries(session: Session, gallery_ids: Sequence[int]) -> dict[int,
             _counted(session, enrolled.where(SubjectRow.gallery_id.in_(asked))),
         )
         # Asked last: one erased before this is left out, and one erased behind it was counted whole.
-        there = session.scalars(select(GalleryRow.id).where(GalleryRow.id.in_(asked)))
+        there = session.scalars(select(GalleryRow.id).where(GalleryRow.id.in_(asked), is_there()))
         sizes |= {one: GallerySize(*(counts.get(one, 0) for counts in counted)) for one in there}
     return sizes
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
 from app.gallery.sql.rows import (
     EMBEDDING,
@@ -123,12 +124,12 @@ class GalleryHistory:
     def galleries(self) -> dict[int, Gallery]:
         """All galleries by id, with their present revisions."""
         with self._sessions.reading() as session:
-            return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow))}
+            return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))}
 
     def gallery(self, gallery_id: int) -> Gallery | None:
         """A gallery with its present revision, None where it is gone."""
         with self._sessions.reading() as session:
-            row = session.get(GalleryRow, gallery_id)
+            row = session.scalar(select(GalleryRow).where(GalleryRow.id == gallery_id, is_there()))
             return None if row is None else gallery_of(row)
 
     def point(self, gallery_id: int) -> Point | None:
@@ -284,5 +285,6 @@ def _dimension(session: Session, gallery_id: int) -> int:
 
 
 def _point(session: Session, gallery_id: int) -> Point | None:
-    row = session.execute(select(GalleryRow.revision, GalleryRow.mark).where(GalleryRow.id == gallery_id)).one_or_none()
+    point = select(GalleryRow.revision, GalleryRow.mark).where(GalleryRow.id == gallery_id, is_there())
+    row = session.execute(point).one_or_none()
     return None if row is None else Point(*row)

@@ -24,6 +24,7 @@ from app.gallery.tables import (
     CropRow,
     GalleryRow,
     SetAsideRow,
+    SpareEmbeddingRow,
     SubjectRow,
     TemplateRow,
     now,
@@ -35,6 +36,7 @@ EMBEDDING = np.dtype("<f4")
 _ASKED = 500  # ids in one question, below the limits of either database
 _log = structlog.get_logger()
 Value = TypeVar("Value")
+Beside = TypeVar("Beside", CropRow, SpareEmbeddingRow)
 StoredTemplate = Row[int, int, int, str, bytes, str | None]
 
 Due = Callable[[Gallery, SubjectRow], bool]
@@ -50,6 +52,12 @@ def in_parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
     """Some hundred at a time, as many as one question takes."""
     for first in range(0, len(values), _ASKED):
         yield values[first : first + _ASKED]
+
+
+def beside_templates(session: Session, table: type[Beside], template_ids: Sequence[int]) -> list[Beside]:
+    """What is kept beside some templates, however many: their crops, or their embeddings by other extractors."""
+    queries = (select(table).where(table.template_id.in_(asked)) for asked in in_parts(template_ids))
+    return [row for query in queries for row in session.scalars(query)]
 
 
 class Sessions:

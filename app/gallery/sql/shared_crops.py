@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.gallery.sealing.encryption import Flaw, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.rows import beside_templates
 from app.gallery.sql.templates import closed_templates
 from app.gallery.tables import CropRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 
@@ -72,8 +72,7 @@ class _Between:
 
     def complete_crops(self) -> None:
         """Give kept templates the crops that they lack."""
-        query = select(CropRow).where(CropRow.template_id.in_(self._ids))
-        rows = {row.template_id: row for row in self.session.scalars(query)}
+        rows = {row.template_id: row for row in beside_templates(self.session, CropRow, self._ids)}
         whole = self._whole("crop", {kept: rows[kept].image for _, kept in self.pairs if kept in rows})
         wanted = [(gone, kept) for gone, kept in self.pairs if gone in rows and kept not in whole]
         values = [(kept, rows[gone].image) for gone, kept in wanted]
@@ -83,9 +82,8 @@ class _Between:
 
     def complete_spares(self) -> None:
         """Give kept templates the embeddings of other extractors that they lack."""
-        query = select(SpareEmbeddingRow).where(SpareEmbeddingRow.template_id.in_(self._ids))
         kept_of, theirs, own = dict(self.pairs), list[SpareEmbeddingRow](), dict[str, dict[int, bytes]]()
-        for row in self.session.scalars(query):
+        for row in beside_templates(self.session, SpareEmbeddingRow, self._ids):
             if row.template_id in kept_of:
                 theirs.append(row)
             else:

@@ -23,6 +23,7 @@ from app.gallery.journal import Event
 from app.gallery.records import NewTemplate
 from app.gallery.sql.rows import Sessions
 from app.gallery.store import GalleryStore
+from tests.databases import others_wait
 
 PEPPER = Pepper("x" * 32)
 
@@ -353,6 +354,39 @@ def test_what_came_late_is_not_pruned_with_what_was_archived(
     assert audit.verify().flaws == ()
 
 
+def test_many_entries_go_in_several_transactions_and_the_log_is_whole_in_between(
+    audit: AuditLog, engine: Engine, ten: Head, a_year_old: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "_PRUNED_AT_ONCE", 4)
+    before = list[tuple[int, tuple[str, ...]]]()
+
+    @event.listens_for(engine, "commit")
+    def look(_: object) -> None:
+        before.append((len(actions(audit)), audit.verify(ten).flaws))
+
+    assert audit.prune(a_year_old) == 6
+    event.remove(engine, "commit", look)
+    assert before == [(10, ()), (7, ())]
+    assert audit.verify(ten).flaws == ()
+    entries = [json.loads(line)["entry"] for line in audit.entries()]
+    assert [one["details"]["entries"] for one in entries if one["action"] == "prune-audit"] == [4, 2]
+    assert audit.prune(datetime.now(UTC) + timedelta(days=1)) == 5  # what this writes itself is none of it
+    assert actions(audit) == ["prune-audit"] * 3
+
+
+def test_others_get_their_turn_while_entries_go(
+    audit: AuditLog, engine: Engine, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr(audit_log, "_PRUNED_AT_ONCE", 500)
+    with sessions.writing() as session:
+        audit._append(session, [draft(Event("identify"), Caller("service")) for _ in range(3000)])
+    with others_wait(engine, "DELETE FROM audit ") as turns:
+        assert audit.prune(datetime.now(UTC) + timedelta(days=1)) == 2999
+    assert turns[-1] == 8
+
+
 def lose_the_start(session: Session) -> None:
     session.execute(delete(AuditHeadRow).filter_by(id=2))
 
@@ -405,6 +439,20 @@ def test_a_service_removes_what_is_past_its_days(engine: Engine) -> None:
     audit.tidy()
     assert actions(audit) == ["enroll", "prune-audit"]
     assert audit.verify().flaws == ()
+
+
+@pytest.mark.usefixtures("ten")
+def test_what_a_service_does_not_remove_in_one_go_it_removes_in_the_next(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_log, "_PRUNED_AT_ONCE", 2)
+    monkeypatch.setattr(audit_log, "_PIECES", 2)
+    late = datetime.now(UTC) + timedelta(days=31)
+    audit, left = AuditLog(engine, PEPPER, keep_days=30, clock=lambda: late, database_clock=lambda _session: None), []
+    for _ in range(3):
+        audit.tidy()
+        left.append(len(actions(audit)))
+    assert left == [8, 6, 4]  # each transaction writes an entry of its own
 
 
 @pytest.mark.usefixtures("ten")

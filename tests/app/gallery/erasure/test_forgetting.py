@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, event, func, insert, select, text
 
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.receipts import ReceiptSigner, check_receipt
@@ -21,6 +21,7 @@ from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from app.gallery.tables import SubjectRow
 from tests.databases import steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
@@ -276,6 +277,42 @@ def test_an_old_vault_restored_after_forgetting_loses_the_key_again(tmp_path: Pa
     restored.forgetting.erase_what_came_back()
     assert restored.vault.open_keys([key_id]) == {key_id: None}
     restored.close()
+
+
+def test_a_sweep_that_finds_nothing_to_erase_again_lets_others_write_to_the_vault(
+    sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    forgetting.forget("people", "anna")
+    statements = list[str]()
+
+    @event.listens_for(vault.engine, "before_cursor_execute")
+    def look(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    forgetting.erase_what_came_back()
+    event.remove(vault.engine, "before_cursor_execute", look)
+    assert statements
+    assert [one for one in statements if one.startswith(("BEGIN IMMEDIATE", "UPDATE"))] == []
+
+
+def test_many_who_came_back_are_erased_in_several_transactions(
+    engine: Engine, sealed_store: GalleryStore, vault: Vault, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    keys, gallery_id = [one.id for one in vault.new_keys("subject", 250)], sealed_store.gallery("people").id
+    with engine.begin() as connection:
+        connection.execute(insert(SubjectRow), [{"gallery_id": gallery_id, "key": one, "key_id": one} for one in keys])
+    vault.destroy(keys)
+    left = set[int]()
+
+    @event.listens_for(engine, "commit")
+    def look(connection: Connection) -> None:
+        left.add(connection.execute(select(func.count()).select_from(SubjectRow)).scalar_one())
+
+    assert forgetting.erase_what_came_back() == 250
+    event.remove(engine, "commit", look)
+    assert left == {151, 51, 1}
 
 
 def test_subjects_whose_key_is_missing_are_not_erased(

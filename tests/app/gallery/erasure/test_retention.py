@@ -22,6 +22,7 @@ from app.gallery.store import GalleryStore
 from app.gallery.tables import SubjectRow
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.upkeep import Upkeep
+from tests.databases import others_wait
 
 Templates = Callable[[int], list[NewTemplate]]
 
@@ -120,7 +121,32 @@ def test_a_sweep_looks_at_nobody_who_can_have_no_end(
 
     assert retention.due() == {"people": 1}
     event.remove(SubjectRow, "load", look)
-    assert looked_at == ["anna", "bob", "carl"]
+    assert looked_at == ["anna", "carl"]
+
+
+@pytest.mark.parametrize("rules", [{"keep_days": 30}, {"unseen_days": 30}, {"keep_days": 90, "unseen_days": 30}])
+def test_a_sweep_by_rules_looks_at_nobody_whose_time_is_not_over(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates, rules: dict[str, int]
+) -> None:
+    agreed = Consent("door", clock())  # without an end
+    for key in ("anna", "bob", "carl"):
+        enroll(sealed_store, key, new_templates(1), terms={"consent": agreed})
+    gallery = sealed_store.change_gallery("people", {"require_consent": True, **rules})  # type: ignore[typeddict-item]
+    with retention._sessions.writing() as session:
+        long_ago = clock() - timedelta(days=31)
+        session.execute(update(SubjectRow).where(SubjectRow.key != "carl").values(created_at=long_ago))
+    if "unseen_days" in rules:
+        retention.saw(gallery, [sealed_store.subject("people", "bob")])
+    looked_at = list[str]()
+
+    @event.listens_for(SubjectRow, "load")
+    def look(row: SubjectRow, _context: object) -> None:
+        looked_at.append(row.key)
+
+    due = retention.due()
+    event.remove(SubjectRow, "load", look)
+    assert looked_at == (["anna"] if "unseen_days" in rules else ["anna", "bob"])
+    assert due == {"people": len(looked_at)}
 
 
 def test_a_gallery_keeps_nobody_longer_than_its_days(
@@ -204,7 +230,7 @@ def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("app.gallery.erasure.retention._MANY", 7)
-    monkeypatch.setattr("app.gallery.erasure.retention._ERASED_AT_ONCE", 3)
+    monkeypatch.setattr("app.gallery.erasure.retention.ERASED_AT_ONCE", 3)
     for number in range(30):
         end: Terms = {"expires_at": clock() + timedelta(days=1)} if number % 3 else {}
         enroll(sealed_store, f"person {number}", new_templates(1), terms=end)
@@ -215,6 +241,21 @@ def test_many_are_erased_and_two_sweeps_at_once_do_no_harm(
         )
     assert sum(sweep.expired.get("people", 0) for sweep in sweeps) == 20
     assert keys(sealed_store) == [f"person {number}" for number in range(0, 30, 3)]
+
+
+def test_others_get_their_turn_in_a_sweep(
+    engine: Engine, sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr("app.gallery.erasure.retention.ERASED_AT_ONCE", 25)
+    for number in range(150):
+        enroll(sealed_store, f"person {number}", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+    with others_wait(engine, "DELETE FROM template") as turns:
+        assert retention.sweep().expired == {"people": 150}
+    assert turns[-1] == 8
 
 
 def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(

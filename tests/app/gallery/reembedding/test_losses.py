@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, event, text
 
 from app.gallery.errors import MoveRefused
 from app.gallery.moving.exporting import open_snapshot
@@ -22,7 +22,7 @@ from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
-from tests.databases import steps_of
+from tests.databases import others_wait, steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
 OLD, NEW = "old@1", "new@1"
@@ -76,6 +76,24 @@ def test_the_last_embeddings_of_a_move_cost_no_more_than_the_first(
             moves.add(gallery, NEW, ids[start : start + 100], np.ones((100, 8), np.float32))
         costs.append(len(steps))
     assert costs[-1] - costs[1] < 20
+
+
+def test_who_still_comes_costs_no_more_in_a_gallery_that_has_nearly_moved(
+    engine: Engine, store: GalleryStore, new_templates: Templates
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    moves, costs = ReembeddingStore(engine), []
+    for many in (200, 3000):
+        made = store.enroll(f"{many}", "anna", new_templates(many), metadata=None, extractor=OLD, dimension=8)
+        gallery, ids = store.gallery(f"{many}"), [one.id for one in made.added]
+        moves.add(gallery, NEW, ids, np.ones((many, 8), np.float32))
+        store.enroll(f"{many}", "bob", with_crops(new_templates(9)), metadata=None, extractor=OLD, dimension=8)
+        with steps_of(engine) as steps:
+            switch = moves.switch(gallery, NEW, dimension=8, unusable=ids[:1], with_crops=True, at_most=2)
+        assert switch.state == "waiting"
+        costs.append(len(steps))
+    assert costs[1] - costs[0] < 5
 
 
 @pytest.fixture
@@ -208,6 +226,65 @@ def test_crops_that_are_set_aside_are_exported_and_erased_with_their_subject(
             assert (old.crop, snapshot.unreadable) == (photo.crop if crops else None, 0)
     moved.delete_subject("people", "bob")
     assert count(moved.engine, "set_aside_template") == 0
+
+
+def test_old_embeddings_go_in_several_transactions_and_nobody_goes_back_to_half_of_them(
+    engine: Engine, sealed_store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.reembedding.store._DISCARDED_AT_ONCE", 2)
+    enroll(sealed_store, "anna", new_templates(5))
+    move(sealed_store)
+    gallery, moves = sealed_store.gallery("people"), ReembeddingStore(engine, sealed_store.seals)
+    commits = list[Connection]()
+
+    @event.listens_for(engine, "commit")
+    def break_off(connection: Connection) -> None:
+        if commits:
+            raise KeyboardInterrupt
+        commits.append(connection)
+
+    assert gallery.erasure is None
+    with pytest.raises(KeyboardInterrupt):
+        moves.discard(gallery)
+    event.remove(engine, "commit", break_off)
+    assert count(engine, "spare_embedding") == 3
+    assert sealed_store.gallery("people").erasure is not None
+    back = move_back(sealed_store, "people", None)
+    assert (back.state, [(one.missing, one.templates) for one in back.incomplete]) == ("incomplete", [(2, 5)])
+    assert moves.discard(gallery) == 3
+    assert moves.spares(gallery) is None
+
+
+def test_embeddings_of_a_gallery_that_moves_while_its_old_ones_go_are_kept(
+    engine: Engine, sealed_store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(sealed_store, "anna", new_templates(5))
+    move(sealed_store)
+    gallery, moves = sealed_store.gallery("people"), ReembeddingStore(engine, sealed_store.seals)
+
+    def go_back(_engine: Engine) -> None:
+        move_back(sealed_store, "people", None, without_missing=True)
+
+    monkeypatch.setattr("app.gallery.reembedding.store._DISCARDED_AT_ONCE", 2)
+    monkeypatch.setattr("app.gallery.reembedding.store.let_others_write", go_back)
+    with pytest.raises(MoveRefused, match="was moved or made anew meanwhile"):
+        moves.discard(gallery)
+    assert (count(engine, "spare_embedding"), count(engine, "set_aside_template")) == (3, 2)
+    assert moves.spares(sealed_store.gallery("people")) == Spares(NEW, previous=True)
+
+
+def test_others_get_their_turn_while_old_embeddings_go(
+    engine: Engine, store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr("app.gallery.reembedding.store._DISCARDED_AT_ONCE", 200)
+    made = store.enroll("people", "anna", new_templates(1200), metadata=None, extractor=OLD, dimension=8)
+    gallery, moves = store.gallery("people"), ReembeddingStore(engine)
+    moves.add(gallery, NEW, [one.id for one in made.added], np.ones((1200, 8), np.float32))
+    with others_wait(engine, "DELETE FROM spare_embedding") as turns:
+        assert moves.discard(gallery) == 1200
+    assert turns[-1] == 8
 
 
 def test_crops_from_before_encryption_are_sealed_where_they_are_set_aside(

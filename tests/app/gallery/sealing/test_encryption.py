@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from structlog.testing import capture_logs
 
 from app.gallery.errors import KeyUnavailable, TemplateTampered
@@ -29,6 +29,7 @@ from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.views.replica import GalleryReplica
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
+from tests.databases import few_values, others_wait, steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
 IDENTITY = RowIdentity("template", 1, 2, "ab" * 32)
@@ -275,6 +276,62 @@ def test_sealing_that_was_interrupted_goes_on(
     assert opened(sealed_history, store) == before
 
 
+def test_the_first_rows_that_are_sealed_cost_no_more_than_the_last(
+    engine: Engine, store: GalleryStore, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL does not say what a query costs it")
+    monkeypatch.setattr("app.gallery.sealing.resealing._SUBJECTS", 100)
+    enroll(store, "anna", [])
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 1999) INSERT INTO "
+            "subject (gallery_id, key, metadata, created_at, updated_at) "
+            "SELECT gallery_id, n, metadata, created_at, updated_at FROM subject, number"
+        )
+    costs, before = list[int](), 0
+
+    @event.listens_for(engine, "commit")
+    def count(_: object) -> None:
+        nonlocal before
+        costs.append(len(steps) - before)
+        before = len(steps)
+
+    with steps_of(engine) as steps:
+        assert seal_plain_rows(engine, SealedRows(vault)) == 2000
+    event.remove(engine, "commit", count)
+    assert costs[0] - costs[19] < 20
+
+
+def test_others_get_their_turn_while_rows_are_sealed(
+    engine: Engine, store: GalleryStore, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL has them wait in a row")
+    monkeypatch.setattr("app.gallery.sealing.resealing._SUBJECTS", 10)
+    for number in range(60):
+        enroll(store, f"person {number}", new_templates(20))
+    with others_wait(engine, "UPDATE template") as turns:
+        assert seal_plain_rows(engine, SealedRows(vault)) == 60
+    assert turns[-1] == 8
+
+
+def test_what_is_kept_of_people_of_any_number_of_templates_is_sealed(
+    engine: Engine, store: GalleryStore, vault: Vault, sealed_history: GalleryHistory, new_templates: Templates
+) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL takes twice as many values as SQLite, and cannot be told to take fewer")
+    made = enroll(store, "anna", [replace(one, crop=b"a picture") for one in new_templates(650)])
+    gallery, spare = store.gallery("people"), np.ones((650, 16), np.float32)
+    ReembeddingStore(engine).add(gallery, "other@1", [one.id for one in made.added], spare)
+    before = opened(GalleryHistory(engine), store)
+    with few_values(engine, 600):
+        assert seal_plain_rows(engine, SealedRows(vault)) == 1
+    assert opened(sealed_history, store) == before
+    moves = ReembeddingStore(engine, SealedRows(vault))
+    assert {one.image for one in moves.crops_to_embed(gallery, "third@1", after=0, limit=999)} == {b"a picture"}
+
+
 def test_sealing_leaves_no_embedding_in_the_file(
     sqlite_url: str, tmp_path: Path, vault: Vault, new_templates: Templates
 ) -> None:
@@ -288,7 +345,7 @@ def test_sealing_leaves_no_embedding_in_the_file(
     for number, template in enumerate(templates):
         enroll(store, f"person {number}", [template])
     assert all(one.embedding.tobytes() in (tmp_path / "gallery.db-wal").read_bytes() for one in templates)
-    seal_plain_rows(engine, SealedRows(vault))
+    seal_at_first_start(engine, vault)
     content = b"".join(path.read_bytes() for path in tmp_path.glob("gallery.db*"))
     assert [one for one in templates if one.embedding.tobytes() in content] == []
     engine.dispose()

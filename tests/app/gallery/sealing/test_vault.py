@@ -11,7 +11,7 @@ from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_k
 from app.gallery.sealing.rotation import rotate_master_key
 from app.gallery.sealing.vault import Vault, open_vault
 from app.gallery.sql.database import open_engine
-from tests.databases import steps_of
+from tests.databases import others_wait, steps_of
 
 OpenAgain = Callable[[], Vault]
 
@@ -141,7 +141,7 @@ def test_a_rotation_wraps_every_key_anew_while_others_serve(any_vault: Vault) ->
 
     with ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve)
-        rotate_master_key(any_vault, batch=7)
+        rotate_master_key(any_vault, batch=30)
         rotated.set()
         served.result(60)
     assert set(any_vault.wrapped_by()) == {any_vault.master}
@@ -175,6 +175,13 @@ def test_the_last_keys_of_a_rotation_cost_no_more_than_the_first(vault: Vault) -
     assert set(vault.wrapped_by()) == {vault.master}
 
 
+def test_others_get_their_turn_while_the_master_key_is_rotated(vault: Vault) -> None:
+    vault.new_keys("subject", 6000)
+    with others_wait(vault.engine, "UPDATE data_key") as turns:
+        rotate_master_key(vault, batch=1000)
+    assert turns[-1] == 8
+
+
 def test_the_keys_of_a_cache_are_found_without_those_of_subjects(vault: Vault, open_again: OpenAgain) -> None:
     with vault.engine.begin() as connection:  # as a vault of before is
         connection.execute(text("DROP INDEX IF EXISTS ix_data_key_purpose"))
@@ -186,6 +193,45 @@ def test_the_keys_of_a_cache_are_found_without_those_of_subjects(vault: Vault, o
             assert again.discard("snapshots-1") == 1
         costs.append(len(steps))
     assert costs[1] < costs[0] + 20  # all of five thousand keys would be some hundred more
+
+
+def test_what_a_start_and_a_sweep_ask_costs_the_same_however_many_keys_there_are(open_again: OpenAgain) -> None:
+    vault, costs = open_again(), list[list[int]]()
+    vault.new_key("snapshot 1")
+    looks: list[Callable[[], bool]] = [
+        lambda: vault.purposes("snap") == {"snapshot 1"},
+        lambda: vault.masters_in_use() == {vault.master},
+    ]
+    for _ in range(2):
+        vault.new_keys("subject", 5000)
+        costs.append([])
+        for look in looks:
+            with steps_of(vault.engine) as steps:
+                assert look()
+            costs[-1].append(len(steps))
+    assert [large - small < 5 for small, large in zip(*costs, strict=True)] == [True, True]
+
+
+def test_purposes_that_begin_alike_are_told_from_those_around_them(any_vault: Vault) -> None:
+    for purpose in ("Snapshot 1", "service", "snap 1f", "snapshot 12", "snap%", "sna", "subject"):
+        any_vault.new_key(purpose)
+    assert any_vault.purposes("snap") == {"snap 1f", "snapshot 12", "snap%"}
+    assert any_vault.purposes("snap%") == {"snap%"}
+    assert any_vault.purposes("z") == set()
+
+
+def test_destroyed_keys_are_found_without_the_others(vault: Vault, open_again: OpenAgain) -> None:
+    with vault.engine.begin() as connection:  # as a vault of before is
+        connection.execute(text("DROP INDEX IF EXISTS ix_data_key_destroyed"))
+    again, costs = open_again(), []
+    gone = [one.id for one in again.new_keys("subject", 3)]
+    again.destroy(gone)
+    for _ in range(2):
+        again.new_keys("subject", 5000)
+        with steps_of(again.engine) as steps:
+            assert list(again.destroyed_keys()) == [sorted(gone)]
+        costs.append(len(steps))
+    assert costs[1] - costs[0] < 5
 
 
 def beside(vault: Vault, file: Path) -> Vault:
