@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any, cast
 
 import structlog
-from sqlalchemy import ColumnElement, Engine, String, cast, or_, select, update
+from sqlalchemy import ColumnElement, Engine, func, or_, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
@@ -25,6 +26,7 @@ from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
+_LOOKED_THROUGH = 10_000  # subjects among which one query looks for those
 _SEEN_EVERY = timedelta(days=1)
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
 _CLOCK_EVERY = 3600.0  # seconds between two looks at the clock, and at what is pending, where there are no sweeps
@@ -237,20 +239,24 @@ class Retention:
             self._next_sweep = time.monotonic() + self._interval
 
     def _due_ids(self, gallery: Gallery, moment: datetime) -> Iterable[list[int]]:
-        """Subjects that are due, in lists that one transaction erases."""
-        after, ids = 0, list[int]()
-        some = select(SubjectRow).where(SubjectRow.gallery_id == gallery.id, _may_be_past(moment, gallery))
-        while True:
-            query = some.where(SubjectRow.id > after)
+        """Subjects that are due, in lists that one transaction erases.
+
+        SQL looks for them among some thousand at a time, as to look through a gallery of millions takes long.
+        """
+        own, may_be_past = SubjectRow.gallery_id == gallery.id, _may_be_past(moment, gallery)
+        ids, after, more = list[int](), 0, True
+        while more:
+            rest = select(SubjectRow).where(own, SubjectRow.id > after).order_by(SubjectRow.id)
             with self._sessions.reading() as session:
-                rows = session.scalars(query.order_by(SubjectRow.id).limit(_MANY)).all()
+                last = session.scalar(rest.with_only_columns(SubjectRow.id).offset(_LOOKED_THROUGH - 1).limit(1))
+                some = rest.where(may_be_past) if last is None else rest.where(may_be_past, SubjectRow.id <= last)
+                rows = session.scalars(some.limit(_MANY)).all()
                 ids += [row.id for row in rows if _is_past(moment, gallery, row)]
-            while len(ids) >= ERASED_AT_ONCE or (ids and not rows):
+            more = last is not None or len(rows) == _MANY
+            after = rows[-1].id if len(rows) == _MANY else last or after
+            while len(ids) >= ERASED_AT_ONCE or (ids and not more):
                 yield ids[:ERASED_AT_ONCE]
                 ids = ids[ERASED_AT_ONCE:]
-            if not rows:
-                return
-            after = rows[-1].id
 
 
 def _galleries(session: Session) -> list[Gallery]:
@@ -259,8 +265,13 @@ def _galleries(session: Session) -> list[Gallery]:
 
 
 def _may_be_past(moment: datetime, gallery: Gallery) -> ColumnElement[bool]:
-    """As `_is_past`, of all for whom it holds and of those whose consent has an end: SQL does not load the others."""
-    ends = [SubjectRow.expires_at <= moment, cast(SubjectRow.consent["expires_at"], String) != "null"]
+    """As `_is_past`, of all for whom it holds and of those whose consent ends within a day: SQL loads no others.
+
+    Of the end of a consent, which lies in JSON, the day alone is compared, and a day later, whatever its zone.
+    """
+    tomorrow = (moment + timedelta(days=1)).date().isoformat()
+    end_of_consent = cast(Any, SubjectRow.consent)["expires_at"].as_string()
+    ends = [SubjectRow.expires_at <= moment, func.substr(end_of_consent, 1, len(tomorrow)) <= tomorrow]
     if (days := gallery.privacy.keep_days) is not None:
         ends.append(SubjectRow.created_at <= moment - timedelta(days=days))
     if (days := gallery.privacy.unseen_days) is not None:
