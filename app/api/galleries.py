@@ -31,13 +31,9 @@ def list_galleries(
     limit: Limit = 100,
 ) -> GalleryPage:
     """The galleries that the key is for, with their sizes, by name, page by page."""
-    # Sorted here: a database orders names by rules of its own, and a cursor has to be compared by the same.
-    shown = sorted((one for one in service.store.galleries() if caller.may_use(one.name)), key=lambda one: one.name)
-    rest = [gallery for gallery in shown if gallery.name > cursor]
-    return GalleryPage(
-        galleries=[GalleryBody.of(one) for one in service.describe_all(rest[:limit])],
-        next_cursor=rest[limit - 1].name if len(rest) > limit else None,
-    )
+    galleries, cursor_behind = service.store.gallery_page(caller.may_use, after=cursor, limit=limit)
+    shown = [GalleryBody.of(one) for one in service.describe_all(galleries)]
+    return GalleryPage(galleries=shown, next_cursor=cursor_behind)
 
 
 @router.post(

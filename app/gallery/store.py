@@ -29,7 +29,7 @@ from app.gallery.records import (
 )
 from app.gallery.sealing.encryption import PlainRows, RowSeals
 from app.gallery.sql.erased_galleries import begin_erasure, is_there
-from app.gallery.sql.galleries import change_gallery, insert_gallery, measure_galleries
+from app.gallery.sql.galleries import change_gallery, find_galleries, insert_gallery, measure_galleries
 from app.gallery.sql.rows import (
     Due,
     Sessions,
@@ -72,6 +72,11 @@ class GalleryStore:
         with self._sessions.reading() as session:
             there = select(GalleryRow).where(is_there()).order_by(GalleryRow.name)
             return tuple(gallery_of(row) for row in session.scalars(there))
+
+    def gallery_page(self, shown: Callable[[str], bool], *, after: str, limit: int) -> tuple[list[Gallery], str | None]:
+        """Those of the galleries that are to be shown, page by page; see `sql.galleries.find_galleries`."""
+        with self._sessions.reading() as session:
+            return find_galleries(session, shown, after=after, limit=limit)
 
     def gallery(self, name: str) -> Gallery:
         """The gallery with its present revision.

@@ -1,6 +1,6 @@
 """Galleries in SQL: made, changed and measured; the caller has the transaction and keeps the journal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Select, exists, func, select
@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from app.gallery.consent import rules_from_json
 from app.gallery.points import new_mark
 from app.gallery.policy import ThresholdPolicy, policy_to_json
-from app.gallery.records import GalleryChanges, GallerySize
+from app.gallery.records import Gallery, GalleryChanges, GallerySize
 from app.gallery.sql.erased_galleries import is_there
-from app.gallery.sql.rows import in_parts
+from app.gallery.sql.rows import gallery_of, in_parts
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
 
@@ -46,6 +46,29 @@ def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
         row.privacy = rules_from_json(row.privacy).to_json() | rules
         told |= row.privacy
     return told
+
+
+def find_galleries(
+    session: Session, shown: Callable[[str], bool], *, after: str, limit: int
+) -> tuple[list[Gallery], str | None]:
+    """Galleries by name, from the one behind `after`, and the name of the last where there are more.
+
+    Names alone are read of those that are not on the page.
+
+    Args:
+        session: of any transaction.
+        shown: whether the gallery with that name is one of them.
+        after: a name; need not be there.
+        limit: at most so many.
+    """
+    # Sorted here: a database orders names by rules of its own, and a cursor has to be compared by the same.
+    rest = sorted(
+        name for name in session.scalars(select(GalleryRow.name).where(is_there())) if name > after and shown(name)
+    )
+    page, found = rest[:limit], list[Gallery]()
+    for asked in in_parts(page):
+        found += map(gallery_of, session.scalars(select(GalleryRow).where(GalleryRow.name.in_(asked))))
+    return sorted(found, key=lambda one: one.name), page[-1] if len(rest) > limit else None
 
 
 def measure_galleries(session: Session, gallery_ids: Sequence[int]) -> dict[int, GallerySize]:

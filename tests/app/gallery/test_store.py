@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, event, func, select
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from app.gallery.consent import PrivacyRules
@@ -26,7 +26,7 @@ from app.gallery.policy import FixedDistance, ThresholdPolicy, WantedRates
 from app.gallery.records import Enrolment, GalleryChanges, GallerySize, NewTemplate
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.tables import Base
+from app.gallery.tables import Base, GalleryRow
 from tests.databases import steps_of
 
 EXTRACTOR = "net@0123456789ab"
@@ -195,6 +195,22 @@ def test_galleries_are_listed_by_name(store: GalleryStore) -> None:
     for name in ("c", "a", "b"):
         store.create_gallery(name, extractor=EXTRACTOR, dimension=8, policy=None)
     assert [gallery.name for gallery in store.galleries()] == ["a", "b", "c"]
+
+
+def test_a_page_of_galleries_loads_no_others_and_goes_on_behind_one_that_was_erased(store: GalleryStore) -> None:
+    for name in ("b", "Z", "a", "é", "z"):
+        store.create_gallery(name, extractor=EXTRACTOR, dimension=8, policy=None)
+    pages, loaded = list[list[str]](), list[GalleryRow]()
+    cursor: str | None = ""
+    while cursor is not None:
+        event.listen(GalleryRow, "load", listen := lambda row, _context: loaded.append(row))
+        page, cursor = store.gallery_page(lambda name: name != "a", after=cursor, limit=2)
+        event.remove(GalleryRow, "load", listen)
+        pages.append([gallery.name for gallery in page])
+        if cursor is not None:
+            store.delete_gallery(cursor)
+    assert pages == [["Z", "b"], ["z", "é"]]
+    assert sorted(row.name for row in loaded) == ["Z", "b", "z", "é"]
 
 
 def test_a_deleted_gallery_leaves_nothing_behind(store: GalleryStore, engine: Engine, new_templates: Templates) -> None:
