@@ -126,6 +126,12 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))}
 
+    def points(self) -> dict[int, Point]:
+        """Where in their history all galleries are at present, by id."""
+        with self._sessions.reading() as session:
+            rows = session.execute(select(GalleryRow.id, GalleryRow.revision, GalleryRow.mark).where(is_there()))
+            return {gallery_id: Point(revision, mark) for gallery_id, revision, mark in rows}
+
     def gallery(self, gallery_id: int) -> Gallery | None:
         """A gallery with its present revision, None where it is gone."""
         with self._sessions.reading() as session:

@@ -144,7 +144,7 @@ class Replicas:
 
     def lag(self) -> int:
         """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""
-        present = {gallery.id: gallery.point for gallery in self._store.galleries()}
+        present = self._history.points()
         return max((_behind(one.point, present.get(one.gallery_id)) for one in self.all()), default=0)
 
     # -- after an erasure
@@ -201,7 +201,7 @@ class Replicas:
         Raises:
             FacegalleryError: the vault or the database does not answer; the next sweep tries again.
         """
-        self._indexes.drop_gone(self._history.galleries)
+        self._indexes.drop_gone(self._history.points)
 
     def _forget(self, gone: Gallery) -> None:
         """Erase what is kept of a gallery that was erased itself, and let its replica go."""

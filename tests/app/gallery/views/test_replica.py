@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sqlalchemy import event
 
 from app.gallery.deadline import within
 from app.gallery.errors import ExtractorMismatch, TimedOut
@@ -18,7 +19,10 @@ from app.gallery.records import Change, NewTemplate
 from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.tables import GalleryRow
+from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 
 pytestmark = pytest.mark.galleries("people")
@@ -84,6 +88,20 @@ def test_what_one_process_erases_the_other_loses(store: GalleryStore, new_templa
     store.delete_subject("people", "anna")
     assert identities(replica, store, templates) == [None, None, None, bob]
     assert (replica.subjects, replica.templates) == (1, 1)
+
+
+def test_how_far_a_process_is_behind_is_asked_without_loading_galleries(
+    store: GalleryStore, new_templates: Templates
+) -> None:
+    replicas = Replicas(store, GalleryHistory(store.engine), IndexSource(), extractor=EXTRACTOR)
+    replicas.up_to_date("people")
+    for number, template in enumerate(new_templates(2)):
+        enroll(store, f"subject {number}", [template])
+    loaded = list[GalleryRow]()
+    event.listen(GalleryRow, "load", listen := lambda row, _context: loaded.append(row))
+    assert replicas.lag() == 2
+    event.remove(GalleryRow, "load", listen)
+    assert loaded == []
 
 
 @pytest.mark.parametrize("rule", ["mean", "both"])
