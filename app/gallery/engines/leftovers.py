@@ -94,9 +94,11 @@ class EngineLeftovers:
             return
         found = set(self._engine.nobodys())
         again, self._nobodys = found & self._nobodys, found
-        try_each(partial(self._engine.drop, name) for name in sorted(again))
-        for name in sorted(again):
-            _log.info("index.dropped", table=name, reason="no database has its gallery")
+        try_each(partial(self._drop_nobodys_table, name) for name in sorted(again))
+
+    def _drop_nobodys_table(self, name: str) -> None:
+        self._engine.drop(name)
+        _log.info("index.dropped", table=name, reason="no database has its gallery")
 
     def _settle(self, prefixes: list[str]) -> None:
         """Forget erased galleries of which the engine has nothing, once no process makes it anew any more."""

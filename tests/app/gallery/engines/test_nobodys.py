@@ -8,11 +8,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import make_url
+from structlog.testing import capture_logs
 
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
 from app.gallery.engines.leftovers import EngineLeftovers
 from app.gallery.engines.pgvector import PgvectorEngine
 from app.gallery.engines.protocol import STORAGE
+from app.gallery.errors import Busy
 from app.gallery.moving.backup import back_up, restore
 from app.gallery.records import Gallery
 from app.gallery.sql.database import open_engine
@@ -131,3 +133,22 @@ def test_a_restore_to_a_place_without_a_database_has_nothing_dropped(
     if content is not None:
         (tmp_path / "gallery.db").write_bytes(content)
     assert restore(tmp_path / "copy.db", sqlite_url, timeout=10) == 1
+
+
+def test_what_of_galleries_that_were_undone_is_dropped_is_logged_though_another_table_is_busy(
+    bare_database: tuple[str, str], shared: PgvectorEngine, two_stores: list[GalleryStore]
+) -> None:
+    one, _ = two_stores
+    made(one, "kept")
+    standby = Standby(one.engine)
+    first, second = (storage_name(made(one, name)) for name in ("first", "second"))
+    for name in ("first", "second"):
+        shared.index(one.gallery(name))
+    standby.promote()
+    leftovers = EngineLeftovers(one.engine, shared)
+    leftovers.sweep()
+    with psycopg.connect(bare_database[0]) as busy, capture_logs() as logs:
+        busy.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(sql.Identifier("facegallery_index", first)))
+        with pytest.raises(Busy):
+            leftovers.sweep()
+    assert [log["table"] for log in logs if log["event"] == "index.dropped"] == [second]
