@@ -13,7 +13,7 @@ from app.gallery.engines.protocol import STORAGE
 from app.gallery.errors import GalleryNotFound
 from app.gallery.records import Gallery
 from app.gallery.sql.erased_galleries import is_there
-from app.gallery.sql.rows import Sessions, gallery_of, gallery_row
+from app.gallery.sql.rows import Sessions, gallery_of, gallery_row, in_parts
 from app.gallery.tables import GalleryRow, StorageToDropRow, now
 from app.gallery.try_each import try_each
 
@@ -60,17 +60,19 @@ class EngineLeftovers:
         """
         names = self._engine.names(STORAGE)
         with self._sessions.reading() as session:
-            prefixes = session.scalars(select(StorageToDropRow.prefix)).all()
+            erased = dict(session.execute(select(StorageToDropRow.prefix, StorageToDropRow.since)).all())
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))]
         needed = {storage_prefix(gallery) for gallery in galleries}  # a backup may have brought an erased one back
-        gone = [one for one in prefixes if one not in needed and any(name.startswith(one) for name in names)]
+        gone = [one for one in erased if one not in needed and any(name.startswith(one) for name in names)]
         left = [gallery.name for gallery in galleries if self._left(gallery, names)]
+        late = now() - _LATE
+        settled = [prefix for prefix, since in erased.items() if since < late and prefix not in gone]
         try_each(
             [
                 *(partial(self._engine.drop, prefix) for prefix in gone),
                 *(partial(self._drop_left_if_there, name) for name in left),
                 self._drop_nobodys,
-                lambda: self._settle([prefix for prefix in prefixes if prefix not in gone]),
+                lambda: self._settle(settled),
             ]
         )
 
@@ -101,11 +103,11 @@ class EngineLeftovers:
         _log.info("index.dropped", table=name, reason="no database has its gallery")
 
     def _settle(self, prefixes: list[str]) -> None:
-        """Forget erased galleries of which the engine has nothing, once no process makes it anew any more."""
-        if prefixes:
-            old = (StorageToDropRow.prefix.in_(prefixes)) & (StorageToDropRow.since < now() - _LATE)
+        """Forget erased galleries of which the engine has nothing, and which no process makes anew any more."""
+        for part in in_parts(prefixes):
             with self._sessions.writing() as session:
-                session.execute(delete(StorageToDropRow).where(old), execution_options={"synchronize_session": False})
+                settled = delete(StorageToDropRow).where(StorageToDropRow.prefix.in_(part))
+                session.execute(settled, execution_options={"synchronize_session": False})
 
     @staticmethod
     def _left(gallery: Gallery, names: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import make_url
+from sqlalchemy import make_url, select
 from structlog.testing import capture_logs
 
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
@@ -20,6 +20,7 @@ from app.gallery.records import Gallery
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from app.gallery.tables import StorageToDropRow
 from tests.app.gallery.engines.conftest import EXTRACTOR, new_gallery
 from tests.app.gallery.engines.test_pgvector import bare_database
 from tests.standby import Standby
@@ -152,3 +153,17 @@ def test_what_of_galleries_that_were_undone_is_dropped_is_logged_though_another_
         with pytest.raises(Busy):
             leftovers.sweep()
     assert [log["table"] for log in logs if log["event"] == "index.dropped"] == [second]
+
+
+def test_more_erased_galleries_than_a_query_takes_are_forgotten_a_day_later(
+    shared: PgvectorEngine, two_stores: list[GalleryStore]
+) -> None:
+    one, _ = two_stores
+    with one.engine.begin() as connection:  # of the time before there was an engine
+        connection.exec_driver_sql(
+            "INSERT INTO storage_to_drop (prefix, since) SELECT 'gallery_' || number || '_0123456789ab_', "
+            "now() - interval '2 days' * sign(number - 1) FROM generate_series(1, 70000) AS number"
+        )
+    EngineLeftovers(one.engine, shared).sweep()
+    with one.engine.connect() as connection:
+        assert connection.scalars(select(StorageToDropRow.prefix)).all() == ["gallery_1_0123456789ab_"]
