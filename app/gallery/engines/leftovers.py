@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import Engine, delete, select
 
 from app.gallery.engines import IndexEngine, storage_name, storage_prefix
-from app.gallery.engines.protocol import STORAGE
+from app.gallery.engines.protocol import STORAGE, prefix_in
 from app.gallery.errors import GalleryNotFound
 from app.gallery.records import Gallery
 from app.gallery.sql.erased_galleries import is_there
@@ -58,18 +58,20 @@ class EngineLeftovers:
         Raises:
             DatabaseUnavailable, Busy: as named; what could be dropped is.
         """
-        names = self._engine.names(STORAGE)
+        there = dict[str, list[str]]()
+        for name in self._engine.names(STORAGE):
+            there.setdefault(prefix_in(name), []).append(name)
         with self._sessions.reading() as session:
             erased = dict(session.execute(select(StorageToDropRow.prefix, StorageToDropRow.since)).all())
             galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))]
-        needed = {storage_prefix(gallery) for gallery in galleries}  # a backup may have brought an erased one back
-        gone = [one for one in erased if one not in needed and any(name.startswith(one) for name in names)]
-        left = [gallery.name for gallery in galleries if self._left(gallery, names)]
+        needed = {storage_prefix(gallery): gallery for gallery in galleries}
+        gone = (erased.keys() & there.keys()) - needed.keys()  # a backup may have brought an erased one back
+        left = [one.name for prefix, one in needed.items() if self._left(one, there.get(prefix, []))]
         late = now() - _LATE
         settled = [prefix for prefix, since in erased.items() if since < late and prefix not in gone]
         try_each(
             [
-                *(partial(self._engine.drop, prefix) for prefix in gone),
+                *(partial(self._engine.drop, prefix) for prefix in sorted(gone)),
                 *(partial(self._drop_left_if_there, name) for name in left),
                 self._drop_nobodys,
                 lambda: self._settle(settled),

@@ -18,7 +18,7 @@ from app.gallery.engines.postgresql import (
     options_for,
     postgresql_errors,
 )
-from app.gallery.engines.protocol import STORAGE, prefix_of, storage_name
+from app.gallery.engines.protocol import STORAGE, prefix_in, prefix_of, storage_name
 from app.gallery.errors import IndexEngineUnusable
 from app.gallery.records import Gallery
 from app.gallery.sql.bounded_connection import BoundedConnection
@@ -95,7 +95,7 @@ class PgvectorEngine:
         names = self.names(STORAGE)  # first: a gallery is there before its table is made
         with self._connections.one() as connection:
             needed = _prefixes_of_galleries(connection)
-        return [] if needed is None else [name for name in names if not name.startswith(needed)]
+        return [] if needed is None else [name for name in names if prefix_in(name) not in needed]
 
     def close(self) -> None:
         """As `IndexEngine.close`; a graph that is being built is given up, and the next process builds it."""
@@ -167,18 +167,18 @@ def _prepared(connection: Connection) -> VectorType:
     return VectorType(schema=schema, vector=vector, array=array)
 
 
-def _prefixes_of_galleries(connection: Connection) -> tuple[str, ...] | None:
+def _prefixes_of_galleries(connection: Connection) -> set[str] | None:
     """What the names of the tables of all galleries begin with; None where not all can be read."""
     schemas = connection.execute(_SCHEMAS_WITH_GALLERIES).fetchall()
     if not schemas or not all(readable for _, readable in schemas):
         return None
-    prefixes = list[str]()
+    prefixes = set[str]()
     for schema, _ in schemas:
         galleries = connection.execute(
             sql.SQL("SELECT id, created_at FROM {}").format(sql.Identifier(schema, "gallery"))
         )
-        prefixes += [prefix_of(*gallery) for gallery in galleries]
-    return tuple(prefixes)
+        prefixes.update(prefix_of(*gallery) for gallery in galleries)
+    return prefixes
 
 
 _SCHEMAS_WITH_GALLERIES = """

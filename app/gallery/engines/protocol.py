@@ -80,6 +80,11 @@ def prefix_of(gallery_id: int, created_at: datetime) -> str:
     return f"{STORAGE}{gallery_id}_{hashlib.sha256(moment.encode()).hexdigest()[:12]}_"
 
 
+def prefix_in(name: str) -> str:
+    """The `storage_prefix` in the name of a table or collection."""
+    return "_".join([*name.split("_", 3)[:3], ""])
+
+
 def ranked(ids: NDArray[np.int64], stored: NDArray[np.float32], probe: NDArray[np.float32]) -> RankedTemplates:
     """Found templates by their distance, computed here in float32: what an engine says of distances is not asked.
 

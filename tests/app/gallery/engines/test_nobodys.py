@@ -1,5 +1,6 @@
 """What an engine keeps of galleries that a restore has taken away is dropped, where nobody else can need it."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -167,3 +168,19 @@ def test_more_erased_galleries_than_a_query_takes_are_forgotten_a_day_later(
     EngineLeftovers(one.engine, shared).sweep()
     with one.engine.connect() as connection:
         assert connection.scalars(select(StorageToDropRow.prefix)).all() == ["gallery_1_0123456789ab_"]
+
+
+def test_a_sweep_compares_no_gallery_with_the_tables_of_all_others(
+    shared: PgvectorEngine, two_stores: list[GalleryStore]
+) -> None:
+    one, _ = two_stores
+    leftovers, called, compared = EngineLeftovers(one.engine, shared), list[str](), list[int]()
+    for many in ("first", "second"):
+        for number in range(15):
+            shared.index(made(one, f"{many} {number}"))
+        called.clear()
+        sys.setprofile(lambda _frame, event, what: called.append(what.__name__) if event == "c_call" else None)
+        leftovers.sweep()
+        sys.setprofile(None)
+        compared.append(called.count("startswith"))
+    assert compared[1] - compared[0] < 30  # and not those of 15 with those of 15, several times
