@@ -2,12 +2,13 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.gallery.index import SegmentedIndex, snapshot
+from app.gallery.index import SegmentedIndex, parts, snapshot
 from tests.app.gallery.index.test_snapshot import (
     DIMENSION,
     LIMITS,
@@ -80,3 +81,15 @@ def test_an_id_in_a_loaded_segment_takes_a_new_embedding(tmp_path: Path) -> None
     np.testing.assert_array_equal(loaded.vectors(np.array([700])), VECTORS[5000:5001])
     settle(loaded)
     np.testing.assert_array_equal(loaded.ids(), np.arange(3000))
+
+
+def test_no_search_of_a_loaded_index_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_CHUNK", 10)  # pages
+    folder = saved(some_index(), tmp_path / "first")
+    loaded = load(folder)
+    mappings = re.findall(
+        rf"{re.escape(str(folder))}/\S+\.vectors\nSize: +(\d+) kB\n(?:.*\n)*?Rss: +(\d+) kB",
+        Path("/proc/self/smaps").read_text(),
+    )
+    assert len(mappings) >= len(loaded._contents.parts.segments) == 3
+    assert all(size == in_memory for size, in_memory in mappings)
