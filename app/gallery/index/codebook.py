@@ -41,7 +41,7 @@ class Codebook:
         """Train with embeddings (N, D), float32, at least `LEAST_TRAINING`, in a quarter of a second."""
         dimension = embeddings.shape[1]
         empty = faiss.IndexPQFastScan(dimension, code_length(dimension), BITS, faiss.METRIC_L2, _BLOCK)
-        empty.train(np.ascontiguousarray(embeddings, np.float32))
+        empty.train(embeddings)
         return cls(empty)
 
     def no_codes(self) -> Codes:
