@@ -76,8 +76,13 @@ def test_what_is_no_photo_is_not_left_open(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
-    for name in ("folder.jpg", "pipe.jpg", "nothing.jpg"):
-        with pytest.raises(UnsupportedImage, match="the file cannot be read: "):
+    for name, reason in (
+        ("folder.jpg", "Is a directory"),  # without the number and the path that the system's error has
+        ("pipe.jpg", "it is no regular file"),
+        ("nothing.jpg", "No such file or directory"),
+        ("nul\0.jpg", "embedded null byte"),
+    ):
+        with pytest.raises(UnsupportedImage, match=f"^the file cannot be read: {reason}$"):
             read_photo(tmp_path / name, max_bytes=10)
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
 
