@@ -115,5 +115,5 @@ def can_code(dimension: int) -> bool:
 
 def code_length(dimension: int) -> int:
     """Codes for each embedding: one for four components, more for short embeddings, and all of the same length."""
-    wanted = max(dimension // _COMPONENTS, min(dimension, 16))
+    wanted = max(dimension // _COMPONENTS, 16)
     return next(parts for parts in range(wanted, 0, -1) if dimension % parts == 0)
