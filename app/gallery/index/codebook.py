@@ -41,7 +41,7 @@ class Codebook:
         """Train with embeddings (N, D), float32, at least `LEAST_TRAINING`, in a quarter of a second."""
         dimension = embeddings.shape[1]
         empty = faiss.IndexPQFastScan(dimension, code_length(dimension), BITS, faiss.METRIC_L2, _BLOCK)
-        empty.train(np.ascontiguousarray(embeddings, np.float32))
+        empty.train(embeddings)
         return cls(empty)
 
     def no_codes(self) -> Codes:
@@ -115,5 +115,5 @@ def can_code(dimension: int) -> bool:
 
 def code_length(dimension: int) -> int:
     """Codes for each embedding: one for four components, more for short embeddings, and all of the same length."""
-    wanted = max(dimension // _COMPONENTS, min(dimension, 16))
+    wanted = max(dimension // _COMPONENTS, 16)
     return next(parts for parts in range(wanted, 0, -1) if dimension % parts == 0)

@@ -94,7 +94,7 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool, lis
         half: keep the embeddings as float16.
         listed_from: rows from which the codes lie in lists.
     """
-    sources = sorted((one for one in sources if one.size), key=lambda one: int(one.ids[0]))
+    sources = sorted(sources, key=lambda one: int(one.ids[0]))
     living = [source.living_rows() for source in sources]
     count = sum(map(len, living))
     if not count:
@@ -112,8 +112,7 @@ def build(sources: Sequence[Rows], codebook: Codebook | None, *, half: bool, lis
             places = slice(done, done + len(chunk))
             vectors[places if ranks is None else ranks[places]] = source.vectors[chunk]
             done += len(chunk)
-    if ranks is not None:
-        ids[ranks] = ids.copy()
+    ids.sort()
     built = Rows(vectors, ids, np.ones(count, np.bool_), None, size=count)
     if codebook is not None:
         built.codes = _encode(built, codebook, listed_from)
@@ -134,7 +133,7 @@ def _encode(rows: Rows, codebook: Codebook, listed_from: int) -> Codes:
     listed = rows.size >= listed_from
     codes = codebook.no_listed_codes(training_sample([rows])) if listed else codebook.no_codes()
     for start in range(0, rows.size, _CHUNK):
-        codes.add(rows.vectors[start : start + _CHUNK].astype(np.float32, copy=False))
+        codes.add(rows.vectors[start : start + _CHUNK])
     return codes
 
 

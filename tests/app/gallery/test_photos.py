@@ -3,14 +3,20 @@
 import os
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 
 import anyio
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client import REGISTRY
 
 from app.api.photo_threads import in_photo_thread
-from app.gallery.errors import Busy
-from app.gallery.photos import PhotoReader, read_photo
+from app.gallery.deadline import within
+from app.gallery.errors import Busy, TimedOut
+from app.gallery.photos import Photo, PhotoReader, read_photo, waiting_for_worker
 from app.telemetry import QUEUE_SECONDS
 from model.errors import UnsupportedImage
 from model.image import ImageLimits
@@ -70,7 +76,54 @@ def test_what_is_no_photo_is_not_left_open(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     os.mkfifo(tmp_path / "pipe.jpg")
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
-    for name in ("folder.jpg", "pipe.jpg", "nothing.jpg"):
-        with pytest.raises(UnsupportedImage, match="the file cannot be read: "):
+    for name, reason in (
+        ("folder.jpg", "Is a directory"),  # without the number and the path that the system's error has
+        ("pipe.jpg", "it is no regular file"),
+        ("nothing.jpg", "No such file or directory"),
+        ("nul\0.jpg", "embedded null byte"),
+    ):
+        with pytest.raises(UnsupportedImage, match=f"^the file cannot be read: {reason}$"):
             read_photo(tmp_path / name, max_bytes=10)
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+def test_of_a_file_that_is_too_long_one_byte_more_is_read(tmp_path: Path) -> None:
+    (tmp_path / "long.jpg").write_bytes(bytes(30))
+    assert [len(read_photo(tmp_path / "long.jpg", max_bytes=most)) for most in (10, 29, 30, 31)] == [11, 30, 30, 30]
+
+
+def test_a_request_waits_for_a_worker_no_longer_than_it_may(reader: PhotoReader) -> None:
+    with reader.worker(), within(0.01), pytest.raises(TimedOut), reader.worker():
+        pass
+
+
+def test_a_request_that_is_out_of_time_looks_at_no_photo(reader: PhotoReader) -> None:
+    with within(0), pytest.raises(TimedOut):
+        reader.faces(Photo("text", b"no photo"))
+
+
+def test_who_has_waited_before_begins_anew(reader: PhotoReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = time.perf_counter
+    with waiting_for_worker():
+        pass
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 2 * HOUR)
+    before = waited()
+    with reader.worker():
+        pass
+    assert waited() - before == pytest.approx(0, abs=60)
+
+
+def test_the_face_of_the_largest_area_comes_first(reader: PhotoReader, astronaut: NDArray[np.uint8]) -> None:
+    face, picture = Image.fromarray(astronaut[20:220, 130:330]), Image.new("RGB", (840, 340))
+    for left, size in ((10, (180, 310)), (210, (320, 200)), (550, (260, 170))):
+        picture.paste(face.resize(size), (left, 20))
+    file = BytesIO()
+    picture.save(file, "PNG")
+    photo, before = Photo("three", file.getvalue()), REGISTRY.get_sample_value("facegallery_faces_total") or 0
+    boxes = [one.face.box for one in reader.faces(photo)]
+    assert REGISTRY.get_sample_value("facegallery_faces_total") == before + 3
+    first, tall, broad = boxes
+    assert first[2] * first[3] > tall[2] * tall[3] > broad[2] * broad[3]
+    assert first[3] < tall[3]
+    assert tall[2] < broad[2]
+    assert [one.face.box for one in reader.faces(photo, at_most=2)] == boxes[:2]

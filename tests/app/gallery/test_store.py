@@ -424,6 +424,25 @@ def test_every_write_of_templates_is_one_revision(store: GalleryStore, new_templ
     ]
 
 
+def test_snapshots_are_to_follow_what_is_erased_and_nothing_else(store: GalleryStore, new_templates: Templates) -> None:
+    def asked() -> str | None:
+        return store.gallery("people").erasure
+
+    (template, _) = enroll(store, "anna", new_templates(2)).added
+    enroll(store, "bob", [])
+    store.update_subject("people", "anna", new_key="anne")
+    seen = [asked()]
+    assert seen == [None]
+    for erase in (
+        lambda: store.delete_template("people", template.id),
+        lambda: store.delete_subject("people", "bob"),  # of an extractor that was left there may be something
+        lambda: store.delete_subject("people", "anne"),
+    ):
+        erase()
+        seen.append(asked())
+    assert len(set(seen)) == 4
+
+
 def test_changes_bring_the_embeddings_that_are_still_there(store: GalleryStore, new_templates: Templates) -> None:
     kept, erased = new_templates(2)
     anna = enroll(store, "anna", [kept, erased])

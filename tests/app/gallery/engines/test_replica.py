@@ -256,3 +256,51 @@ def test_what_an_engine_failed_in_the_middle_of_is_gone_on_with(
     fills = history.fills
     assert identities(replica, store, templates) == [carl, alice]
     assert history.fills == fills
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_an_engine_that_missed_something_while_no_process_ran_is_told_and_not_filled_again(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, known: int
+) -> None:
+    templates = new_templates(3)
+    subjects = [enroll(store, f"subject {number}", [one]) for number, one in enumerate(templates[:known])]
+    missing = [None] * (3 - known)
+    assert identities(replica_of(store, open_shared()), store, templates) == [*subjects, *missing]
+    if known:
+        store.delete_subject("people", "subject 0")
+    late = enroll(store, "late", templates[known:])
+    replica, history = started(store, open_shared())
+    assert identities(replica, store, templates) == [None] * bool(known) + subjects[1:] + [late] * len(missing)
+    assert (history.fills, len(index_of(store, open_shared()))) == (0, 3 - bool(known))
+
+
+def test_a_rebuild_that_was_asked_for_while_no_process_ran_is_done_by_the_next(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates = new_templates(2)
+    anna = enroll(store, "anna", templates)
+    assert identities(replica_of(store, open_shared()), store, templates) == [anna, anna]
+    index = index_of(store, open_shared())
+    index.remove(index.ids()[:1])
+    GalleryHistory(store.engine).request_rebuild("people")
+    for fills in (1, 0):
+        replica, history = started(store, open_shared())
+        assert identities(replica, store, templates) == [anna, anna]
+        assert history.fills == fills
+
+
+def test_an_engine_that_missed_what_is_not_written_down_any_more_is_filled_anew(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates = new_templates(2)
+    anna = enroll(store, "anna", templates[:1])
+    assert identities(replica_of(store, open_shared()), store, templates) == [anna, None]
+    store.delete_subject("people", "anna")
+    bob = enroll(store, "bob", templates[1:])
+    gallery = store.gallery("people")
+    GalleryHistory(store.engine).report(gallery.id, "other", gallery.revision)
+    assert GalleryHistory(store.engine).prune(gallery.id)
+    for fills in (1, 0):
+        replica, history = started(store, open_shared())
+        assert identities(replica, store, templates) == [None, bob]
+        assert (history.fills, len(index_of(store, open_shared()))) == (fills, 1)

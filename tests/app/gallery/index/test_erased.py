@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from app.gallery.index import SegmentedIndex
+from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.parts import Segment
 from app.gallery.index.rows import ERASED, Rows
 from tests.app.gallery.index.test_snapshot import DIMENSION, LIMITS, VECTORS, holding, saved, saved_bytes, settle
@@ -53,8 +54,8 @@ def test_a_row_that_is_marked_and_not_yet_written_over_is_known_to_be_left_in_th
     assert holding(index) == saved_bytes(folder, VECTORS[5])
 
 
-@pytest.mark.parametrize("written_over", [slice(0, DIMENSION // 2), slice(DIMENSION // 2, None)])
-def test_a_row_that_a_file_holds_half_of_is_written_over(written_over: slice) -> None:
+@pytest.mark.parametrize("written_over", [slice(0, -1), slice(1, None)])
+def test_a_row_that_a_file_holds_a_part_of_is_written_over(written_over: slice) -> None:
     # The copying into the file overtakes the writing over, or is overtaken by it, within the row.
     rows = Rows(VECTORS[:10].copy(), np.arange(10), np.ones(10, np.bool_), None, size=10)
     file = VECTORS[:10].copy()
@@ -81,3 +82,12 @@ def test_a_segment_that_holds_nothing_of_what_was_removed_is_not_written_anew(tm
     index.remove(np.array([6]))
     index.rewrite_erased()
     assert index._contents.parts.segments != before
+
+
+def test_codes_in_memory_hold_something_from_the_first_removed_row_on() -> None:
+    index = SegmentedIndex(DIMENSION, compress_from=LEAST_TRAINING, limits=LIMITS)
+    index.add(np.arange(3000), VECTORS[:3000])
+    settle(index)
+    assert not holding(index)
+    index.remove(np.array([5]))
+    assert holding(index) == 1

@@ -2,13 +2,14 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from app.gallery.index import SegmentedIndex, snapshot, upkeep
+from app.gallery.index import SegmentedIndex, parts, snapshot, upkeep
 from app.gallery.index.parts import Segment
 from tests.app.gallery.index.test_snapshot import (
     DIMENSION,
@@ -100,3 +101,15 @@ def test_writers_that_are_faster_than_building_hold_no_snapshot_up(
     monkeypatch.setattr("app.gallery.index.segmented.build", build)
     loaded = load(saved(index, tmp_path / "first"))
     np.testing.assert_array_equal(loaded.ids(), index.ids())
+
+
+def test_no_search_of_a_loaded_index_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "_CHUNK", 10)  # pages
+    folder = saved(some_index(), tmp_path / "first")
+    loaded = load(folder)
+    mappings = re.findall(
+        rf"{re.escape(str(folder))}/\S+\.vectors\nSize: +(\d+) kB\n(?:.*\n)*?Rss: +(\d+) kB",
+        Path("/proc/self/smaps").read_text(),
+    )
+    assert len(mappings) >= len(loaded._contents.parts.segments) == 3
+    assert all(size == in_memory for size, in_memory in mappings)

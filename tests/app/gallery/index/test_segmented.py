@@ -114,7 +114,8 @@ def test_an_automatic_index_compresses_when_it_has_grown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dimension", "codes"), [(1, True), (16, True), (17, False), (131, False), (262, False), (35, True), (512, True)]
+    ("dimension", "codes"),
+    [(1, True), (16, True), (17, False), (99, False), (131, False), (262, False), (35, True), (512, True)],
 )
 def test_embeddings_of_a_length_that_codes_do_not_fit_are_compared_one_by_one(dimension: int, codes: bool) -> None:
     vectors = strangers(4000, seed=0, dimension=dimension)
