@@ -1,5 +1,6 @@
 """`facegallery check`: every kind of difference is found, and mended."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -132,3 +133,23 @@ def test_what_a_running_service_writes_is_no_difference(
         gallery.delete_subject("people", gallery.subjects("people", after=0, limit=1).items[0].key)
     ]
     assert check_gallery(gallery.gallery("people"), history, source).whole
+
+
+@pytest.mark.parametrize("check", [check_rows, lambda *given: check_gallery(*given, IndexSource())])
+def test_ids_take_a_few_bytes_for_each_template(
+    store: GalleryStore,
+    new_templates: Templates,
+    check: Callable[..., Consistency],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sets of the ids of ten million templates took gigabytes."""
+    monkeypatch.setattr("app.gallery.sql.history._MANY", 100)  # so that what is read at once counts for little
+    store.enroll("people", "anna", new_templates(10_000), metadata=None, extractor=EXTRACTOR, dimension=8)
+    gallery, history = store.gallery("people"), GalleryHistory(store.engine)
+    tracemalloc.start()
+    try:
+        assert check(gallery, history).templates == 10_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * 10_000
