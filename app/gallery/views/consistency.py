@@ -1,6 +1,10 @@
 """Whether rows, index and snapshots of a gallery say the same, and what to do where they do not."""
 
-from collections.abc import Iterator
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, runtime_checkable
@@ -9,7 +13,8 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from app.gallery.points import Point
+from app.gallery.errors import Busy, StorageUnwritable
+from app.gallery.points import BEFORE, Point
 from app.gallery.records import Gallery
 from app.gallery.sealing.encryption import Flaw
 from app.gallery.sql.history import GalleryHistory
@@ -17,11 +22,13 @@ from app.gallery.views.index_source import IndexSource
 from app.gallery.views.owners import UNKNOWN
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.view import View, same_embeddings
+from model.errors import FacegalleryError
 
 _Ids = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 _LOOKS = 4  # at what differs, beside a service that writes
 _PIECE = 10_000  # templates that are looked at together
+_TELL = 64  # blocks between two reports of how far a check is: a minute or so
 _log = structlog.get_logger()
 
 
@@ -88,18 +95,41 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     Writes that come meanwhile are followed, so a running service may go on. Ids are kept in arrays: sets of ten million
     would take gigabytes.
     """
-    snapshots = source.snapshots_of(gallery)
-    damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.contradiction, gallery.id)))
-    replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if damaged else snapshots)
-    _follow(replica, history)
-    suspects, opened = [_NONE], [_NONE]
-    for block in history.template_blocks(gallery.id):
-        opened.append(block.ids)
-        view = replica.view
-        same = same_embeddings(view.index.vectors(block.ids), block.embeddings)
-        same &= view.owners.subjects_of(block.ids) == block.subject_ids
-        suspects.append(block.ids[~same])
-    return _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), damaged)
+    with _changes_kept(gallery, history) as tell:
+        snapshots = source.snapshots_of(gallery)
+        damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.contradiction, gallery.id)))
+        replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if damaged else snapshots)
+        _follow(replica, history)
+        suspects, opened = [_NONE], [_NONE]
+        for number, block in enumerate(history.template_blocks(gallery.id)):
+            if number % _TELL == 0:
+                tell(replica.applied_revision)
+            opened.append(block.ids)
+            view = replica.view
+            same = same_embeddings(view.index.vectors(block.ids), block.embeddings)
+            same &= view.owners.subjects_of(block.ids) == block.subject_ids
+            suspects.append(block.ids[~same])
+        return _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), damaged)
+
+
+@contextmanager
+def _changes_kept(gallery: Gallery, history: GalleryHistory) -> Iterator[Callable[[int], None]]:
+    """Have the changes kept that a check has yet to follow; gives what is told how far it is.
+
+    Without them it would load its index anew, or fill an engine anew, and find no difference in that.
+    """
+    name = f"check {socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+    def tell(revision: int) -> None:
+        with suppress(Busy, StorageUnwritable):  # a full disk is a reason to check, and takes no changes either
+            history.report(gallery.id, name, revision)
+
+    tell(BEFORE.revision)
+    try:
+        yield tell
+    finally:
+        with suppress(FacegalleryError):
+            history.leave([name])
 
 
 def check_rows(gallery: Gallery, history: GalleryHistory) -> Consistency:

@@ -153,3 +153,24 @@ def test_ids_take_a_few_bytes_for_each_template(
     finally:
         tracemalloc.stop()
     assert peak < 100 * 10_000
+
+
+def test_changes_that_a_check_has_yet_to_follow_are_kept(
+    gallery: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    """Else it loads its index anew from SQL, and nothing is missing in that one."""
+    gallery.enroll("people", "cleo", new_templates(2), metadata=None, extractor=EXTRACTOR, dimension=8)
+    behind_its_back(gallery, update(ChangeRow).where(ChangeRow.revision == 3).values(kind="remove"))
+    service, history = GalleryHistory(gallery.engine), Beside(gallery.engine)
+
+    def write() -> None:
+        gallery.enroll("people", "dora", new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=8)
+        present = gallery.gallery("people")
+        service.report(present.id, "service", present.revision)
+        service.prune(present.id)
+
+    history.write = write
+    found = gallery.gallery("people")
+    assert check_gallery(found, history, source) == Consistency("people", 8, 2, 0, 0, 0, ())
+    assert service.changes(found.id, after=3, up_to=4) != []
+    assert service.prune(found.id) == 1  # nobody needs them any more
