@@ -1,14 +1,17 @@
 """`facegallery reindex`."""
 
 import json
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service
 from app.commands.tables import print_table
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.names import normalise_gallery_name
+from app.gallery.service import GalleryService
 
 
 def reindex_command(
@@ -19,24 +22,33 @@ def reindex_command(
 
     Exit codes: 0 done, 1 failed, 3 done but galleries of another extractor, which only its service can search.
     """
-    rows, others = [], []
+    rows, others = list[dict[str, object]](), list[str]()
     with opened_service() as service:
         if gallery is not None:
-            wanted = [service.store.gallery(normalise_gallery_name(gallery))]
-            check_extractor(wanted[0], service.extractor)
+            rows.append(_rebuilt(service, normalise_gallery_name(gallery)))
         else:
-            wanted = list(service.store.galleries())
-        for one in wanted:
-            if one.extractor != service.extractor:
-                others.append(one)
-                continue
-            revision = service.history.request_rebuild(one.name).revision
-            templates = service.replicas.up_to_date(one.name).templates
-            rows.append({"gallery": one.name, "revision": revision, "templates": templates})
+            for one in service.store.galleries():
+                with suppress(GalleryNotFound):  # erased while others were built
+                    try:
+                        rows.append(_rebuilt(service, one.name))
+                    except ExtractorMismatch:
+                        others.append(f"{one.name}: belongs to extractor {one.extractor}; nothing was done")
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
     else:
         print_table(("gallery", "revision", "templates"), (list(row.values()) for row in rows))
-    for one in others:
-        complain(f"{one.name}: belongs to extractor {one.extractor}; nothing was done", style="yellow")
+    for sentence in others:
+        complain(sentence, style="yellow")
     raise typer.Exit(Exit.PARTLY if others else Exit.DONE)
+
+
+def _rebuilt(service: GalleryService, name: str) -> dict[str, object]:
+    """What became of a gallery whose index is built anew.
+
+    Raises:
+        GalleryNotFound: there is none.
+        ExtractorMismatch: it belongs to another extractor.
+    """
+    check_extractor(service.store.gallery(name), service.extractor)
+    revision = service.history.request_rebuild(name).revision
+    return {"gallery": name, "revision": revision, "templates": service.replicas.up_to_date(name).templates}

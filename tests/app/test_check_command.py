@@ -7,6 +7,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from tests.app.test_cli import Facegallery, facegallery, people
 
 __all__ = ["facegallery", "people"]  # fixtures
@@ -84,3 +86,28 @@ def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tm
     assert done.returncode == 1
     assert "│ 1 damaged" in done.stdout
     assert done.stderr == "default: snapshot of revision 1: owners.i64 is no sealed file\nadd --repair to mend it\n"
+
+
+ERASING = (  # a gallery that comes later, when one is looked at
+    "from app.gallery.sql.history import GalleryHistory\n"
+    "from app.gallery.store import GalleryStore\n"
+    "def erasing(looked_at):\n"
+    "    def look(history, *given):\n"
+    "        store = GalleryStore(history._sessions.engine)\n"
+    "        if len(store.galleries()) == 2: store.delete_gallery('zoo')\n"
+    "        return looked_at(history, *given)\n"
+    "    return look\n"
+    "GalleryHistory.{name} = erasing(GalleryHistory.{name})"
+)
+
+
+@pytest.mark.parametrize(("command", "method"), [("check", "template_blocks"), ("reindex", "request_rebuild")])
+def test_a_gallery_that_is_erased_meanwhile_does_not_stop_the_others(
+    facegallery: Facegallery, people: Path, command: str, method: str
+) -> None:
+    facegallery("migrate")
+    for name in ("default", "zoo"):
+        facegallery("import", people, "--gallery", name)
+    done = facegallery(command, "--json", before=ERASING.format(name=method))
+    assert (done.returncode, [row["gallery"] for row in json.loads(done.stdout)]) == (0, ["default"])
+    assert facegallery(command, "--gallery", "zoo").stderr == "error: there is no gallery 'zoo'\n"

@@ -14,10 +14,12 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.errors import Busy, StorageUnwritable
+from app.gallery.extractor_check import check_extractor
 from app.gallery.points import BEFORE, Point
 from app.gallery.records import Gallery
 from app.gallery.sealing.encryption import Flaw
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.rows import no_gallery
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.owners import UNKNOWN
 from app.gallery.views.replica import GalleryReplica
@@ -94,6 +96,10 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
 
     Writes that come meanwhile are followed, so a running service may go on. Ids are kept in arrays: sets of ten million
     would take gigabytes.
+
+    Raises:
+        GalleryNotFound: it was erased meanwhile.
+        ExtractorMismatch: it has moved to another extractor meanwhile.
     """
     with _changes_kept(gallery, history) as tell:
         snapshots = source.snapshots_of(gallery)
@@ -109,7 +115,12 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
             same = same_embeddings(view.index.vectors(block.ids), block.embeddings)
             same &= view.owners.subjects_of(block.ids) == block.subject_ids
             suspects.append(block.ids[~same])
-        return _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), damaged)
+        found = _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), damaged)
+    present = history.gallery(gallery.id)
+    if present is None:
+        raise no_gallery(gallery.name)
+    check_extractor(present, gallery.extractor)
+    return found
 
 
 @contextmanager
@@ -236,7 +247,8 @@ def _left(gallery: Gallery, history: GalleryHistory, view: View, ids: _Ids) -> _
     """Which of some templates the view has and SQL does not."""
     in_sql = history.owners(gallery.id, ids.tolist())
     extra = np.array([one for one in ids.tolist() if one not in in_sql], np.int64)
-    return extra[~np.isnan(view.index.vectors(extra)[:, 0]) | (view.owners.subjects_of(extra) != UNKNOWN)]
+    here: NDArray[np.bool_] = ~np.isnan(view.index.vectors(extra)[:, 0]) | (view.owners.subjects_of(extra) != UNKNOWN)
+    return extra[here]
 
 
 def _closed(gallery: Gallery, history: GalleryHistory, ids: _Ids) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -11,11 +12,12 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.records import NewTemplate, OwnerBlock
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.tables import ChangeRow, SubjectRow, TemplateRow
+from app.gallery.tables import ChangeRow, GalleryRow, SubjectRow, TemplateRow
 from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
@@ -135,24 +137,35 @@ def test_what_a_running_service_writes_is_no_difference(
     assert check_gallery(gallery.gallery("people"), history, source).whole
 
 
-@pytest.mark.parametrize("check", [check_rows, lambda *given: check_gallery(*given, IndexSource())])
+class Measured(GalleryHistory):
+    """History that notes how much memory is in use when the owners are first read."""
+
+    before: int | None = None
+
+    def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
+        if self.before is None:
+            self.before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+        return super().owner_blocks(gallery_id)
+
+
 def test_ids_take_a_few_bytes_for_each_template(
-    store: GalleryStore,
-    new_templates: Templates,
-    check: Callable[..., Consistency],
-    monkeypatch: pytest.MonkeyPatch,
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sets of the ids of ten million templates took gigabytes."""
     monkeypatch.setattr("app.gallery.sql.history._MANY", 100)  # so that what is read at once counts for little
     store.enroll("people", "anna", new_templates(10_000), metadata=None, extractor=EXTRACTOR, dimension=8)
-    gallery, history = store.gallery("people"), GalleryHistory(store.engine)
+    gallery, history = store.gallery("people"), Measured(store.engine)
     tracemalloc.start()
     try:
-        assert check(gallery, history).templates == 10_000
+        assert check_rows(gallery, GalleryHistory(store.engine)).templates == 10_000
+        _, of_rows = tracemalloc.get_traced_memory()
+        assert check_gallery(gallery, history, IndexSource()).whole
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 100 * 10_000
+    assert of_rows < 100 * 10_000
+    assert peak - (history.before or 0) < 100 * 10_000  # what comes on top of the index
 
 
 def test_changes_that_a_check_has_yet_to_follow_are_kept(
@@ -174,3 +187,20 @@ def test_changes_that_a_check_has_yet_to_follow_are_kept(
     assert check_gallery(found, history, source) == Consistency("people", 8, 2, 0, 0, 0, ())
     assert service.changes(found.id, after=3, up_to=4) != []
     assert service.prune(found.id) == 1  # nobody needs them any more
+
+
+def test_a_gallery_that_is_erased_or_moves_meanwhile_has_no_differences(
+    gallery: GalleryStore, source: IndexSource
+) -> None:
+    found, history = gallery.gallery("people"), Beside(gallery.engine)
+    history.write = lambda: behind_its_back(gallery, update(GalleryRow).values(extractor="other@ba9876543210"))
+    with pytest.raises(ExtractorMismatch):
+        check_gallery(found, history, source)
+
+    def erase() -> None:
+        with suppress(GalleryNotFound):
+            gallery.delete_gallery("people")
+
+    history.write = erase
+    with pytest.raises(GalleryNotFound):
+        check_gallery(found, history, source)
