@@ -87,7 +87,8 @@ def _cells(row: Consistency) -> tuple[object, ...]:
 def _explain(row: Consistency) -> None:
     for reason in row.damaged_snapshots:
         complain(f"{row.gallery}: {reason}", style="red")
-    others = [one for one in row.unreadable if one not in row.forgotten]
+    forgotten = set(row.forgotten)
+    others = [one for one in row.unreadable if one not in forgotten]
     if others:
         advice = "enroll or import their photos again, erase them, or restore the vault"
         complain(f"{row.gallery}: templates that do not open: {_named(others)}; {advice}", style="red")

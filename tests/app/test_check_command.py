@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.check import _explain
+from app.gallery.views.consistency import Consistency
 from tests.app.test_cli import Facegallery, facegallery, people
 
 __all__ = ["facegallery", "people"]  # fixtures
@@ -111,3 +113,19 @@ def test_a_gallery_that_is_erased_meanwhile_does_not_stop_the_others(
     done = facegallery(command, "--json", before=ERASING.format(name=method))
     assert (done.returncode, [row["gallery"] for row in json.loads(done.stdout)]) == (0, ["default"])
     assert facegallery(command, "--gallery", "zoo").stderr == "error: there is no gallery 'zoo'\n"
+
+
+def test_many_people_who_came_back_with_a_backup_are_told_apart_in_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    compared = list[object]()
+
+    class Id(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return int(self) == other
+
+    forgotten = tuple(Id(number) for number in range(1, 1000))
+    _explain(Consistency("people", 0, 0, 0, 0, 0, (), (0, *range(1, 1000)), forgotten))
+    assert "that do not open: 0; enroll" in capsys.readouterr().err
+    assert len(compared) <= 2000
