@@ -18,7 +18,7 @@ def reindex_command(
     gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="One gallery; else all.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rebuild indexes from SQL; running services do so in the background.
+    """Have indexes built anew from SQL: by running services in the background, or by the next start.
 
     Exit codes: 0 done, 1 failed, 3 done but galleries of another extractor, which only its service can search.
     """
@@ -43,12 +43,16 @@ def reindex_command(
 
 
 def _rebuilt(service: GalleryService, name: str) -> dict[str, object]:
-    """What became of a gallery whose index is built anew.
+    """What is wanted of a gallery whose index is to be built anew, which an engine's is at once.
+
+    One of this process would be built for nobody, in as much memory as a service has for it.
 
     Raises:
         GalleryNotFound: there is none.
         ExtractorMismatch: it belongs to another extractor.
     """
     check_extractor(service.store.gallery(name), service.extractor)
-    revision = service.history.request_rebuild(name).revision
-    return {"gallery": name, "revision": revision, "templates": service.replicas.up_to_date(name).templates}
+    present = service.history.request_rebuild(name)
+    if service.indexes.engine is not None:
+        service.replicas.up_to_date(name)
+    return {"gallery": name, "revision": present.revision, "templates": service.store.size(present).templates}

@@ -129,3 +129,14 @@ def test_many_people_who_came_back_with_a_backup_are_told_apart_in_one_pass(caps
     _explain(Consistency("people", 0, 0, 0, 0, 0, (), (0, *range(1, 1000)), forgotten))
     assert "that do not open: 0; enroll" in capsys.readouterr().err
     assert len(compared) <= 2000
+
+
+def test_a_reindex_builds_no_index_that_nobody_searches(facegallery: Facegallery, people: Path) -> None:
+    """A service that runs has one already, and there may be no memory for two."""
+    facegallery("migrate")
+    facegallery("import", people)
+    none = "from app.gallery.index import SegmentedIndex\ndef fail(*_): raise MemoryError\nSegmentedIndex.add = fail"
+    done = facegallery("reindex", "--json", before=none)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [{"gallery": "default", "revision": 2, "templates": 2}]
+    assert facegallery("check").returncode == 0
