@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.crops import decode_crop
+from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
 from app.gallery.index import ExactIndex
 from app.gallery.moving.archive import ArchiveReader, write_archive
@@ -165,6 +166,23 @@ def test_the_file_shows_one_moment_and_nobody_else_may_read_it(
     assert [one["subject"] for one in lines(tmp_path / "a.zip", SUBJECTS)] == ["anna", "nobody", "bob/é"]
     assert len(lines(tmp_path / "a.zip", TEMPLATES)) == 5
     assert (tmp_path / "a.zip").stat().st_mode & 0o777 == 0o600
+
+
+def test_who_is_forgotten_while_it_is_written_is_left_out_and_no_damage(
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    templates: Templates,
+    extractor: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill(sealed_store, templates, extractor)
+    with open_snapshot(sealed_store.engine, "people", seals=sealed_store.seals) as snapshot:
+        forgetting.forget("people", "anna")
+        manifest = write_archive(tmp_path / "a.zip", snapshot, subject=None, crops=True)
+        assert (snapshot.unreadable, manifest.templates, manifest.crops) == (0, 3, 3)
+    assert {one["subject"] for one in lines(tmp_path / "a.zip", TEMPLATES)} == {"bob/é"}
+    assert "template.forgotten" not in capsys.readouterr().out
 
 
 def test_where_writing_fails_the_old_file_stays(filled: GalleryStore, tmp_path: Path) -> None:
