@@ -90,6 +90,20 @@ def test_again_adds_nothing(filled: GalleryStore, networks: Networks, tmp_path: 
     assert filled.gallery("people") == before
 
 
+def test_the_progress_leaves_out_the_checking_and_what_was_there_already(
+    filled: GalleryStore, other: GalleryStore, networks: Networks, tmp_path: Path
+) -> None:
+    """Else rate and time left would be far from the truth where an import goes on after a break."""
+    export(filled, tmp_path / "a.zip")
+    told: list[tuple[int, int]] = []
+    for passed_over in (0, 2, 5):
+        read_back(tmp_path / "a.zip", other, networks, progress=lambda *counts: told.append(counts))
+        assert told == [(0, 0), (5, passed_over)]
+        told.clear()
+        if not passed_over:
+            other.delete_subject("people", "bob/é")
+
+
 def test_people_without_a_consent_are_refused_and_the_others_stored(
     filled: GalleryStore, other: GalleryStore, networks: Networks, extractor: str, tmp_path: Path
 ) -> None:
