@@ -236,6 +236,22 @@ def test_a_subject_with_very_many_templates_comes_in_pieces(
     assert other.subject("copy", "anna").templates == 2500
 
 
+def test_a_subject_that_comes_in_pieces_keeps_its_moments(
+    filled: GalleryStore, other: GalleryStore, extractor: str, templates: Templates, networks: Networks, tmp_path: Path
+) -> None:
+    (pattern,) = templates(1)
+    many = [replace(pattern, crop=None, crop_sha256=f"{number:064x}") for number in range(1500)]
+    filled.enroll("people", "anna", many, metadata=None, extractor=extractor, dimension=128)
+    export(filled, tmp_path / "a.zip")
+    read_back(tmp_path / "a.zip", other, networks)
+    assert other.subject("people", "anna").templates == 1502
+    assert other.subject("people", "anna").updated_at == filled.subject("people", "anna").updated_at
+    bob = other.update_subject("people", "bob/é", metadata={})
+    other.delete_template("people", other.templates("people", subject="bob/é", after=0, limit=1).items[0].id)
+    assert read_back(tmp_path / "a.zip", other, networks) == Stored(added=1, known=1504)
+    assert other.subject("people", "bob/é").updated_at > bob.updated_at
+
+
 # -- another extractor
 
 
