@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
 
@@ -9,7 +10,9 @@ import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service, tell_plain_subjects
 from app.commands.tables import print_table
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.names import normalise_gallery_name
+from app.gallery.service import GalleryService
 from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
 
 _NAMED = 20  # templates of a gallery
@@ -27,22 +30,12 @@ def check_command(
     """
     rows: list[Consistency] = []
     with opened_service() as service:
-        wanted = service.store.galleries()
         if gallery is not None:
-            wanted = (service.store.gallery(normalise_gallery_name(gallery)),)
-        for found in wanted:
-            if found.extractor != service.extractor:
-                rows.append(check_rows(found, service.history))
-                complain(
-                    f"{found.name}: belongs to extractor {found.extractor}; whether its templates open was looked at, "
-                    "its index and snapshots only a service of that extractor has",
-                    style="yellow",
-                )
-                continue
-            row = check_gallery(found, service.history, service.indexes)
-            rows.append(row)
-            if repair and row.mendable:
-                repair_gallery(found, service.history, service.indexes)
+            rows.append(_checked(service, normalise_gallery_name(gallery), repair=repair))
+        else:
+            for one in service.store.galleries():
+                with suppress(GalleryNotFound):  # erased while others were looked at, or this one
+                    rows.append(_checked(service, one.name, repair=repair))
         tell_plain_subjects(service.store.engine)
     if as_json:
         print(json.dumps([asdict(row) | {"whole": row.whole} for row in rows], ensure_ascii=False))
@@ -61,6 +54,29 @@ def check_command(
     raise typer.Exit(Exit.DONE if all(row.compared for row in rows) else Exit.PARTLY)
 
 
+def _checked(service: GalleryService, name: str, *, repair: bool) -> Consistency:
+    """What a look at a gallery has found, and mended where that is wanted.
+
+    Raises:
+        GalleryNotFound: there is none, or it was erased meanwhile.
+    """
+    found = service.store.gallery(name)
+    if found.extractor == service.extractor:
+        with suppress(ExtractorMismatch):  # it moves to another meanwhile
+            row = check_gallery(found, service.history, service.indexes)
+            if repair and row.mendable:
+                repair_gallery(found, service.history, service.indexes)
+            return row
+        found = service.store.gallery(name)
+    row = check_rows(found, service.history)
+    complain(
+        f"{found.name}: belongs to extractor {found.extractor}; whether its templates open was looked at, its index "
+        "and snapshots only a service of that extractor has",
+        style="yellow",
+    )
+    return row
+
+
 def _cells(row: Consistency) -> tuple[object, ...]:
     if not row.compared:
         return (row.gallery, row.templates, *4 * "–", len(row.unreadable), "–")
@@ -71,7 +87,8 @@ def _cells(row: Consistency) -> tuple[object, ...]:
 def _explain(row: Consistency) -> None:
     for reason in row.damaged_snapshots:
         complain(f"{row.gallery}: {reason}", style="red")
-    others = [one for one in row.unreadable if one not in row.forgotten]
+    forgotten = set(row.forgotten)
+    others = [one for one in row.unreadable if one not in forgotten]
     if others:
         advice = "enroll or import their photos again, erase them, or restore the vault"
         complain(f"{row.gallery}: templates that do not open: {_named(others)}; {advice}", style="red")

@@ -11,6 +11,7 @@ from app.access.audit import names_subject
 from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.places import check_place
+from app.gallery.errors import StorageUnwritable
 from app.gallery.journal import Event, Journal
 from app.gallery.moving.archive import write_archive
 from app.gallery.moving.exporting import open_snapshot
@@ -41,7 +42,10 @@ def export_command(
         # Before anything is written, but not for what cannot be.
         store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))
         entries = _EntriesAbout(store.journal, name, key)
-        manifest = write_archive(place, snapshot, subject=key, crops=not without_crops, audit=entries)
+        try:
+            manifest = write_archive(place, snapshot, subject=key, crops=not without_crops, audit=entries)
+        except OSError as error:
+            raise StorageUnwritable(f"{file} cannot be written: {error.strerror}") from error
         unreadable = snapshot.unreadable
     counts = {"subjects": manifest.subjects, "templates": manifest.templates, "crops": manifest.crops}
     if as_json:

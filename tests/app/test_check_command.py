@@ -7,6 +7,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from app.commands.check import _explain
+from app.gallery.views.consistency import Consistency
 from tests.app.test_cli import Facegallery, facegallery, people
 
 __all__ = ["facegallery", "people"]  # fixtures
@@ -84,3 +88,55 @@ def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tm
     assert done.returncode == 1
     assert "│ 1 damaged" in done.stdout
     assert done.stderr == "default: snapshot of revision 1: owners.i64 is no sealed file\nadd --repair to mend it\n"
+
+
+ERASING = (  # a gallery that comes later, when one is looked at
+    "from app.gallery.sql.history import GalleryHistory\n"
+    "from app.gallery.store import GalleryStore\n"
+    "def erasing(looked_at):\n"
+    "    def look(history, *given):\n"
+    "        store = GalleryStore(history._sessions.engine)\n"
+    "        if len(store.galleries()) == 2: store.delete_gallery('zoo')\n"
+    "        return looked_at(history, *given)\n"
+    "    return look\n"
+    "GalleryHistory.{name} = erasing(GalleryHistory.{name})"
+)
+
+
+@pytest.mark.parametrize(("command", "method"), [("check", "template_blocks"), ("reindex", "request_rebuild")])
+def test_a_gallery_that_is_erased_meanwhile_does_not_stop_the_others(
+    facegallery: Facegallery, people: Path, command: str, method: str
+) -> None:
+    facegallery("migrate")
+    for name in ("default", "zoo"):
+        facegallery("import", people, "--gallery", name)
+    done = facegallery(command, "--json", before=ERASING.format(name=method))
+    assert (done.returncode, [row["gallery"] for row in json.loads(done.stdout)]) == (0, ["default"])
+    assert facegallery(command, "--gallery", "zoo").stderr == "error: there is no gallery 'zoo'\n"
+
+
+def test_many_people_who_came_back_with_a_backup_are_told_apart_in_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    compared = list[object]()
+
+    class Id(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return int(self) == other
+
+    forgotten = tuple(Id(number) for number in range(1, 1000))
+    _explain(Consistency("people", 0, 0, 0, 0, 0, (), (0, *range(1, 1000)), forgotten))
+    assert "that do not open: 0; enroll" in capsys.readouterr().err
+    assert len(compared) <= 2000
+
+
+def test_a_reindex_builds_no_index_that_nobody_searches(facegallery: Facegallery, people: Path) -> None:
+    """A service that runs has one already, and there may be no memory for two."""
+    facegallery("migrate")
+    facegallery("import", people)
+    none = "from app.gallery.index import SegmentedIndex\ndef fail(*_): raise MemoryError\nSegmentedIndex.add = fail"
+    done = facegallery("reindex", "--json", before=none)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [{"gallery": "default", "revision": 2, "templates": 2}]
+    assert facegallery("check").returncode == 0

@@ -263,6 +263,28 @@ def test_an_export_that_cannot_be_written_stands_not_in_the_audit_log(
     assert [entry["action"] for entry in entries].count("export") == 1
 
 
+def test_an_export_for_which_there_is_no_room_names_the_file(
+    facegallery: Facegallery, people: Path, tmp_path: Path
+) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    full = (
+        "import resource, signal\n"
+        "import app.commands.export_gallery as command\n"
+        "write = command.write_archive\n"
+        "def limited(*given, **named):\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
+        "    return write(*given, **named)\n"
+        "command.write_archive = limited"
+    )
+    (tmp_path / "there").mkdir()
+    done = facegallery("export", tmp_path / "there" / "a.zip", before=full)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path / 'there' / 'a.zip'} cannot be written: File too large\n"
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 @pytest.mark.parametrize("command", ["export", "backup"])
 def test_out_of_nothing_comes_nothing(facegallery: Facegallery, tmp_path: Path, command: str) -> None:
     assert facegallery(command, tmp_path / "x").returncode == 1

@@ -146,8 +146,8 @@ class MilvusIndex:
 
     def ids(self) -> NDArray[np.int64]:
         """As `EngineIndex.ids`."""
-        blocks = [[row["id"] for row in rows] for rows in self._everything(["id"])]
-        return np.sort(np.array([template_id for block in blocks for template_id in block], np.int64))
+        blocks = [np.array([row["id"] for row in rows], np.int64) for rows in self._everything(["id"])]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *blocks]))
 
     def position(self) -> int:
         """As `SharedIndex.position`."""

@@ -50,7 +50,7 @@ class PgvectorIndex:
             table
         )
         self._look_up = sql.SQL("SELECT id, embedding FROM {} WHERE id = ANY(%s::bigint[])").format(table)
-        self._all_ids = sql.SQL("SELECT id FROM {} ORDER BY id").format(table)
+        self._next_ids = sql.SQL("SELECT id FROM {} WHERE id > %s ORDER BY id LIMIT %s").format(table)
 
     @property
     def dimension(self) -> int:
@@ -108,9 +108,13 @@ class PgvectorIndex:
         return found[places]
 
     def ids(self) -> NDArray[np.int64]:
-        """As `EngineIndex.ids`."""
+        """As `EngineIndex.ids`; in pieces, as ten million at once are gigabytes before they are an array."""
+        found, last = [np.empty(0, np.int64)], -1
         with self._connections.one() as connection, connection.cursor(binary=True) as cursor:
-            return np.array([row[0] for row in cursor.execute(self._all_ids)], np.int64)
+            while rows := cursor.execute(self._next_ids, (last, _BATCH)).fetchall():
+                found.append(np.fromiter((row[0] for row in rows), np.int64, len(rows)))
+                last = rows[-1][0]
+        return np.concatenate(found)
 
     def position(self) -> int:
         """As `SharedIndex.position`."""

@@ -1,6 +1,6 @@
 """From an archive into a gallery."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from app.gallery.crops import decode_crop
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ArchiveDamaged, ClockDoubtful, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
-from app.gallery.moving.archive import ArchiveReader, Progress
+from app.gallery.moving.archive import ArchiveReader
 from app.gallery.moving.portable import PortableSubject, RefusedSubject, Stored
 from app.gallery.moving.restoring import people_there, restore_people
 from app.gallery.store import GalleryStore
@@ -29,7 +29,7 @@ def import_archive(
     *,
     keep_crops: bool,
     retention: Retention | None = None,
-    progress: Progress = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _, __: None,
 ) -> Stored:
     """Store what an archive holds; again adds nothing, and after a break it goes on.
 
@@ -48,7 +48,8 @@ def import_archive(
         extractor: that runs.
         keep_crops: store the crops that come with the templates.
         retention: tells whose time is over, and erases them; None: nobody is erased.
-        progress: told the templates.
+        progress: told the templates, and how many of them were there already or are refused; at first none, once the
+            archive is checked, so that a rate begins with the storing.
 
     Raises:
         ArchiveDamaged: it is not as it was written; nothing was stored, except what came before a wrong line.
@@ -71,6 +72,7 @@ def import_archive(
             f"{extractor.dimension}"
         )
     archive.verify()
+    progress(0, 0)
     with suppress(GalleryExists):
         store.create_gallery(
             gallery,
@@ -82,7 +84,7 @@ def import_archive(
     stored, refused = Stored(), dict[str, RefusedSubject]()
     begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
-        wanted = [subject for subject in subjects if subject.key not in refused]
+        before, wanted = stored.added, [subject for subject in subjects if subject.key not in refused]
         if retention is not None and wanted:
             refused |= {one.subject: one for one in _erased_for_good(store, retention, gallery, wanted)}
             wanted = [subject for subject in wanted if subject.key not in refused]
@@ -99,7 +101,8 @@ def import_archive(
                 late = "; what came before of this subject was stored" if one.subject == begun else ""
                 refused[one.subject] = replace(one, detail=one.detail + late)
         begun = subjects[-1].key
-        progress(sum(len(subject.templates) for subject in subjects))
+        count = sum(len(subject.templates) for subject in subjects)
+        progress(count, count - (stored.added - before))
     return replace(stored, refused=tuple(refused.values()))
 
 

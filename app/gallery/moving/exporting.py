@@ -19,6 +19,7 @@ from app.gallery.sql.rows import (
     crop_identity,
     gallery_of,
     gallery_row,
+    in_parts,
     sealed_columns,
     subject_row,
     template_identity,
@@ -40,19 +41,24 @@ def open_snapshot(
     Raises:
         GalleryNotFound, SubjectNotFound: as named.
     """
-    with Sessions(engine).reading() as session:
+    sessions = Sessions(engine)
+    with sessions.reading() as session:
         if engine.dialect.name != "sqlite":  # whose transactions see one moment anyway
             session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-        yield GallerySnapshot(session, gallery, subject, seals or PlainRows())
+        yield GallerySnapshot(session, gallery, subject, seals or PlainRows(), sessions)
 
 
 class GallerySnapshot:
     """One gallery as it was at one moment, read in pieces while others write."""
 
-    def __init__(self, session: Session, name: str, subject: str | None, seals: RowSeals) -> None:
+    def __init__(self, session: Session, name: str, subject: str | None, seals: RowSeals, sessions: Sessions) -> None:
         self.unreadable = 0
-        """Templates, crops and old embeddings that did not open so far, and were left out."""
+        """Templates, crops and old embeddings that did not open so far, and were left out.
+
+        What is of people who were erased since that moment is left out as well, and not counted.
+        """
         self._session = session
+        self._sessions = sessions
         self._seals = seals
         owner = gallery_row(session, name)
         self.gallery: Gallery = gallery_of(owner)
@@ -151,15 +157,26 @@ class GallerySnapshot:
                         yield OldEmbedding(row.key, row.extractor, row.crop_sha256, embedding, image_at.get(at))
 
     def _opened(self, rows: Iterable[SealedRow]) -> list[bytes | None]:
-        """The values of rows; None, counted and logged, for one that does not open."""
+        """The values of rows; None for one that does not open, counted and logged unless the subject was erased."""
         opened = list[bytes | None]()
         sealed = list(rows)
-        for row, value in zip(sealed, self._seals.open(sealed), strict=True):
-            if isinstance(value, Flaw):
+        pairs = list(zip(sealed, self._seals.open(sealed), strict=True))
+        erased = self._erased({row.identity.subject_id for row, value in pairs if value is Flaw.FORGOTTEN})
+        for row, value in pairs:
+            if isinstance(value, Flaw) and row.identity.subject_id not in erased:
                 self.unreadable += 1
                 _log.error(str(value), gallery_id=row.identity.gallery_id, crop=row.identity.crop_sha256[:12])
             opened.append(None if isinstance(value, Flaw) else value)
         return opened
+
+    def _erased(self, subjects: set[int]) -> set[int]:
+        """Those of some subjects that are there no more; the snapshot has them still."""
+        there = set[int]()
+        if subjects:
+            with self._sessions.reading() as session:
+                for asked in in_parts(sorted(subjects)):
+                    there.update(session.scalars(select(SubjectRow.id).where(SubjectRow.id.in_(asked))))
+        return subjects - there
 
     def _pages(self) -> Iterator[list[SubjectRow]]:
         query = select(SubjectRow).where(SubjectRow.gallery_id == self.gallery.id).order_by(SubjectRow.id)

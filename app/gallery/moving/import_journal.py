@@ -39,7 +39,8 @@ class ImportJournal:
         if not found:
             return False
         rows = [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in found]
-        return any(value is not None for value in open_embeddings(rows, self._seals, dimension=found[0].dimension))
+        opened = open_embeddings(rows, self._seals, dimension=found[0].dimension, sessions=self._sessions)
+        return any(value is not None for value in opened)
 
     def remember(self, gallery: str, photos: Iterable[tuple[int, str]]) -> None:
         """Write down which templates came from which photos; templates that are gone by now are passed over.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.gallery.consent import Consent
 from app.gallery.errors import InvalidInput, RefusedPhoto, SourceUnreadable
@@ -17,6 +17,7 @@ from model.photo_folder import SUFFIXES
 
 _DELIMITERS = ",;\t"
 _CONSENT = ("consent_purpose", "consent_granted_at", "consent_reference", "consent_expires_at")
+_Files = dict[str, list[str]]  # by subject; paths below a folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,39 @@ class ListedPhoto:
     subject: str
     path: Path
     name: str
+
+
+class Photos(Protocol):
+    """Photos, those of one subject side by side."""
+
+    def __len__(self) -> int:
+        """How many."""
+
+    def __iter__(self) -> Iterator[ListedPhoto]:
+        """One after the other."""
+
+
+class PhotosBelow:
+    """The photos of many people; a path is made when its turn comes, as those of a million would take a gigabyte.
+
+    Args:
+        folder: that the files lie below.
+        files: their paths from there, by subject.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Sequence[str]]) -> None:
+        self._folder = folder
+        self._files = files
+
+    def __len__(self) -> int:
+        """How many."""
+        return sum(map(len, self._files.values()))
+
+    def __iter__(self) -> Iterator[ListedPhoto]:
+        """One after the other."""
+        for subject, files in self._files.items():
+            for file in files:
+                yield ListedPhoto(subject, self._folder / file, _shown(file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +74,7 @@ class PeopleSource:
         consents: by subject, where there is any.
     """
 
-    photos: tuple[ListedPhoto, ...]
+    photos: Photos
     metadata: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     refused: tuple[RefusedPhoto, ...] = ()
     consents: Mapping[str, Consent] = field(default_factory=dict)
@@ -55,14 +89,14 @@ def people_of_folder(folder: Path) -> PeopleSource:
     Raises:
         SourceUnreadable: there are no photos of this form.
     """
-    rows: list[tuple[str, Path, str]] = []
+    files: _Files = {}
     refused: list[RefusedPhoto] = []
     try:
         entries = _not_hidden(folder)
     except OSError as error:
         raise SourceUnreadable(f"{folder} cannot be read: {error.strerror}", part=str(folder)) from error
     for entry in entries:
-        name = _shown(entry, folder)
+        name = _shown(entry.name)
         if not entry.is_dir():
             refused.append(RefusedPhoto(name, "no-person", "it lies in no person's folder"))
             continue
@@ -71,36 +105,37 @@ def people_of_folder(folder: Path) -> PeopleSource:
         except OSError as error:
             refused.append(RefusedPhoto(name, "folder-unreadable", f"the folder cannot be read: {error.strerror}"))
             continue
-        rows += [(entry.name, photo, _shown(photo, folder)) for photo in photos]
         refused += others
-        if not photos:
+        if photos:
+            files[entry.name] = photos
+        else:
             refused.append(RefusedPhoto(name, "no-photos", "the folder holds no photos"))
-    if not rows:
+    if not files:
         first = f"; {refused[0].photo}: {refused[0].detail}" if refused else ""
         raise SourceUnreadable(
             f"{folder} holds no photos; expected a folder for each person with the photos inside{first}",
             part=str(folder),
         )
-    return _checked(rows, {}, {}, refused)
+    return _checked(folder, files, {}, {}, refused)
 
 
-def _photos_of(person: Path, folder: Path) -> tuple[list[Path], list[RefusedPhoto]]:
+def _photos_of(person: Path, folder: Path) -> tuple[list[str], list[RefusedPhoto]]:
     """The photos of a person's folder, and the files in and below it that are not taken.
 
     Raises:
         OSError: it cannot be read.
     """
-    photos: list[Path] = []
+    photos: list[str] = []
     refused: list[RefusedPhoto] = []
     suffixes = ", ".join(sorted(SUFFIXES))
     for path in _not_hidden(person):
         if path.is_dir():
             detail = "photos lie in a person's folder, not in a folder below it"
-            refused += [RefusedPhoto(_shown(one, folder), "too-deep", detail) for one in _below(path)]
+            refused += [RefusedPhoto(_shown(_from(folder, one)), "too-deep", detail) for one in _below(path)]
         elif path.suffix.lower() in SUFFIXES:
-            photos.append(path)
+            photos.append(_from(folder, path))
         else:
-            refused.append(RefusedPhoto(_shown(path, folder), "not-a-photo", f"photos end in {suffixes}"))
+            refused.append(RefusedPhoto(_shown(_from(folder, path)), "not-a-photo", f"photos end in {suffixes}"))
     return photos, refused
 
 
@@ -114,13 +149,23 @@ def _below(folder: Path) -> Iterator[Path]:
     yield from (Path(error.filename) for error in closed)
 
 
-def _not_hidden(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+def _not_hidden(folder: Path) -> Iterator[Path]:
+    """What is not hidden in a folder, by name.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    names = sorted(path.name for path in folder.iterdir())
+    return (folder / name for name in names if not name.startswith("."))
 
 
-def _shown(path: Path, folder: Path) -> str:
-    """A path below a folder as text that can be printed: bytes of a name that are no UTF-8 are replaced."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", str(path.relative_to(folder)))
+def _from(folder: Path, path: Path) -> str:
+    return str(path.relative_to(folder))
+
+
+def _shown(file: str) -> str:
+    """A path as text that can be printed: bytes of a name that are no UTF-8 are replaced."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", file)
 
 
 def people_of_table(file: Path) -> PeopleSource:
@@ -144,7 +189,7 @@ def people_of_table(file: Path) -> PeopleSource:
                 raise SourceUnreadable(
                     f"{file} needs a head with the columns `subject` and `file`, each column once", part=str(file)
                 )
-            rows: list[tuple[str, Path, str]] = []
+            files: _Files = {}
             details: dict[str, dict[str, Any]] = {}
             consents: dict[str, dict[str, str]] = {}
             for row in table:
@@ -153,7 +198,7 @@ def people_of_table(file: Path) -> PeopleSource:
                         f"{file}, line {table.line_num}: {len(columns)} columns are needed", part=str(file)
                     )
                 subject = _as_stored(row["subject"])
-                rows.append((subject, file.parent / row["file"], row["file"]))
+                files.setdefault(subject, []).append(row["file"])
                 values = {name: row[name] for name in columns if name not in {"subject", "file"} and row[name]}
                 consent = {name: values.pop(name) for name in _CONSENT if name in values}
                 if values:
@@ -162,9 +207,9 @@ def people_of_table(file: Path) -> PeopleSource:
                     consents.setdefault(subject, {}).update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceUnreadable(f"{file} is no table that can be read ({error})", part=str(file)) from error
-    if not rows:
+    if not files:
         raise SourceUnreadable(f"{file} has no rows", part=str(file))
-    return _checked(rows, details, consents)
+    return _checked(file.parent, files, details, consents)
 
 
 def _as_stored(subject: str) -> str:
@@ -176,28 +221,29 @@ def _as_stored(subject: str) -> str:
 
 
 def _checked(
-    rows: list[tuple[str, Path, str]],
+    folder: Path,
+    files: _Files,
     details: Mapping[str, dict[str, Any]],
     consent_of: Mapping[str, dict[str, str]],
     refused_before: Sequence[RefusedPhoto] = (),
 ) -> PeopleSource:
-    """The rows whose subject has a name that can be used, subject by subject; the others are refused."""
-    photos: dict[str, list[ListedPhoto]] = {}
+    """The files of those subjects whose name, metadata and consent can be used; the others' are refused."""
+    photos: _Files = {}
     metadata: dict[str, dict[str, Any]] = {}
     consents: dict[str, Consent] = {}
     refused = list(refused_before)
-    for subject, path, name in rows:
+    for subject, own in files.items():
         try:
             key = normalise_new_key(subject)
-            if subject in details and key not in metadata:
+            if subject in details:
                 metadata[key] = check_metadata(details[subject])
-            if subject in consent_of and key not in consents:
+            if subject in consent_of:
                 consents[key] = _consent(consent_of[subject])
         except InvalidInput as error:
-            refused.append(RefusedPhoto(name, error.slug, str(error)))
+            refused += [RefusedPhoto(_shown(file), error.slug, str(error)) for file in own]
             continue
-        photos.setdefault(key, []).append(ListedPhoto(key, path, name))
-    return PeopleSource(tuple(photo for one in photos.values() for photo in one), metadata, tuple(refused), consents)
+        photos.setdefault(key, []).extend(own)
+    return PeopleSource(PhotosBelow(folder, photos), metadata, tuple(refused), consents)
 
 
 def _consent(values: Mapping[str, str]) -> Consent:

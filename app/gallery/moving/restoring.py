@@ -83,6 +83,8 @@ def restore_people(
         key_ids = iter(seals.new_keys(len({subject.key for subject in subjects} - rows.keys())))
         for subject in subjects:
             row = rows.get(subject.key)
+            # Made of this archive, and not touched since: what comes now is the rest of a large one.
+            as_written = row is None or (row.created_at, row.updated_at) == (subject.created_at, subject.updated_at)
             is_new = row is None
             if row is None:
                 row = rows[subject.key] = _subject_row(owner, subject, next(key_ids))
@@ -108,7 +110,7 @@ def restore_people(
             terms = _newer_consent(row, subject)
             apply_terms(row, terms)
             consents += len(terms)
-            if (templates or terms) and not is_new:
+            if (templates or terms) and not as_written:
                 row.updated_at = now()
         session.add_all(template for template, _, _ in made)
         session.flush()

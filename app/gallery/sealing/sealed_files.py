@@ -13,8 +13,10 @@ open. Each snapshot has a key of its own in the vault: destroying that key makes
 import mmap
 import os
 import struct
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -80,29 +82,65 @@ def open_file(sealed: Path, target: Path, key: bytes, associated: bytes) -> None
     """
     draft = target.with_name(f".{target.name}.{os.urandom(8).hex()}")
     try:
-        with sealed.open("rb") as reader:
-            header = reader.read(_HEADER.size)
-            if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-                raise FileTampered(f"{sealed.name} is no sealed file")
-            size: int = _HEADER.unpack(header)[2]
-            expected = _HEADER.size + size + _chunks(size) * _TAG
-            if os.fstat(reader.fileno()).st_size != expected:
-                raise FileTampered(f"{sealed.name} was cut off or added to")
+        with sealed.open("rb") as reader, _tampering(sealed):
+            header, size = _header(reader, sealed)
             with open(draft, "x+b", opener=_private) as writer:
                 if size:
                     os.posix_fallocate(writer.fileno(), 0, size)
                 _open_chunks(reader.fileno(), writer.fileno(), size, AESGCM(key), header, associated)
         draft.replace(target)
-    except InvalidTag as error:
-        raise FileTampered(
-            f"{sealed.name} does not open: it was changed, or sealed with another key or for another place"
-        ) from error
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not sealed.exists():
             raise
         raise StorageUnwritable(f"{sealed.name} cannot be opened into {target.parent}: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def try_file(sealed: Path, key: bytes, associated: bytes) -> None:
+    """See whether a sealed file opens, a piece at a time: nothing is written, and it may be larger than the memory.
+
+    Args:
+        sealed: what `seal_file` wrote.
+        key: as it was sealed with.
+        associated: as it was sealed with.
+
+    Raises:
+        FileTampered: it was changed, cut off, or sealed with another key or for another place.
+        OSError: it cannot be read.
+    """
+    cipher = AESGCM(key)
+    with sealed.open("rb") as reader, _tampering(sealed):
+        header, size = _header(reader, sealed)
+        for number in range(_chunks(size)):
+            nonce = _nonce(header, number, last=number == _chunks(size) - 1)
+            cipher.decrypt(nonce, reader.read(_CHUNK + _TAG), header + associated)
+
+
+def _header(reader: BinaryIO, sealed: Path) -> tuple[bytes, int]:
+    """The header of a sealed file, which was just opened, and the bytes of the plain one.
+
+    Raises:
+        FileTampered: it is none, or not as long as it says.
+    """
+    header = reader.read(_HEADER.size)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise FileTampered(f"{sealed.name} is no sealed file")
+    size: int = _HEADER.unpack(header)[2]
+    if os.fstat(reader.fileno()).st_size != _HEADER.size + size + _chunks(size) * _TAG:
+        raise FileTampered(f"{sealed.name} was cut off or added to")
+    return header, size
+
+
+@contextmanager
+def _tampering(sealed: Path) -> Iterator[None]:
+    """Tell of a piece that does not open."""
+    try:
+        yield
+    except InvalidTag as error:
+        raise FileTampered(
+            f"{sealed.name} does not open: it was changed, or sealed with another key or for another place"
+        ) from error
 
 
 def _open_chunks(source: int, target: int, size: int, cipher: AESGCM, header: bytes, associated: bytes) -> None:

@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ import structlog
 
 from app.gallery.errors import FileTampered
 from app.gallery.index import SnapshotDamaged
-from app.gallery.sealing.sealed_files import open_file, seal_file
+from app.gallery.sealing.sealed_files import open_file, seal_file, try_file
 from app.gallery.snapshots.private_folder import make_private
 from model.errors import FacegalleryError
 from model.replaced_file import flush_folder
@@ -170,13 +170,9 @@ class SealedSnapshots:
             OSError, FacegalleryError: there is no room, or the vault does not answer.
         """
         source = self.place_of(revision)
-        try:
-            key_id = (source / _KEY).read_text()
-            if not _KEY_ID.fullmatch(key_id):
-                raise SnapshotDamaged("it does not name its key")
-            secret = self._keys.open_keys([key_id]).get(key_id)
-            if secret is None:  # it goes with the next snapshot; what is there by now may be another one
-                _log.info("snapshot.key_destroyed", folder=str(source))
+        with _as_damage():
+            secret = self._secret(source)
+            if secret is None:
                 return False
             for path in sorted(source.rglob("*")):
                 name = path.relative_to(source)
@@ -184,11 +180,19 @@ class SealedSnapshots:
                     (target / name).mkdir()
                 elif name != Path(_KEY):
                     open_file(path, target / name, secret, self._associated(name, revision))
-        except FileTampered as error:
-            raise SnapshotDamaged(str(error)) from error
-        except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
         return True
+
+    def try_out(self, revision: int) -> None:
+        """See whether a sealed snapshot opens, unless its key was destroyed, and write nothing; raises as `open`."""
+        source = self.place_of(revision)
+        with _as_damage():
+            secret = self._secret(source)
+            if secret is None:
+                return
+            for path in sorted(source.rglob("*")):
+                name = path.relative_to(source)
+                if not path.is_dir() and name != Path(_KEY):
+                    try_file(path, secret, self._associated(name, revision))
 
     @property
     def key_destroyed(self) -> bool:
@@ -218,6 +222,16 @@ class SealedSnapshots:
             if not _SEALED.search(path.name):
                 _log.warning("snapshot.open_one_removed", folder=str(path), advice="a backup may hold it")
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _secret(self, source: Path) -> bytes | None:
+        """What opens a sealed snapshot; None where it was destroyed."""
+        key_id = (source / _KEY).read_text()
+        if not _KEY_ID.fullmatch(key_id):
+            raise SnapshotDamaged("it does not name its key")
+        secret = self._keys.open_keys([key_id]).get(key_id)
+        if secret is None:  # it goes with the next snapshot; what is there by now may be another one
+            _log.info("snapshot.key_destroyed", folder=str(source))
+        return secret
 
     def _newest(self) -> SealingKey | None:
         """The key of the newest, if it can be gone on with."""
@@ -271,6 +285,17 @@ def set_aside(place: Path, reason: str) -> None:
     for earlier in place.parent.glob("damaged-*"):
         if earlier != aside:
             _remove(earlier)
+
+
+@contextmanager
+def _as_damage() -> Iterator[None]:
+    """What is wrong with the files of a sealed snapshot, as `SnapshotDamaged`."""
+    try:
+        yield
+    except FileTampered as error:
+        raise SnapshotDamaged(str(error)) from error
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise SnapshotDamaged(f"{type(error).__name__}: {error}") from error
 
 
 def _remove(folder: Path) -> None:

@@ -62,16 +62,16 @@ class Unsealing:
         return True
 
     def try_copy(self, revision: int) -> None:
-        """Open a copy, if it is there, to see whether it opens, and remove what came out.
+        """See whether a copy opens, if it is there; memory may have no room for it beside one that lies open.
 
         Raises:
             SnapshotDamaged: it does not.
         """
         if revision not in self._sealed.revisions:
             return
-        with self.alone() as draft:
+        with self.alone():
             try:
-                self._sealed.open(revision, draft)
+                self._sealed.try_out(revision)
             except FAILURES as error:
                 self._warn(revision, error)
 

@@ -1,5 +1,6 @@
 """What an engine remembers, and what several processes that share it see."""
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -170,3 +171,17 @@ def test_settings_that_do_not_go_together_are_refused(kind: str, address: Engine
 def test_an_address_does_not_print_its_passwords() -> None:
     address = EngineAddress("postgresql://me:secret@db/faces", "http://m:19530", "root:secret")
     assert "secret" not in repr(address)
+
+
+def test_the_ids_of_very_many_templates_take_no_more_memory_than_arrays(shared: IndexEngine) -> None:
+    index = shared.index(new_gallery())
+    ids = np.arange(1000, 61_000)
+    index.add(ids, unit_vectors(len(ids), seed=0))
+    tracemalloc.start()
+    try:
+        found = index.ids()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, ids)
+    assert peak < 47 * len(ids)

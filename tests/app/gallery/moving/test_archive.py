@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.crops import decode_crop
+from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.errors import ExtractorMismatch, SubjectNotFound
 from app.gallery.index import ExactIndex
 from app.gallery.moving.archive import ArchiveReader, write_archive
@@ -87,6 +88,20 @@ def test_again_adds_nothing(filled: GalleryStore, networks: Networks, tmp_path: 
     before = filled.gallery("people")
     assert read_back(tmp_path / "a.zip", filled, networks) == Stored(known=5)
     assert filled.gallery("people") == before
+
+
+def test_the_progress_leaves_out_the_checking_and_what_was_there_already(
+    filled: GalleryStore, other: GalleryStore, networks: Networks, tmp_path: Path
+) -> None:
+    """Else rate and time left would be far from the truth where an import goes on after a break."""
+    export(filled, tmp_path / "a.zip")
+    told: list[tuple[int, int]] = []
+    for passed_over in (0, 2, 5):
+        read_back(tmp_path / "a.zip", other, networks, progress=lambda *counts: told.append(counts))
+        assert told == [(0, 0), (5, passed_over)]
+        told.clear()
+        if not passed_over:
+            other.delete_subject("people", "bob/é")
 
 
 def test_people_without_a_consent_are_refused_and_the_others_stored(
@@ -167,6 +182,23 @@ def test_the_file_shows_one_moment_and_nobody_else_may_read_it(
     assert (tmp_path / "a.zip").stat().st_mode & 0o777 == 0o600
 
 
+def test_who_is_forgotten_while_it_is_written_is_left_out_and_no_damage(
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    templates: Templates,
+    extractor: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill(sealed_store, templates, extractor)
+    with open_snapshot(sealed_store.engine, "people", seals=sealed_store.seals) as snapshot:
+        forgetting.forget("people", "anna")
+        manifest = write_archive(tmp_path / "a.zip", snapshot, subject=None, crops=True)
+        assert (snapshot.unreadable, manifest.templates, manifest.crops) == (0, 3, 3)
+    assert {one["subject"] for one in lines(tmp_path / "a.zip", TEMPLATES)} == {"bob/é"}
+    assert "template.forgotten" not in capsys.readouterr().out
+
+
 def test_where_writing_fails_the_old_file_stays(filled: GalleryStore, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("old")
     with open_snapshot(filled.engine, "people") as snapshot:
@@ -202,6 +234,22 @@ def test_a_subject_with_very_many_templates_comes_in_pieces(
         ]
     assert read_back(tmp_path / "a.zip", other, networks, gallery="copy") == Stored(added=2501)
     assert other.subject("copy", "anna").templates == 2500
+
+
+def test_a_subject_that_comes_in_pieces_keeps_its_moments(
+    filled: GalleryStore, other: GalleryStore, extractor: str, templates: Templates, networks: Networks, tmp_path: Path
+) -> None:
+    (pattern,) = templates(1)
+    many = [replace(pattern, crop=None, crop_sha256=f"{number:064x}") for number in range(1500)]
+    filled.enroll("people", "anna", many, metadata=None, extractor=extractor, dimension=128)
+    export(filled, tmp_path / "a.zip")
+    read_back(tmp_path / "a.zip", other, networks)
+    assert other.subject("people", "anna").templates == 1502
+    assert other.subject("people", "anna").updated_at == filled.subject("people", "anna").updated_at
+    bob = other.update_subject("people", "bob/é", metadata={})
+    other.delete_template("people", other.templates("people", subject="bob/é", after=0, limit=1).items[0].id)
+    assert read_back(tmp_path / "a.zip", other, networks) == Stored(added=1, known=1504)
+    assert other.subject("people", "bob/é").updated_at > bob.updated_at
 
 
 # -- another extractor

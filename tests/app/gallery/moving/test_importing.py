@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tracemalloc
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -90,7 +91,7 @@ def test_a_folder_is_imported_once(
 
 def test_after_a_break_it_goes_on(lfw_sample: Path, store: GalleryStore, reader: PhotoReader) -> None:
     source = people_of_folder(lfw_sample)
-    source = PeopleSource(source.photos[:140])
+    source = PeopleSource(tuple(source.photos)[:140])
 
     class Break(Exception): ...
 
@@ -349,6 +350,29 @@ def test_a_file_name_that_is_no_text_is_told_as_text(folder: Path, run: Callable
         ("bob/caf\ufffd.jpg", "unsupported-image"),
         ("bob/x.jpg", "unsupported-image"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_list_of_very_many_photos_is_small(tmp_path: Path, kind: str) -> None:
+    """A path for each of a million takes a gigabyte."""
+    names = [f"Person {number // 50}/{number:08}.jpg" for number in range(2000)]
+    if kind == "folder":
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+    else:
+        lines = [f"{Path(name).parent},{name}" for name in names]
+        (tmp_path / "people.csv").write_text("\n".join(["subject,file", *lines]))
+    tracemalloc.start()
+    try:
+        source = people_of_folder(tmp_path) if kind == "folder" else people_of_table(tmp_path / "people.csv")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 250 * len(names)
+    assert len(source.photos) == 2000
+    assert sorted(photo.name for photo in source.photos) == sorted(names)
+    assert all(photo.path == tmp_path / photo.name for photo in source.photos)
 
 
 # -- consent and retention

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, select, text
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.errors import KeyUnavailable, SubjectNotFound
 from app.gallery.index import ExactIndex
+from app.gallery.moving.import_journal import ImportJournal
 from app.gallery.moving.import_sources import people_of_folder
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.moving.portable import Stored
@@ -179,6 +180,28 @@ def test_an_import_of_photos_refuses_those_of_a_subject_without_its_key_and_goes
     change(engine, "UPDATE template SET embedding = :value", value=b"\1damaged")
     assert (run().added, run().passed_over) == (4, 4)
     assert opened(sealed_store, "anna") == 3
+
+
+def test_a_photo_of_a_person_who_is_forgotten_meanwhile_is_no_damage(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    vault: Vault,
+    forgetting: Forgetting,
+    new_templates: Templates,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Late(SealedRows):
+        """Asks for keys when Anna was forgotten since her rows were read."""
+
+        def open(self, rows: Sequence[SealedRow]) -> list[bytes | Flaw]:
+            forgetting.forget("people", "anna")
+            return super().open(rows)
+
+    made = enroll(sealed_store, "anna", new_templates(1))
+    journal = ImportJournal(engine, Late(vault))
+    journal.remember("people", [(made.added[0].id, "0" * 64)])
+    assert not journal.has("people", "anna", "0" * 64, with_crop=False)
+    assert "template.forgotten" not in capsys.readouterr().out
 
 
 def test_an_import_of_an_archive_refuses_a_subject_without_its_key_and_takes_the_others(

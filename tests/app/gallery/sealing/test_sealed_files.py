@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.gallery.errors import FileTampered, StorageUnwritable
-from app.gallery.sealing.sealed_files import open_file, seal_file
+from app.gallery.sealing.sealed_files import open_file, seal_file, try_file
 
 KEY = bytes(range(32))
 PLACE = b"gallery 3/sface@0ba9fbfa/revision 17/vectors"
@@ -22,6 +22,7 @@ def sealed(folder: Path, content: bytes) -> Path:
 def test_a_file_comes_back_byte_for_byte_for_its_owner_alone(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     file = sealed(tmp_path, content)
+    try_file(file, KEY, PLACE)
     open_file(file, tmp_path / "opened", KEY, PLACE)
     assert (tmp_path / "opened").read_bytes() == content
     assert size < 16 or content[:64] not in file.read_bytes()
@@ -33,6 +34,8 @@ def refused(folder: Path, content: bytes, *, key: bytes = KEY, place: bytes = PL
     (folder / "changed").write_bytes(content)
     with pytest.raises(FileTampered):
         open_file(folder / "changed", folder / "opened", key, place)
+    with pytest.raises(FileTampered):
+        try_file(folder / "changed", key, place)
     return not (folder / "opened").exists() and len(list(folder.iterdir())) == 3
 
 

@@ -250,6 +250,20 @@ def test_a_damaged_or_foreign_one_is_told_set_aside_and_everything_rebuilt(
     assert "snapshot.set_aside" in capsys.readouterr().out
 
 
+def test_a_damaged_copy_is_told_where_memory_has_no_room_for_a_second(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service has it open there already."""
+    enroll(machine.store, "anna", new_templates(3))
+    service = machine.replica()
+    service.write_snapshot()
+    (sealed,) = machine.disk.rglob("*.sealed")
+    flip(sealed / "owners.i64")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    (told,) = snapshots(service).damages(lambda _point: None)
+    assert told.startswith("snapshot of revision 1: owners.i64 does not open")
+
+
 def test_open_snapshots_from_before_encryption_are_removed(
     machine: Machine, tmp_path: Path, new_templates: Templates
 ) -> None:

@@ -1,6 +1,8 @@
 """`facegallery check`: every kind of difference is found, and mended."""
 
+import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -10,11 +12,12 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.records import NewTemplate, OwnerBlock
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.tables import ChangeRow, SubjectRow, TemplateRow
+from app.gallery.tables import ChangeRow, GalleryRow, SubjectRow, TemplateRow
 from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
@@ -132,3 +135,72 @@ def test_what_a_running_service_writes_is_no_difference(
         gallery.delete_subject("people", gallery.subjects("people", after=0, limit=1).items[0].key)
     ]
     assert check_gallery(gallery.gallery("people"), history, source).whole
+
+
+class Measured(GalleryHistory):
+    """History that notes how much memory is in use when the owners are first read."""
+
+    before: int | None = None
+
+    def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
+        if self.before is None:
+            self.before, _ = tracemalloc.get_traced_memory()
+            tracemalloc.reset_peak()
+        return super().owner_blocks(gallery_id)
+
+
+def test_ids_take_a_few_bytes_for_each_template(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets of the ids of ten million templates took gigabytes."""
+    monkeypatch.setattr("app.gallery.sql.history._MANY", 100)  # so that what is read at once counts for little
+    store.enroll("people", "anna", new_templates(10_000), metadata=None, extractor=EXTRACTOR, dimension=8)
+    gallery, history = store.gallery("people"), Measured(store.engine)
+    tracemalloc.start()
+    try:
+        assert check_rows(gallery, GalleryHistory(store.engine)).templates == 10_000
+        _, of_rows = tracemalloc.get_traced_memory()
+        assert check_gallery(gallery, history, IndexSource()).whole
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert of_rows < 100 * 10_000
+    assert peak - (history.before or 0) < 100 * 10_000  # what comes on top of the index
+
+
+def test_changes_that_a_check_has_yet_to_follow_are_kept(
+    gallery: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    """Else it loads its index anew from SQL, and nothing is missing in that one."""
+    gallery.enroll("people", "cleo", new_templates(2), metadata=None, extractor=EXTRACTOR, dimension=8)
+    behind_its_back(gallery, update(ChangeRow).where(ChangeRow.revision == 3).values(kind="remove"))
+    service, history = GalleryHistory(gallery.engine), Beside(gallery.engine)
+
+    def write() -> None:
+        gallery.enroll("people", "dora", new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=8)
+        present = gallery.gallery("people")
+        service.report(present.id, "service", present.revision)
+        service.prune(present.id)
+
+    history.write = write
+    found = gallery.gallery("people")
+    assert check_gallery(found, history, source) == Consistency("people", 8, 2, 0, 0, 0, ())
+    assert service.changes(found.id, after=3, up_to=4) != []
+    assert service.prune(found.id) == 1  # nobody needs them any more
+
+
+def test_a_gallery_that_is_erased_or_moves_meanwhile_has_no_differences(
+    gallery: GalleryStore, source: IndexSource
+) -> None:
+    found, history = gallery.gallery("people"), Beside(gallery.engine)
+    history.write = lambda: behind_its_back(gallery, update(GalleryRow).values(extractor="other@ba9876543210"))
+    with pytest.raises(ExtractorMismatch):
+        check_gallery(found, history, source)
+
+    def erase() -> None:
+        with suppress(GalleryNotFound):
+            gallery.delete_gallery("people")
+
+    history.write = erase
+    with pytest.raises(GalleryNotFound):
+        check_gallery(found, history, source)
