@@ -12,9 +12,9 @@ from app.gallery.engines import IndexEngine, storage_name, storage_prefix
 from app.gallery.engines.protocol import STORAGE, prefix_in
 from app.gallery.errors import GalleryNotFound
 from app.gallery.records import Gallery
-from app.gallery.sql.erased_galleries import is_there
+from app.gallery.sql.galleries import all_galleries
 from app.gallery.sql.rows import Sessions, gallery_of, gallery_row, in_parts
-from app.gallery.tables import GalleryRow, StorageToDropRow, now
+from app.gallery.tables import StorageToDropRow, now
 from app.gallery.try_each import try_each
 
 _EVERY = 60.0  # seconds between two sweeps of `look`
@@ -63,7 +63,7 @@ class EngineLeftovers:
             there.setdefault(prefix_in(name), []).append(name)
         with self._sessions.reading() as session:
             erased = dict(session.execute(select(StorageToDropRow.prefix, StorageToDropRow.since)).all())
-            galleries = [gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))]
+            galleries = all_galleries(session)
         needed = {storage_prefix(gallery): gallery for gallery in galleries}
         gone = (erased.keys() & there.keys()) - needed.keys()  # a backup may have brought an erased one back
         left = [one.name for prefix, one in needed.items() if self._left(one, there.get(prefix, []))]

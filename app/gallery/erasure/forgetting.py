@@ -14,9 +14,10 @@ from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.records import Gallery
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.database import empty_log, let_others_write
-from app.gallery.sql.erased_galleries import end_erasures, is_there
+from app.gallery.sql.erased_galleries import end_erasures
+from app.gallery.sql.galleries import gallery_with
 from app.gallery.sql.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
-from app.gallery.tables import GalleryRow, InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
+from app.gallery.tables import InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
@@ -196,9 +197,8 @@ class Forgetting:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
                 found = session.execute(query).all()
                 for gallery_id in {gallery_id for _, gallery_id in found} - set(galleries):
-                    there = select(GalleryRow).where(GalleryRow.id == gallery_id, is_there())
-                    if (row := session.scalar(there)) is not None:
-                        galleries[gallery_id] = gallery_of(row)
+                    if (gallery := gallery_with(session, gallery_id)) is not None:
+                        galleries[gallery_id] = gallery
             for gallery_id in {gallery_id for _, gallery_id in found} & set(galleries):
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
                 with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them

@@ -19,9 +19,9 @@ from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, 
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
 from app.gallery.sql.database import let_others_write
-from app.gallery.sql.erased_galleries import is_there
-from app.gallery.sql.rows import Sessions, gallery_of
-from app.gallery.tables import GalleryRow, SubjectRow, now
+from app.gallery.sql.galleries import all_galleries
+from app.gallery.sql.rows import Sessions
+from app.gallery.tables import SubjectRow, now
 from app.gallery.try_each import try_each
 from model.errors import FacegalleryError
 
@@ -171,7 +171,7 @@ class Retention:
             _log.error("retention.refused", reason=refused)
             raise ClockDoubtful(f"nobody was erased whose time is over: {refused}")
         with self._sessions.reading() as session:
-            galleries = _galleries(session)
+            galleries = all_galleries(session)
         moment = earlier_of(own, shared)
         try_each(partial(self._erase_expired_in, gallery, moment, expired) for gallery in galleries)
 
@@ -212,7 +212,7 @@ class Retention:
         self.write_seen()
         with self._sessions.reading() as session:
             moment = earlier_of(self.clock(), self._database_clock(session))
-            galleries = _galleries(session)
+            galleries = all_galleries(session)
         counts = {gallery.name: sum(len(ids) for ids in self._due_ids(gallery, moment)) for gallery in galleries}
         return {name: count for name, count in counts.items() if count}
 
@@ -257,11 +257,6 @@ class Retention:
             while len(ids) >= ERASED_AT_ONCE or (ids and not more):
                 yield ids[:ERASED_AT_ONCE]
                 ids = ids[ERASED_AT_ONCE:]
-
-
-def _galleries(session: Session) -> list[Gallery]:
-    there = select(GalleryRow).where(is_there()).order_by(GalleryRow.id)
-    return [gallery_of(row) for row in session.scalars(there)]
 
 
 def _may_be_past(moment: datetime, gallery: Gallery) -> ColumnElement[bool]:

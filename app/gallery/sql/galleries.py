@@ -48,6 +48,17 @@ def change_gallery(row: GalleryRow, changes: GalleryChanges) -> dict[str, Any]:
     return told
 
 
+def all_galleries(session: Session) -> list[Gallery]:
+    """Those that are there, by id."""
+    return [gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()).order_by(GalleryRow.id))]
+
+
+def gallery_with(session: Session, gallery_id: int) -> Gallery | None:
+    """The gallery with that id; None where it is gone."""
+    row = session.scalar(select(GalleryRow).where(GalleryRow.id == gallery_id, is_there()))
+    return None if row is None else gallery_of(row)
+
+
 def find_galleries(
     session: Session, shown: Callable[[str], bool], *, after: str, limit: int
 ) -> tuple[list[Gallery], str | None]:

@@ -1,6 +1,5 @@
 """GalleryHistory: what a process's index is built from and follows."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -14,8 +13,10 @@ from sqlalchemy.orm import Session
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
+from app.gallery.sql.database import let_others_write
 from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
+from app.gallery.sql.galleries import all_galleries, gallery_with
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -32,7 +33,6 @@ from app.gallery.tables import ChangeRow, FollowerRow, GalleryRow, SubjectRow, T
 
 _MANY = 10_000  # rows of one read when an index is built
 _PRUNED_AT_ONCE = 10_000  # rows of changes
-_PAUSE = 0.1  # seconds between two pieces of what is dropped: who waits for SQLite looks that often
 _PIECES = 10  # at most in one call: it is part of a start, and of an upkeep that has other work
 
 SILENCE = timedelta(hours=1)
@@ -124,7 +124,7 @@ class GalleryHistory:
     def galleries(self) -> dict[int, Gallery]:
         """All galleries by id, with their present revisions."""
         with self._sessions.reading() as session:
-            return {row.id: gallery_of(row) for row in session.scalars(select(GalleryRow).where(is_there()))}
+            return {gallery.id: gallery for gallery in all_galleries(session)}
 
     def points(self) -> dict[int, Point]:
         """Where in their history all galleries are at present, by id."""
@@ -135,8 +135,7 @@ class GalleryHistory:
     def gallery(self, gallery_id: int) -> Gallery | None:
         """A gallery with its present revision, None where it is gone."""
         with self._sessions.reading() as session:
-            row = session.scalar(select(GalleryRow).where(GalleryRow.id == gallery_id, is_there()))
-            return None if row is None else gallery_of(row)
+            return gallery_with(session, gallery_id)
 
     def point(self, gallery_id: int) -> Point | None:
         """Where in its history a gallery is at present, None where it is gone."""
@@ -282,7 +281,7 @@ class GalleryHistory:
             dropped += piece
             if piece < _PRUNED_AT_ONCE:
                 break
-            time.sleep(_PAUSE)
+            let_others_write(self._sessions.engine)
         return dropped
 
 
