@@ -324,7 +324,7 @@ def test_a_stop_does_not_wait_for_a_database_that_does_not_answer(
             holder.execute(text("LOCK TABLE gallery IN ACCESS EXCLUSIVE MODE"))
             while not asking.scalar(waiting):
                 pass
-            with waiting_at_most(WaitLimit(total=1)):
+            with waiting_at_most(WaitLimit(total=10)):
                 process.upkeep.stop()
             assert asking.scalar(waiting) == 0
     finally:
