@@ -8,6 +8,7 @@ import typer
 
 from app.commands.options import opened_database, tell_plain_subjects
 from app.commands.places import check_place
+from app.commands.progress import shown_progress
 from app.gallery.moving import backup
 from app.gallery.sql.epochs import begin_epoch
 from app.gallery.sql.in_use import refuse_in_use
@@ -29,7 +30,7 @@ def backup_command(
     address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
     if vault:
         address, tables = settings.sqlalchemy_vault_url, backup.VAULT_TABLES
-    print(f"{file}: {backup.back_up(address, place, tables=tables)} bytes")
+    print(f"{file}: {backup.back_up(address, place, tables=tables, shown=shown_progress)} bytes")
 
 
 def restore_command(
@@ -48,7 +49,9 @@ def restore_command(
     if not while_running:
         refuse_in_use(settings.sqlalchemy_url, timeout=settings.database_timeout, waiting=_tell_of_waiting)
     if file is not None:
-        galleries = backup.restore(file, settings.sqlalchemy_url, timeout=settings.database_timeout)
+        galleries = backup.restore(
+            file, settings.sqlalchemy_url, timeout=settings.database_timeout, shown=shown_progress
+        )
     with opened_database() as engine:
         if file is None:
             galleries = begin_epoch(engine)

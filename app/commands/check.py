@@ -1,7 +1,7 @@
 """`facegallery check`."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated
@@ -9,10 +9,14 @@ from typing import Annotated
 import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service, tell_plain_subjects
+from app.commands.progress import shown_progress
 from app.commands.tables import print_table
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.names import normalise_gallery_name
+from app.gallery.records import TemplateBlock
 from app.gallery.service import GalleryService
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.store import GalleryStore
 from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
 
 _NAMED = 20  # templates of a gallery
@@ -61,20 +65,36 @@ def _checked(service: GalleryService, name: str, *, repair: bool) -> Consistency
         GalleryNotFound: there is none, or it was erased meanwhile.
     """
     found = service.store.gallery(name)
+    history = _ShownHistory(service.store, service.store.size(found).templates)
     if found.extractor == service.extractor:
         with suppress(ExtractorMismatch):  # it moves to another meanwhile
-            row = check_gallery(found, service.history, service.indexes)
+            row = check_gallery(found, history, service.indexes)
             if repair and row.mendable:
-                repair_gallery(found, service.history, service.indexes)
+                repair_gallery(found, history, service.indexes)
             return row
         found = service.store.gallery(name)
-    row = check_rows(found, service.history)
+    row = check_rows(found, history)
     complain(
         f"{found.name}: belongs to extractor {found.extractor}; whether its templates open was looked at, its index "
         "and snapshots only a service of that extractor has",
         style="yellow",
     )
     return row
+
+
+class _ShownHistory(GalleryHistory):
+    """Shows how far each reading of a gallery's templates is: one for its index without a snapshot, one to compare."""
+
+    def __init__(self, store: GalleryStore, templates: int) -> None:
+        super().__init__(store.engine, store.seals)
+        self._templates = templates
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        """All templates of a gallery in blocks."""
+        with shown_progress("reading templates", self._templates) as advance:
+            for block in super().template_blocks(gallery_id):
+                yield block
+                advance(len(block.ids))
 
 
 def _cells(row: Consistency) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from app.access.audit import names_subject
 from app.access.audit_log import AuditLog
 from app.commands.options import Exit, GalleryOption, JsonOption, complain, opened_store
 from app.commands.places import check_place
+from app.commands.progress import shown_progress
 from app.gallery.errors import StorageUnwritable
 from app.gallery.journal import Event, Journal
 from app.gallery.moving.archive import write_archive
@@ -43,7 +44,9 @@ def export_command(
         store.record(Event("export", name, () if key is None else (key,), {"crops": not without_crops}))
         entries = _EntriesAbout(store.journal, name, key)
         try:
-            manifest = write_archive(place, snapshot, subject=key, crops=not without_crops, audit=entries)
+            manifest = write_archive(
+                place, snapshot, subject=key, crops=not without_crops, audit=entries, shown=shown_progress
+            )
         except OSError as error:
             raise StorageUnwritable(f"{file} cannot be written: {error.strerror}") from error
         unreadable = snapshot.unreadable

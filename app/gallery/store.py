@@ -29,7 +29,7 @@ from app.gallery.records import (
 )
 from app.gallery.sealing.encryption import PlainRows, RowSeals
 from app.gallery.sql.erased_galleries import begin_erasure, is_there
-from app.gallery.sql.galleries import change_gallery, find_galleries, insert_gallery, measure_galleries
+from app.gallery.sql.galleries import GallerySizes, change_gallery, find_galleries, insert_gallery
 from app.gallery.sql.rows import (
     Due,
     Sessions,
@@ -63,6 +63,7 @@ class GalleryStore:
         self.engine = engine
         self.journal = journal or NoJournal()
         self._sessions = Sessions(engine)
+        self._sizes = GallerySizes()
         self.seals = seals or PlainRows()
 
     # -- galleries
@@ -150,7 +151,7 @@ class GalleryStore:
     def sizes(self, galleries: Sequence[Gallery]) -> dict[int, GallerySize]:
         """The same of several, by id, without those that were erased since they were read."""
         with self._sessions.reading() as session:
-            return measure_galleries(session, [gallery.id for gallery in galleries])
+            return self._sizes.measure(session, [gallery.id for gallery in galleries])
 
     # -- subjects
 

@@ -233,7 +233,7 @@ Index("ix_key_to_destroy_left", KeyToDestroyRow.key_id, sqlite_where=_left, post
 
 
 class SweepRow(Base):
-    """One row: when people whose time was over were last erased, and since when a leap of the clock is in doubt."""
+    """One row: the last moment in which a clock was believed or somebody written, and since when a leap is in doubt."""
 
     __tablename__ = "sweep"
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -283,6 +284,27 @@ def test_an_export_for_which_there_is_no_room_names_the_file(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path / 'there' / 'a.zip'} cannot be written: File too large\n"
     assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_in_a_terminal_it_is_shown_how_far_they_are(tmp_path: Path, people: Path) -> None:
+    facegallery = Facegallery(tmp_path / "gallery", FORCE_COLOR="1", COLUMNS="120")
+    facegallery("migrate")
+    facegallery("import", people)
+    for words, works in (
+        (("export", tmp_path / "a.zip"), {"writing subjects": "1/1", "writing templates": "2/2"}),
+        (("backup", tmp_path / "a.db"), {"copying, in MiB": "1/1"}),
+        (("restore", tmp_path / "a.db"), {"copying, in MiB": "1/1", "restoring, in MiB": "1/1"}),
+        (("check",), {"reading templates": "2/2"}),
+    ):
+        done = facegallery(*words)
+        assert (done.returncode, bars_of(done)) == (0, works)
+
+
+def bars_of(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """How far each piece of work was when it was shown last."""
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", done.stderr).splitlines()
+    shown = [re.fullmatch(r"(.+?) [━╸╺]+ +(\d+/\d+) .*", line) for line in lines]
+    return {one[1]: one[2] for one in shown if one}
 
 
 @pytest.mark.parametrize("command", ["export", "backup"])

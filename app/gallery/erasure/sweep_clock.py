@@ -29,8 +29,9 @@ def doubts(session: Session, own: datetime, shared: datetime | None) -> str | No
     """Why nobody may be erased by these clocks now; None where they are to be believed.
 
     They are not where the machine's clock and the database's are more than an hour apart; nor where more than 35 days
-    have passed since they were last believed (see `refuse_sweep`), or, before the first time, since anybody was
-    enrolled or changed, or a gallery made. Such a leap is believed when the clock still has it a day later.
+    have passed since they were last believed (see `refuse_sweep`), or, before the first time, since anybody had been
+    enrolled or changed, or a gallery made, when they were first looked at. Such a leap is believed when the clock still
+    has it a day later.
 
     Args:
         session: of any transaction.
@@ -99,12 +100,15 @@ def _is_behind(session: Session, row: SweepRow, moment: datetime) -> bool:
 
 
 def _last(session: Session, row: SweepRow | None) -> datetime | None:
-    """When the clock was last believed, or else the last moment that the database knows of.
+    """When the clock was last believed, or else the last moment that the database knows of."""
+    return _last_known(session) if row is None or row.done_at is None else row.done_at
+
+
+def _last_known(session: Session) -> datetime | None:
+    """The last moment in the database; to find it all subjects are read.
 
     An archive brings its subjects' moments along, however old; the gallery that was made for it has its own.
     """
-    if row is not None and row.done_at is not None:
-        return row.done_at
     known = (session.scalar(select(func.max(one))) for one in (SubjectRow.updated_at, GalleryRow.created_at))
     return max((moment for moment in known if moment is not None), default=None)
 
@@ -118,4 +122,7 @@ def _doubted_since(row: SweepRow | None, moment: datetime) -> datetime:
 def _row(session: Session) -> SweepRow:
     insert = sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert
     session.execute(insert(SweepRow).values(id=1).on_conflict_do_nothing(index_elements=["id"]))
-    return session.scalars(select(SweepRow).filter_by(id=1).with_for_update()).one()
+    row = session.scalars(select(SweepRow).filter_by(id=1).with_for_update()).one()
+    if row.done_at is None:  # once: who is enrolled by a clock that is doubted does not vouch for it
+        row.done_at = _last_known(session)
+    return row

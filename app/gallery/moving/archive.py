@@ -5,7 +5,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,12 +35,14 @@ from app.gallery.moving.archive_manifest import (
 )
 from app.gallery.moving.exporting import GallerySnapshot
 from app.gallery.moving.portable import PortableSubject, PortableTemplate
+from app.gallery.moving.progress import Progress, Shown, not_shown
 from app.gallery.tables import now
 from model.errors import FacegalleryError
 from model.replaced_file import replaced_privately
 
 _PIECE = 2**20
 _MOST_TEMPLATES = 1000  # of one subject at a time
+_TOLD = 100  # lines between two reports of how far a writing is
 # Of zipfile and of what unpacks for it. Damaged lengths and places are too large to hold, or to count to.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -56,12 +58,15 @@ _DAMAGE = (
     MemoryError,
 )
 
-Progress = Callable[[int], None]
-"""Told how much has been done since it was told last."""
-
 
 def write_archive(
-    file: Path, snapshot: GallerySnapshot, *, subject: str | None, crops: bool, audit: Iterable[str] = ()
+    file: Path,
+    snapshot: GallerySnapshot,
+    *,
+    subject: str | None,
+    crops: bool,
+    audit: Iterable[str] = (),
+    shown: Shown = not_shown,
 ) -> Manifest:
     """Write what a snapshot shows; the file is there whole or not at all, and only its owner may read it.
 
@@ -71,6 +76,7 @@ def write_archive(
         subject: key of the only subject: then old embeddings and audit entries go with it, too.
         crops: with the crops that are kept.
         audit: entries of the audit log that name the subject, as JSON.
+        shown: shows how many subjects, and then how many templates are written.
 
     Raises:
         OSError: it cannot be written, for example because the disk is full.
@@ -79,18 +85,26 @@ def write_archive(
         replaced_privately(file) as stream,
         zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as container,
     ):
-        return _write_members(container, snapshot, subject=subject, crops=crops, audit=audit)
+        return _write_members(container, snapshot, subject=subject, crops=crops, audit=audit, shown=shown)
 
 
 def _write_members(
-    container: zipfile.ZipFile, snapshot: GallerySnapshot, *, subject: str | None, crops: bool, audit: Iterable[str]
+    container: zipfile.ZipFile,
+    snapshot: GallerySnapshot,
+    *,
+    subject: str | None,
+    crops: bool,
+    audit: Iterable[str],
+    shown: Shown,
 ) -> Manifest:
     counted, gallery = _CropCount(), snapshot.gallery
+    subjects, templates = snapshot.size()
+    members: dict[str, Member] = {}
+    with shown("writing subjects", subjects) as progress:
+        members[SUBJECTS] = _write(container, SUBJECTS, map(subject_to_line, snapshot.subjects()), progress)
     lines = (template_to_line(key, counted(template)) for key, template in snapshot.templates(crops=crops))
-    members = {
-        SUBJECTS: _write(container, SUBJECTS, map(subject_to_line, snapshot.subjects())),
-        TEMPLATES: _write(container, TEMPLATES, lines),
-    }
+    with shown("writing templates", templates) as progress:
+        members[TEMPLATES] = _write(container, TEMPLATES, lines, progress)
     if subject is not None:
         old = map(old_embedding_to_line, snapshot.old_embeddings(crops=crops))
         members[OLD_EMBEDDINGS] = _write(container, OLD_EMBEDDINGS, old)
@@ -254,7 +268,9 @@ def _parsing(name: str, number: int) -> Iterator[None]:
         raise ArchiveDamaged(f"{name}, line {number}: {type(error).__name__}: {error}") from error
 
 
-def _write(container: zipfile.ZipFile, name: str, lines: Iterable[bytes]) -> Member:
+def _write(
+    container: zipfile.ZipFile, name: str, lines: Iterable[bytes], progress: Progress = lambda _: None
+) -> Member:
     digest, length, count = hashlib.sha256(), 0, 0
     with container.open(_info(name), "w", force_zip64=True) as target:
         for line in lines:
@@ -262,6 +278,9 @@ def _write(container: zipfile.ZipFile, name: str, lines: Iterable[bytes]) -> Mem
             digest.update(line)
             length += len(line)
             count += 1
+            if count % _TOLD == 0:
+                progress(_TOLD)
+    progress(count % _TOLD)
     return Member(length, digest.hexdigest(), count)
 
 

@@ -1,12 +1,13 @@
 """Backup and restore of an SQLite database while it is used; PostgreSQL brings tools of its own."""
 
+import math
 import re
 import shutil
 import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sqlalchemy import make_url
 
 from app.gallery.errors import BackupUnusable, Busy, InvalidInput
 from app.gallery.held_file import held
+from app.gallery.moving.progress import Shown, not_shown
 from app.gallery.moving.undone_galleries import have_dropped, storage_beside
 from app.gallery.sql.database import make_private, open_engine, sqlite_address
 from app.gallery.sql.epochs import begin_epoch
@@ -29,11 +31,12 @@ _BESIDE = ("", "-wal", "-shm", "-journal")  # endings of a database's files
 # In the name of a folder beside the file that is written, with eight characters of chance behind it.
 _DRAFT, _COPY = ".restoring-", ".copying-"
 _OURS = ("draft.db", "moved.db")  # what lies in it, and what SQLite keeps beside these
+_PIECE = 256  # pages that are copied in one go, a MiB
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _log = structlog.get_logger()
 
 
-def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES) -> int:
+def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES, shown: Shown = not_shown) -> int:
     """Copy a database as it is at one moment, while others read and write it; answers the bytes.
 
     The copy is one file, checked before it takes its place; only its owner may read it.
@@ -42,6 +45,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
         address: SQLAlchemy address of an SQLite database.
         file: the copy; one that is there is replaced.
         tables: that the database must have.
+        shown: shows how much is copied, in MiB.
 
     Raises:
         BackupUnusable: it is no SQLite database, or is damaged.
@@ -56,7 +60,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
             draft = folder / "draft.db"
             draft.touch(0o600)
             with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(draft)) as copy:
-                source.backup(copy)
+                _fill(copy, source, "copying, in MiB", shown)
                 copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
                 _check(copy, tables)
             size = draft.stat().st_size
@@ -67,7 +71,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
         raise BackupUnusable(f"the database {database} cannot be copied to {file}: {in_words(error)}") from error
 
 
-def restore(file: Path, address: str, *, timeout: float) -> int:
+def restore(file: Path, address: str, *, timeout: float, shown: Shown = not_shown) -> int:
     """Put a copy in the database's place, in one transaction, and begin a new epoch; answers the galleries.
 
     The copy is brought up to this version's tables first; the file itself stays as it is. Services should be stopped:
@@ -77,6 +81,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
         file: made by `back_up`, or by `.backup` of the sqlite3 program.
         address: SQLAlchemy address of the SQLite database; made where it is missing, set aside where it is damaged.
         timeout: seconds to wait for others' locks.
+        shown: shows how much is copied, in MiB, first beside the database and then into it.
 
     Raises:
         BackupUnusable: no copy of a database, damaged, or of a newer version; the database stays as it was.
@@ -86,7 +91,7 @@ def restore(file: Path, address: str, *, timeout: float) -> int:
     database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     refusal = f"another restore of {database} is under way; wait until it has ended"
     with _drafts(database, _DRAFT, refusal, held_by=database.resolve()) as folder:
-        return _restore(file, database, folder, timeout)
+        return _restore(file, database, folder, timeout, shown)
 
 
 @contextmanager
@@ -100,10 +105,10 @@ def _drafts(file: Path, mark: str, refusal: str, *, held_by: Path | None = None)
             yield Path(folder)
 
 
-def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
+def _restore(file: Path, database: Path, folder: Path, timeout: float, shown: Shown) -> int:
     draft = folder / "draft.db"
     try:
-        _take_copy(file, draft)
+        _take_copy(file, draft, shown)
         engine = open_engine(sqlite_address(draft), timeout=timeout)
         try:
             migrate(engine)
@@ -116,12 +121,12 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
             if copy.execute("SELECT count(*) FROM gallery").fetchone() != (galleries,):
                 raise BackupUnusable(f"the copy beside {database} was changed meanwhile; run this again")
             try:
-                _copy_into(database, copy, timeout)
+                _copy_into(database, copy, timeout, shown)
             except sqlite3.DatabaseError as error:
                 if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
                     raise
                 _set_aside(database)
-                _copy_into(database, copy, timeout)
+                _copy_into(database, copy, timeout, shown)
     except CommandError as error:
         raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
     except sqlite3.Error as error:
@@ -131,7 +136,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float) -> int:
     return galleries
 
 
-def _take_copy(file: Path, draft: Path) -> None:
+def _take_copy(file: Path, draft: Path, shown: Shown) -> None:
     """Copy a file, which may lie where nothing can be written, and leave nothing beside it."""
     file = file.resolve()  # a log lies beside the file, not beside a link to it
     draft.touch(0o600)
@@ -139,7 +144,7 @@ def _take_copy(file: Path, draft: Path) -> None:
     # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.
     mode = "mode=ro" if logged else "mode=ro&immutable=1"
     try:
-        _copy(f"{file.as_uri()}?{mode}", draft)
+        _copy(f"{file.as_uri()}?{mode}", draft, shown)
     except sqlite3.OperationalError as error:
         if not logged or error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
             raise
@@ -147,17 +152,17 @@ def _take_copy(file: Path, draft: Path) -> None:
         moved = draft.with_name("moved.db")
         for suffix in ("", *logged):
             shutil.copyfile(_with_suffix(file, suffix), _with_suffix(moved, suffix))
-        _copy(str(moved), draft)
+        _copy(str(moved), draft, shown)
 
 
-def _copy(source_address: str, draft: Path) -> None:
+def _copy(source_address: str, draft: Path, shown: Shown) -> None:
     is_uri = source_address.startswith("file:")
     with closing(sqlite3.connect(source_address, uri=is_uri)) as source, closing(sqlite3.connect(draft)) as copy:
-        source.backup(copy)
+        _fill(copy, source, "copying, in MiB", shown)
         _check(copy, GALLERY_TABLES)
 
 
-def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float) -> None:
+def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float, shown: Shown) -> None:
     """Put a copy in a database's place, in one transaction.
 
     Raises:
@@ -169,12 +174,38 @@ def _copy_into(database: Path, copy: sqlite3.Connection, timeout: float) -> None
         target.execute("ROLLBACK")
         deadline = time.monotonic() + timeout
 
-        def watch(status: int, _left: int, _all: int) -> None:
+        def watch(status: int) -> None:
             if status & 0xFF in _LOCKED and time.monotonic() > deadline:
                 raise _in_use(database)
 
-        copy.backup(target, progress=watch)
+        _fill(target, copy, "restoring, in MiB", shown, watch)
         target.execute("PRAGMA journal_mode=WAL")
+
+
+def _fill(
+    target: sqlite3.Connection,
+    source: sqlite3.Connection,
+    what: str,
+    shown: Shown,
+    watch: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Copy all of a database as it is at one moment, and show it piece by piece; `watch` is told SQLite's status."""
+    source.execute("BEGIN")  # to hold the moment: where others write between two pieces, SQLite would begin anew
+    try:
+        (pages,), (page_bytes,) = (source.execute(f"PRAGMA {one}").fetchone() for one in ("page_count", "page_size"))
+        told, mebibytes = 0, math.ceil(pages * page_bytes / 2**20)
+        with shown(what, mebibytes) as progress:
+
+            def tell(status: int, left: int, _all: int) -> None:
+                nonlocal told
+                watch(status)
+                done = mebibytes - math.ceil(left * page_bytes / 2**20)
+                progress(done - told)
+                told = done
+
+            source.backup(target, pages=_PIECE, progress=tell)
+    finally:
+        source.rollback()
 
 
 def _in_use(database: Path) -> Busy:

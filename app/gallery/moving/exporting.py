@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import structlog
-from sqlalchemy import Engine, null, select
+from sqlalchemy import Engine, func, null, select
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import consent_from_json
@@ -63,6 +63,17 @@ class GallerySnapshot:
         owner = gallery_row(session, name)
         self.gallery: Gallery = gallery_of(owner)
         self._only = None if subject is None else subject_row(session, owner, subject).id
+
+    def size(self) -> tuple[int, int]:
+        """How many subjects and templates there are, with those that do not open."""
+        if self._only is not None:
+            own = select(func.count()).where(TemplateRow.subject_id == self._only)
+            return 1, self._session.scalar(own) or 0
+        subjects, templates = (
+            self._session.scalar(select(func.count()).where(table.gallery_id == self.gallery.id)) or 0
+            for table in (SubjectRow, TemplateRow)
+        )
+        return subjects, templates
 
     def subjects(self) -> Iterator[PortableSubject]:
         """The subjects in the order of their ids, without their templates."""

@@ -2,8 +2,9 @@
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, cast
@@ -73,6 +74,52 @@ def test_a_gallery_that_was_erased_since_it_was_read_has_no_size(store: GalleryS
     assert store.sizes([people, visitors]) == {visitors.id: GallerySize(subjects=1, templates=2, enrolled=1)}
     with pytest.raises(GalleryNotFound, match="people"):
         store.size(people)
+
+
+def test_templates_are_counted_once_a_revision(store: GalleryStore, new_templates: Templates) -> None:
+    one, two, three = new_templates(3)
+    enroll(store, "anna", [one, two])
+    gallery = store.gallery("people")
+    store.size(gallery)
+    with statements_of(store.engine) as statements:
+        assert store.size(gallery) == GallerySize(subjects=1, templates=2, enrolled=1)
+    assert [statement for statement in statements if "FROM template" in statement] == []
+    ids = [template.id for template in store.templates("people", subject="anna", after=0, limit=9).items]
+    for change, size in (
+        (lambda: enroll(store, "bob", [three]), GallerySize(subjects=2, templates=3, enrolled=2)),
+        (lambda: store.delete_template("people", ids[0]), GallerySize(subjects=2, templates=2, enrolled=2)),
+        (lambda: store.delete_template("people", ids[1]), GallerySize(subjects=2, templates=1, enrolled=1)),
+    ):
+        change()
+        assert store.size(gallery) == size
+
+
+def test_a_count_beside_a_write_that_is_undone_is_not_kept(store: GalleryStore, new_templates: Templates) -> None:
+    """As by PostgreSQL that fails over to a standby which did not have it."""
+    one, two = new_templates(2)
+    enroll(store, "anna", [one])
+    before, writer = store.gallery("people"), GalleryStore(store.engine)
+    with statements_of(store.engine, lambda: enroll(writer, "anna", [two])):
+        store.size(before)
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM template WHERE id = (SELECT max(id) FROM template)")
+        connection.exec_driver_sql(f"UPDATE gallery SET revision = {before.revision}, mark = {before.point.mark}")
+    assert store.size(before) == GallerySize(subjects=1, templates=1, enrolled=1)
+
+
+@contextmanager
+def statements_of(engine: Engine, *before_counting: Callable[[], object]) -> Iterator[list[str]]:
+    """What an engine is asked; before templates are counted the first time, something is done."""
+    asked, to_do = list[str](), list(before_counting)
+
+    def ask(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        asked.append(statement)
+        if to_do and "count(*)" in statement and "FROM template" in statement:
+            to_do.pop()()
+
+    event.listen(engine, "before_cursor_execute", ask)
+    yield asked
+    event.remove(engine, "before_cursor_execute", ask)
 
 
 def test_a_template_is_stored_bit_for_bit(store: GalleryStore, new_templates: Templates) -> None:

@@ -473,6 +473,35 @@ def test_a_leap_of_the_clock_is_believed_when_it_lasts(
     assert retention.sweep().expired == {"people": 2}
 
 
+def test_who_is_enrolled_by_a_clock_that_is_doubted_does_not_vouch_for_it(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    clock.turn(days=4000)
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
+    enroll(sealed_store, "bob", new_templates(1))
+    with Sessions(sealed_store.engine).writing() as session:
+        session.execute(update(SubjectRow).where(SubjectRow.key == "bob").values(updated_at=clock()))
+    with pytest.raises(ClockDoubtful):
+        retention.sweep()
+    clock.turn(hours=24)
+    assert retention.sweep().expired == {"people": 1}
+
+
+def test_all_subjects_are_read_for_the_clock_once(
+    engine: Engine, sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1), terms={"expires_at": clock() + timedelta(days=20)})
+    clock.turn(days=4000)
+    asked = list[str]()
+    event.listen(engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+    for _ in range(3):
+        with pytest.raises(ClockDoubtful):
+            retention.sweep()
+    assert sum("max(subject.updated_at)" in statement for statement in asked) == 1
+
+
 def test_a_leap_that_somebody_has_looked_at_is_believed_at_once(
     sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
 ) -> None:

@@ -204,7 +204,7 @@ def test_where_writing_fails_the_old_file_stays(filled: GalleryStore, tmp_path: 
     with open_snapshot(filled.engine, "people") as snapshot:
 
         class Full:
-            gallery = snapshot.gallery
+            gallery, size = snapshot.gallery, staticmethod(snapshot.size)
             subjects = staticmethod(snapshot.subjects)
 
             def templates(self, *, crops: bool) -> Any:

@@ -25,6 +25,7 @@ from app.gallery.errors import BackupUnusable, Busy, DatabaseUnavailable, Invali
 from app.gallery.index import ExactIndex
 from app.gallery.moving import backup
 from app.gallery.moving.backup import VAULT_TABLES, back_up, refuse_databases, restore
+from app.gallery.moving.progress import not_shown
 from app.gallery.records import NewTemplate
 from app.gallery.sealing.vault import Vault, open_vault
 from app.gallery.sql.database import open_engine
@@ -104,6 +105,34 @@ def test_a_copy_is_one_moment_of_a_database_that_is_written_to(
     assert before <= size.subjects <= after
     assert size.templates == 2 * size.subjects
     assert copy.gallery("people").revision == size.subjects
+    copy.close()
+
+
+def test_a_copy_of_many_pieces_is_of_the_moment_of_the_first(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    """SQLite by itself begins anew where others write between two pieces, and may never end."""
+    enroll(store, "anna", new_templates(1))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE subject SET metadata = json_object('filling', hex(zeroblob(2500000)))")
+    told = list[int]()
+
+    @contextmanager
+    def shown(_what: str, total: int) -> Iterator[Callable[[int], None]]:
+        def tell(done: int) -> None:
+            told.append(done)
+            if len(told) < 30:
+                enroll(store, f"late {len(told)}", new_templates(1))
+
+        yield tell
+        told.append(-total)
+
+    size = back_up(sqlite_url, tmp_path / "copy.db", shown=shown)
+    *pieces, total = told
+    assert (len(pieces), sum(pieces), total) == (5, 5, -5)
+    assert 4 * 2**20 < size <= 5 * 2**20
+    copy = opened(f"sqlite:///{(tmp_path / 'copy.db').as_posix()}")
+    assert [subject.key for subject in copy.subjects("people", after=0, limit=10).items] == ["anna"]
     copy.close()
 
 
@@ -352,7 +381,7 @@ def test_a_database_that_is_locked_after_the_first_look_is_not_waited_for_either
             closing(sqlite3.connect(tmp_path / "copy.db", factory=Copy)) as copy,
             pytest.raises(Busy, match="is in use; stop the services"),
         ):
-            backup._copy_into(database, copy, 0.1)
+            backup._copy_into(database, copy, 0.1, not_shown)
     assert store.subject("people", "anna").templates == 2
 
 
