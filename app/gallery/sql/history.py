@@ -16,7 +16,7 @@ from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeal
 from app.gallery.sql.database import let_others_write
 from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
-from app.gallery.sql.galleries import all_galleries, gallery_with
+from app.gallery.sql.galleries import gallery_with
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -35,6 +35,8 @@ _MANY = 10_000  # rows of one read when an index is built
 _PRUNED_AT_ONCE = 10_000  # rows of changes
 _PIECES = 10  # at most in one call: it is part of a start, and of an upkeep that has other work
 
+GalleryState = tuple[int, int, str | None]
+"""A gallery's revision and mark, and the erasure that snapshots may still have to follow."""
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
 
@@ -121,10 +123,17 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             return session.scalar(query.offset(templates).limit(1)) is not None
 
-    def galleries(self) -> dict[int, Gallery]:
-        """All galleries by id, with their present revisions."""
+    def states(self) -> dict[int, GalleryState]:
+        """What there may be to follow in all galleries, by id."""
+        columns = select(GalleryRow.id, GalleryRow.revision, GalleryRow.mark, GalleryRow.erasure).where(is_there())
         with self._sessions.reading() as session:
-            return {gallery.id: gallery for gallery in all_galleries(session)}
+            return {one: (revision, mark, erasure) for one, revision, mark, erasure in session.execute(columns)}
+
+    def galleries(self, ids: Sequence[int]) -> dict[int, Gallery]:
+        """Those of some galleries that are there, by id, with their present revisions."""
+        with self._sessions.reading() as session:
+            parts = (select(GalleryRow).where(GalleryRow.id.in_(asked), is_there()) for asked in in_parts(ids))
+            return {row.id: gallery_of(row) for part in parts for row in session.scalars(part)}
 
     def points(self) -> dict[int, Point]:
         """Where in their history all galleries are at present, by id."""
