@@ -57,11 +57,11 @@ class GalleryHistory:
             with self._sessions.reading() as session:
                 rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
-            if not rows:
-                return
             block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
             if len(block.ids):
                 yield replace(block, point=point)
+            if len(rows) < _MANY:
+                return
             after = rows[-1].id
 
     def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
@@ -77,9 +77,10 @@ class GalleryHistory:
             with self._sessions.reading() as session:
                 rows = np.array(session.execute(query).all(), np.int64).reshape(-1, 2)
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
-            if not len(rows):
+            if len(rows):
+                yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
+            if len(rows) < limit:
                 return
-            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
             after = int(rows[-1, 0])
 
     def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """Of many galleries a look visits those in which there is something to do, and a few of the others in turn."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -164,3 +165,32 @@ def test_galleries_that_are_gone_are_let_go_at_the_next_look(
         store.delete_gallery(name)
     process.upkeep.tick()
     assert process.replicas.all() == []
+
+
+@pytest.mark.parametrize(("kept", "each"), [(False, 4), (True, 1)])
+def test_a_start_asks_for_each_gallery_a_few_times(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, *, kept: bool, each: int
+) -> None:
+    enroll(store, NAMES, new_templates(1))
+    if kept:
+        Process(store, source).dies()
+    asked, mine = list[str](), threading.get_ident()
+
+    @event.listens_for(store.engine, "before_cursor_execute")
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if threading.get_ident() == mine and statement != "BEGIN":
+            asked.append(statement)
+
+    def start() -> int:
+        asked.clear()
+        indexes = source if kept else IndexSource()
+        replicas = Replicas(store, GalleryHistory(store.engine), indexes, extractor=EXTRACTOR)
+        replicas.start([])
+        found = len(asked)
+        assert [one.templates for one in replicas.all()] == [1] * len(store.galleries())
+        replicas.stop()
+        return found
+
+    all_five = start()
+    store.delete_gallery("guests")
+    assert all_five - start() == each
