@@ -126,10 +126,8 @@ class Upkeep:
         if self._thread.is_alive():
             _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
         else:
-            until = time.monotonic() + _LAST_SNAPSHOTS
+            self._quietly(self._last_snapshots)
             for replica in self._replicas():
-                if time.monotonic() < until:  # of a thousand galleries the rest is replayed with the next start
-                    self._quietly(self._last_snapshot, replica)
                 if replica.snapshots is not None:
                     replica.snapshots.resign()
         self._reports.stop()
@@ -278,6 +276,12 @@ class Upkeep:
             _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
         finally:
             kept.written = time.monotonic()
+
+    def _last_snapshots(self) -> None:
+        until, changed = time.monotonic() + _LAST_SNAPSHOTS, self._rounds.look()
+        for replica in self._rounds.due(self._replicas(), changed):
+            if time.monotonic() < until:  # of a thousand that have changed the rest is replayed with the next start
+                self._quietly(self._last_snapshot, replica)
 
     def _last_snapshot(self, replica: GalleryReplica) -> None:
         gallery = self._history.gallery(replica.gallery_id)

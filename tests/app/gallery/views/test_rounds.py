@@ -167,6 +167,26 @@ def test_galleries_that_are_gone_are_let_go_at_the_next_look(
     assert process.replicas.all() == []
 
 
+def test_a_stop_looks_for_last_snapshots_where_something_has_changed(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process(store, source)
+    enroll(store, ["people"], new_templates(1))
+    people = process.replicas.up_to_date("people")
+    looked, last = list[str](), Upkeep._last_snapshot
+
+    def noted(upkeep: Upkeep, replica: GalleryReplica) -> None:
+        looked.append(replica.name)
+        last(upkeep, replica)
+
+    monkeypatch.setattr(Upkeep, "_last_snapshot", noted)
+    process.upkeep.stop()
+    assert people.snapshots is not None
+    assert people.snapshots.lasting == 1
+    assert "people" in looked
+    assert len(looked) <= 3
+
+
 @pytest.mark.parametrize(("kept", "each"), [(False, 4), (True, 1)])
 def test_a_start_asks_for_each_gallery_a_few_times(
     store: GalleryStore, source: IndexSource, new_templates: Templates, *, kept: bool, each: int
