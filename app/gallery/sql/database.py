@@ -29,6 +29,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.gallery.errors import Busy, DriverMissing
 from app.gallery.sql.failures import meaning
 
+_PATIENCE = 0.2  # seconds, for what is worth no long wait
 _PAUSE = 0.1  # seconds
 
 
@@ -149,7 +150,14 @@ def empty_log(engine: Engine) -> bool:
 
     Answers False where another connection still reads from the log: a later call does it. PostgreSQL: does nothing.
     """
-    return engine.dialect.name != "sqlite" or _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] == 0
+    if engine.dialect.name != "sqlite":
+        return True
+    latest = time.monotonic() + _PATIENCE
+    while _run_alone(engine, "PRAGMA wal_checkpoint(TRUNCATE)")[0] != 0:
+        if time.monotonic() > latest:
+            return False
+        time.sleep(_PATIENCE / 20)  # whoever empties it right now is not waited for by SQLite itself
+    return True
 
 
 def rewrite_file(engine: Engine) -> bool:
@@ -178,7 +186,7 @@ def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
         driver = connection.driver_connection
         assert isinstance(driver, SQLiteConnection)
         (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
-        driver.execute("PRAGMA busy_timeout=200")  # nobody waits long for this
+        driver.execute(f"PRAGMA busy_timeout={1000 * _PATIENCE:.0f}")  # nobody waits long for this
         try:
             found: tuple[int, ...] | None = driver.execute(statement).fetchone()
         except SQLiteOperationalError:  # locked, full, or read-only: what matters is told by the next write

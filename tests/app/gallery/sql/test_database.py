@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event, make_url
 from app.gallery.deadline import WaitLimit, waiting_at_most, within
 from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from app.gallery.records import NewTemplate
-from app.gallery.sql.database import database_errors, open_engine
+from app.gallery.sql.database import database_errors, empty_log, open_engine
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 
@@ -46,6 +46,29 @@ def test_sqlite_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
         names = ("journal_mode", "synchronous", "foreign_keys")
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
     assert found == ["wal", 2, 1]
+
+
+def test_a_log_that_two_empty_at_once_is_empty_for_both(tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path}/gallery.db") as engine, ThreadPoolExecutor(4) as pool:
+        migrate(engine)
+        found = list[bool]()
+        for turn in range(100):
+            with engine.begin() as connection:
+                connection.exec_driver_sql(f"CREATE TABLE of_turn_{turn} (what TEXT)")
+            found += pool.map(lambda _: empty_log(engine), range(4))
+        assert all(found)
+        assert (tmp_path / "gallery.db-wal").stat().st_size == 0
+
+
+def test_a_log_that_is_read_from_is_not_empty(tmp_path: Path) -> None:
+    with opened(f"sqlite:///{tmp_path}/gallery.db") as engine, engine.connect() as reader:
+        migrate(engine)
+        reader.exec_driver_sql("SELECT count(*) FROM gallery")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE other (what TEXT)")
+        assert not empty_log(engine)
+        reader.rollback()
+        assert empty_log(engine)
 
 
 def test_an_sqlite_database_is_for_its_owner_alone(tmp_path: Path) -> None:
