@@ -63,7 +63,8 @@ class Snapshots:
         self._of = SnapshotsOfGallery(gallery.id, gallery.created_at, gallery.extractor, gallery.dimension)
         self._open_index = open_index
         self._lead = SnapshotLead(self.folder)
-        self._known = -1  # revision of the newest that this process has written or opened
+        self.known = -1
+        """Revision of the newest that this process has written or opened; -1: none."""
 
     @property
     def revisions(self) -> list[int]:
@@ -181,7 +182,7 @@ class Snapshots:
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        self._known = point.revision
+        self.known = point.revision
         self._sweep(keep=place)
         _log.info("snapshot.written", gallery=self._name, revision=point.revision, templates=templates)
         return place
@@ -214,14 +215,14 @@ class Snapshots:
                 _log.warning("snapshot.not_opened", gallery=self._name, revision=found, reason=str(error))
                 continue
             if opened is not None:
-                self._known = found
+                self.known = found
                 return opened
         return None
 
     def open_newer(self, contradiction: Callable[[Point], str | None]) -> Opened | None:
         """The newest snapshot, if it is one that this process has not seen."""
         newest = max(self.revisions, default=-1)  # lower than the known one where that was undone
-        return None if newest in {-1, self._known} else self.open_newest(contradiction)
+        return None if newest in {-1, self.known} else self.open_newest(contradiction)
 
     def damages(self, contradiction: Callable[[Point], str | None]) -> list[str]:
         """What is wrong with the snapshots that are there; they stay where they are. One not opened is passed over."""
@@ -276,7 +277,7 @@ class Snapshots:
         return opened
 
     def _set_aside(self, place: Path, reason: str) -> None:
-        self._known = min(self._known, int(place.name) - 1)  # another of that number may be written
+        self.known = min(self.known, int(place.name) - 1)  # another of that number may be written
         if self._sealed is not None:
             shutil.rmtree(place, ignore_errors=True)  # memory is no place to keep it; the sealed copy stays to be seen
             self._sealed.set_aside(int(place.name), reason)

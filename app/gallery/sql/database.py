@@ -224,9 +224,10 @@ def values_of(session: Session, column: InstrumentedAttribute[Any]) -> Iterator[
 
     Each is looked for in the column's index behind the one before: DISTINCT and GROUP BY go through all rows.
     """
-    value: str | None = ""
-    while (value := session.scalar(select(func.min(column)).where(column > value))) is not None:
-        yield value
+    value = select(func.min(column).label("value")).where(column > "").cte("found", recursive=True)
+    behind = select(func.min(column)).where(column > value.c.value).correlate(value).scalar_subquery()
+    found = value.union_all(select(behind).where(value.c.value.is_not(None)))
+    yield from session.scalars(select(found.c.value).where(found.c.value.is_not(None)))
 
 
 def another_value(

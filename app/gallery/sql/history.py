@@ -16,7 +16,7 @@ from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeal
 from app.gallery.sql.database import let_others_write
 from app.gallery.sql.erased_galleries import is_there
 from app.gallery.sql.followers import Report, galleries_to_prune, prune_gallery, write_reports
-from app.gallery.sql.galleries import all_galleries, gallery_with
+from app.gallery.sql.galleries import gallery_with
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
@@ -35,6 +35,8 @@ _MANY = 10_000  # rows of one read when an index is built
 _PRUNED_AT_ONCE = 10_000  # rows of changes
 _PIECES = 10  # at most in one call: it is part of a start, and of an upkeep that has other work
 
+GalleryState = tuple[int, int, str | None]
+"""A gallery's revision and mark, and the erasure that snapshots may still have to follow."""
 SILENCE = timedelta(hours=1)
 """A process that has not reported for so long is taken for dead."""
 
@@ -55,11 +57,11 @@ class GalleryHistory:
             with self._sessions.reading() as session:
                 rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
-            if not rows:
-                return
             block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
             if len(block.ids):
                 yield replace(block, point=point)
+            if len(rows) < _MANY:
+                return
             after = rows[-1].id
 
     def owner_blocks(self, gallery_id: int) -> Iterator[OwnerBlock]:
@@ -75,9 +77,10 @@ class GalleryHistory:
             with self._sessions.reading() as session:
                 rows = np.array(session.execute(query).all(), np.int64).reshape(-1, 2)
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
-            if not len(rows):
+            if len(rows):
+                yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
+            if len(rows) < limit:
                 return
-            yield OwnerBlock(rows[:, 0].copy(), rows[:, 1].copy(), point)
             after = int(rows[-1, 0])
 
     def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
@@ -121,10 +124,17 @@ class GalleryHistory:
         with self._sessions.reading() as session:
             return session.scalar(query.offset(templates).limit(1)) is not None
 
-    def galleries(self) -> dict[int, Gallery]:
-        """All galleries by id, with their present revisions."""
+    def states(self) -> dict[int, GalleryState]:
+        """What there may be to follow in all galleries, by id."""
+        columns = select(GalleryRow.id, GalleryRow.revision, GalleryRow.mark, GalleryRow.erasure).where(is_there())
         with self._sessions.reading() as session:
-            return {gallery.id: gallery for gallery in all_galleries(session)}
+            return {one: (revision, mark, erasure) for one, revision, mark, erasure in session.execute(columns)}
+
+    def galleries(self, ids: Sequence[int]) -> dict[int, Gallery]:
+        """Those of some galleries that are there, by id, with their present revisions."""
+        with self._sessions.reading() as session:
+            parts = (select(GalleryRow).where(GalleryRow.id.in_(asked), is_there()) for asked in in_parts(ids))
+            return {row.id: gallery_of(row) for part in parts for row in session.scalars(part)}
 
     def points(self) -> dict[int, Point]:
         """Where in their history all galleries are at present, by id."""

@@ -114,6 +114,10 @@ class FollowedView:
 
     def switch(self, view: View) -> bool:
         """Bring a view that was made beside the present one up to date, and put it in its place."""
+        with self.lock:
+            if self._view.revision < 0:  # the first: nobody searches yet, and who does catches up before
+                self.put(view)
+                return True
         try:
             view = self._brought_on(view)  # most of it while searches go on with the present one
             with self.lock:

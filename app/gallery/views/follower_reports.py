@@ -1,6 +1,7 @@
 """How far a process and its snapshots have followed each gallery, told to the others, which drop what nobody needs."""
 
 import contextvars
+import math
 import socket
 import threading
 import time
@@ -11,6 +12,8 @@ from app.gallery.sql.history import GalleryHistory
 from app.gallery.views.replica import GalleryReplica
 
 _EVERY = 30.0  # seconds between two reports
+_AT_LEAST = 500  # replicas of one report in which nothing has moved since they were in one
+_ROUND = 20  # reports within which each is in one: ten minutes, while an hour's silence is death
 _LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 2.0  # seconds for the report that is under way then
 
@@ -19,6 +22,7 @@ class FollowerReports:
     """Reports by a thread of its own: what the upkeep does may take long, and changes that it needs must stay.
 
     A replica that is not loaded yet is reported as well. It needs every change from then on, and so nothing is dropped.
+    Of thousands in which nothing moves some are reported in turn.
 
     Args:
         name: of the process.
@@ -40,6 +44,8 @@ class FollowerReports:
         self._history = history
         self._quietly = quietly
         self._reported = float("-inf")
+        self._told: dict[GalleryReplica, tuple[int, int]] = {}
+        self._next = 0
         self._ended = threading.Event()
         self._limit = WaitLimit()
         run = contextvars.copy_context().run
@@ -64,9 +70,9 @@ class FollowerReports:
         self._quietly(self._history.leave, [self._name])
 
     def report_all(self) -> None:
-        """Report every replica, and drop what all followers have behind them."""
+        """Report what has moved, and others in their turn, and drop what all followers have behind them."""
         self._reported = time.monotonic()
-        self._quietly(self._report, self._replicas())
+        self._quietly(self._report_due, self._replicas())
 
     def look(self) -> None:
         """Report all if it is time; called every second or so."""
@@ -76,6 +82,14 @@ class FollowerReports:
     def report(self, replica: GalleryReplica) -> None:
         """Report one, with its snapshot."""
         self._report([replica])
+
+    def _report_due(self, replicas: Sequence[GalleryReplica]) -> None:
+        many = max(_AT_LEAST, math.ceil(len(replicas) / _ROUND))
+        turn = set(replicas[self._next : self._next + many])
+        self._next = self._next + many if self._next + many < len(replicas) else 0
+        points = {one: (one.applied_revision, -1 if one.snapshots is None else one.snapshots.known) for one in replicas}
+        self._report([one for one, point in points.items() if one in turn or self._told.get(one) != point])
+        self._told = points
 
     def _report(self, replicas: Sequence[GalleryReplica]) -> None:
         reports = list[tuple[int, str, int]]()

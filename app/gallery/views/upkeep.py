@@ -19,6 +19,7 @@ from app.gallery.sql.history import GalleryHistory
 from app.gallery.views.follower_reports import FollowerReports
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.rounds import Rounds
 from app.telemetry import INDEXED_TEMPLATES
 from model.errors import FacegalleryError
 
@@ -67,7 +68,7 @@ class Upkeep:
         replicas: those that this process has.
         history: that they follow.
         source: where their indexes come from.
-        meet: told at every look of all galleries that there are.
+        meet: told of galleries that have changed, and of those that have no replica here.
         drop: forgets a replica whose gallery is gone, or of another extractor by now.
         chores: what else is done at every look.
         pause: seconds between two looks.
@@ -97,6 +98,7 @@ class Upkeep:
         # In the caller's context, which says on whose behalf the chores are done.
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
+        self._rounds = Rounds(history)
         self._kept: dict[int, _Kept] = {}
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
         self._reports = FollowerReports(self.name, replicas, history, quietly=self._quietly)
@@ -124,20 +126,19 @@ class Upkeep:
         if self._thread.is_alive():
             _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
         else:
-            until = time.monotonic() + _LAST_SNAPSHOTS
+            self._quietly(self._last_snapshots)
             for replica in self._replicas():
-                if time.monotonic() < until:  # of a thousand galleries the rest is replayed with the next start
-                    self._quietly(self._last_snapshot, replica)
                 if replica.snapshots is not None:
                     replica.snapshots.resign()
         self._reports.stop()
 
     def tick(self) -> None:
-        """Look at every gallery once, and do the other chores."""
+        """Look at the galleries, and do the other chores."""
         self._quietly(self._tend_all)
         for chore in self._chores:
             self._quietly(chore)
-        INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
+        if not self._rounds.idle:
+            INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
         self._reports.look()
 
     def _run(self) -> None:
@@ -150,12 +151,14 @@ class Upkeep:
 
     def _tend_all(self) -> None:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
-        galleries = self._history.galleries()
-        self._quietly(self._meet, galleries.values())
-        for replica in replicas:
+        changed, galleries = self._rounds.look(), self._rounds.galleries
+        settled = {replica.gallery_id for replica in replicas} - changed
+        self._quietly(self._meet, [gallery for one, gallery in galleries.items() if one not in settled])
+        for replica in self._rounds.due(replicas, changed):
             if not self._ended.is_set():
                 self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
-        self._kept = {one: kept for one, kept in self._kept.items() if one in galleries}
+        for gone in changed - galleries.keys():
+            self._kept.pop(gone, None)
 
     def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
         here = gallery is not None and replica.is_of(gallery)
@@ -173,17 +176,39 @@ class Upkeep:
         leads = snapshots is not None and self._leads(replica, snapshots)
         if snapshots is not None and not leads and gallery.erasure is not None:
             self._quietly(self._erase_for, replica, snapshots)
-        if leads is False and snapshots is not None:
+        follows = leads is False and snapshots is not None
+        if follows:
             replica.adopt_snapshot()
-            if not replica.neglected:  # who leads may have no room for a snapshot
-                return
-        for _ in range(_PIECES):
-            if self._ended.is_set() or not replica.tend(self._ended.is_set):
-                break
+        # Who leads may have no room for a snapshot.
+        tended = (follows and not replica.neglected) or self._tend_index(replica)
         if leads and snapshots is not None and self._source.snapshot_interval:
             if gallery.erasure is not None:
                 self._quietly(self._erase, replica)
             self._write_if_due(replica, snapshots)
+        if tended and self._rests(replica, gallery, leads):
+            self._rounds.rest(replica)
+
+    def _tend_index(self, replica: GalleryReplica) -> bool:
+        """Do some of the work that keeps searches quick; answers whether that was all."""
+        for _ in range(_PIECES):
+            if self._ended.is_set():
+                return False
+            if not replica.tend(self._ended.is_set):
+                return True
+        return False
+
+    def _rests(self, replica: GalleryReplica, gallery: Gallery, leads: bool | None) -> bool:
+        """Whether nothing is to be done until the gallery changes: its last snapshot is of now, written or taken up."""
+        snapshots = replica.snapshots
+        if replica.rebuild_wanted or replica.point != gallery.point:
+            return False
+        if snapshots is None:
+            return True
+        if gallery.erasure is not None:
+            return False
+        if leads is None or (leads and not self._source.snapshot_interval):
+            return True
+        return replica.applied_revision == (self._of(replica).revision if leads else snapshots.known)
 
     def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
         """Whether this process writes the snapshots; None where there is no folder for them, and each does its own."""
@@ -251,6 +276,12 @@ class Upkeep:
             _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
         finally:
             kept.written = time.monotonic()
+
+    def _last_snapshots(self) -> None:
+        until, changed = time.monotonic() + _LAST_SNAPSHOTS, self._rounds.look()
+        for replica in self._rounds.due(self._replicas(), changed):
+            if time.monotonic() < until:  # of a thousand that have changed the rest is replayed with the next start
+                self._quietly(self._last_snapshot, replica)
 
     def _last_snapshot(self, replica: GalleryReplica) -> None:
         gallery = self._history.gallery(replica.gallery_id)

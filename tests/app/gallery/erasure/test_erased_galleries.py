@@ -52,7 +52,7 @@ def test_nobody_finds_what_is_left_of_a_gallery_and_the_next_sweep_erases_it(
     with engine.connect() as connection:
         assert subjects(connection) == 4
     assert [one.name for one in five.galleries()] == ["others"]
-    assert [one.name for one in history.galleries().values()] == ["others"]
+    assert [one.name for one in history.galleries(list(history.points())).values()] == ["others"]
     assert (history.gallery(gone.id), history.point(gone.id), five.sizes([gone])) == (None, None, {})
     with pytest.raises(GalleryNotFound, match="there is no gallery 'people'"):
         five.delete_gallery("people")

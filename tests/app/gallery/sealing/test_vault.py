@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from app.gallery.errors import Busy, KeyUnavailable, MasterKeyMissing
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
@@ -215,7 +215,10 @@ def test_what_a_start_and_a_sweep_ask_costs_the_same_however_many_keys_there_are
 def test_purposes_that_begin_alike_are_told_from_those_around_them(any_vault: Vault) -> None:
     for purpose in ("Snapshot 1", "service", "snap 1f", "snapshot 12", "snap%", "sna", "subject"):
         any_vault.new_key(purpose)
+    asked = list[object]()
+    event.listen(any_vault.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
     assert any_vault.purposes("snap") == {"snap 1f", "snapshot 12", "snap%"}
+    assert len([one for one in asked if one != "BEGIN"]) == 1  # there is one for each gallery
     assert any_vault.purposes("snap%") == {"snap%"}
     assert any_vault.purposes("z") == set()
 

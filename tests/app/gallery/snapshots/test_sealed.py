@@ -523,7 +523,7 @@ def test_a_gallery_that_is_made_while_those_that_are_gone_are_looked_for_keeps_i
     made = list[GalleryReplica]()
 
     def present() -> set[int]:
-        there = set(machine.history.galleries())
+        there = set(machine.history.points())
         made.append(replica_in(machine, "new", new_templates(1)))
         return there
 
@@ -825,7 +825,7 @@ def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_
     assert not owes_erasure(machine)
     assert key not in vault.open_keys([key])
     assert found(again, templates) == [None, bob]
-    machine.source.drop_gone(machine.history.galleries)
+    machine.source.drop_gone(machine.history.points)
     monkeypatch.undo()
     upkeep.stop()
 

@@ -116,6 +116,40 @@ def test_all_galleries_are_reported_in_one_transaction_and_idle_ones_not_pruned(
     replicas.stop()
 
 
+@pytest.mark.galleries("visitors", "staff")
+def test_of_many_galleries_those_are_reported_in_which_something_moves_and_the_others_in_turn(
+    store: GalleryStore, new_templates: Templates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.views.follower_reports._AT_LEAST", 1)
+    source, history = IndexSource(folder=tmp_path / "index"), GalleryHistory(store.engine)
+    replicas = Replicas(store, history, source, extractor=EXTRACTOR)
+    for gallery in store.galleries():
+        replicas.up_to_date(gallery.name)
+    reports = FollowerReports("me", replicas.all, history, quietly=lambda work, *values: work(*values))
+
+    def reported_now() -> set[tuple[str, str, int]]:
+        columns = select(FollowerRow.name, GalleryRow.name, FollowerRow.revision, FollowerRow.seen_at)
+        with store.engine.connect() as connection:
+            before = set(connection.execute(columns.join(GalleryRow)).all())
+            reports.report_all()
+        with store.engine.connect() as connection:
+            rows = set(connection.execute(columns.join(GalleryRow)).all()) - before
+        return {(name.split()[0], gallery, revision) for name, gallery, revision, _ in rows}
+
+    assert reported_now() == {("me", "people", 0), ("me", "staff", 0), ("me", "visitors", 0)}
+    turns = [reported_now() for _ in range(3)]
+    assert [len(turn) for turn in turns] == [1, 1, 1]
+    assert set[tuple[str, str, int]]().union(*turns) == {("me", name, 0) for name in ("people", "staff", "visitors")}
+    enroll(store, "anna", new_templates(2))
+    people = replicas.up_to_date("people")
+    assert ("me", "people", 1) in reported_now()
+    people.write_snapshot()
+    assert {("me", "people", 1), ("snapshot", "people", 1)} <= reported_now()
+    with store.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(ChangeRow)) == 0
+    replicas.stop()
+
+
 def test_a_gallery_that_somebody_writes_to_holds_up_its_own_report_alone(
     postgresql_url: str,
 ) -> None:

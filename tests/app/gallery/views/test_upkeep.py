@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -180,8 +180,8 @@ def test_who_follows_a_move_while_the_upkeep_looks_leaves_the_lead_to_others(
     class Moves(GalleryHistory):
         """In which the gallery moves right after the upkeep has read it, and a request follows that."""
 
-        def galleries(self) -> dict[int, Gallery]:
-            found = super().galleries()
+        def galleries(self, ids: Sequence[int]) -> dict[int, Gallery]:
+            found = super().galleries(ids)
             move("other@1")
             replicas.follow(store.gallery("people"))
             return found
@@ -507,7 +507,7 @@ def test_a_gallery_that_becomes_servable_is_loaded_in_the_background(
     assert replicas.all() == []
     enroll(store, "anna", new_templates(3))
     with store.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE gallery SET extractor = 'other@1'")
+        connection.exec_driver_sql("UPDATE gallery SET extractor = 'other@1', mark = 1")
     for _ in range(3):  # one look may be on its way, the next finds the gallery, and the one after it loads it
         assert done.acquire(timeout=60)
     (replica,) = replicas.all()
