@@ -51,7 +51,7 @@ class Contents:
         self._dimension = dimension
         self._block = block
         self._largest_id = -1
-        self._replacing = 0  # odd while an id may have two rows
+        self._replacing = 0  # odd while an id has two rows
         self._removed: list[NDArray[np.int64]] | None = None  # since a segment is being built
 
     def add(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
@@ -62,13 +62,11 @@ class Contents:
         if not len(ids):
             return
         with self.writing:
-            new = ids.min() > self._largest_id
+            replaced = [] if ids.min() > self._largest_id else self._locate(ids)
             self._largest_id = max(self._largest_id, int(ids.max()))
-            if new:
+            if not replaced:
                 self._append(ids, vectors)
                 return
-            # Also one that is not there now: who took the parts before it was removed may still see its row.
-            replaced = self._locate(ids)
             self._replacing += 1
             before = self.size
             try:
@@ -88,7 +86,8 @@ class Contents:
 
         Args:
             read: may run several times; the last answer counts.
-            complete: whether an answer has everything that was there when the reading began.
+            complete: whether an answer has everything that was there when the reading began, and nothing twice: who
+                took the parts before an id was removed may still see its row beside the one with which it came again.
         """
         for _ in range(_ATTEMPTS):
             before = self._replacing

@@ -84,7 +84,7 @@ class SegmentedIndex:
 
     def ids(self) -> NDArray[np.int64]:
         """Ids of all templates, ascending."""
-        return self._contents.consistently(lambda parts: _living_ids(parts.rows))
+        return self._contents.consistently(lambda parts: _living_ids(parts.rows), _are_distinct)
 
     def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
         """As `TemplateIndex.add`."""
@@ -101,7 +101,7 @@ class SegmentedIndex:
         with _one_thread():  # a probe is too short a piece of work to be shared out
             return self._contents.consistently(
                 lambda parts: rank(parts.rows, vectors, count),
-                lambda found: all(len(ranked.ids) >= wanted for ranked in found),
+                lambda found: all(len(ranked.ids) >= wanted and _are_distinct(ranked.ids) for ranked in found),
             )
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -238,6 +238,11 @@ class SegmentedIndex:
 def _living_ids(parts: Sequence[Rows]) -> NDArray[np.int64]:
     living = [rows.ids[rows.living_rows()] for rows in parts]
     return np.sort(np.concatenate([*living, np.empty(0, np.int64)]))
+
+
+def _are_distinct(ids: NDArray[np.int64]) -> bool:
+    ordered = np.sort(ids)
+    return bool(np.all(ordered[1:] > ordered[:-1]))
 
 
 def _copy_of(parts: Sequence[Rows], dimension: int) -> snapshot.Tail:

@@ -156,6 +156,23 @@ def test_who_is_disturbed_again_and_again_reads_while_no_writer_is_at_work(index
     assert alone == [False, False, False, True]
 
 
+def test_who_reads_is_not_disturbed_by_what_is_new_whatever_its_id(index: SegmentedIndex) -> None:
+    contents, alone = index._contents, list[bool]()
+    index.remove(np.array([5]))
+    put(index, 9000, 3500)
+
+    def read(present: Any) -> Any:
+        alone.append(contents.writing.locked())
+        if not alone[-1]:
+            put(index, 5, 3501)
+            put(index, 8000, 3502)
+            index.remove(np.array([5, 8000]))
+        return present
+
+    assert contents.consistently(read) is contents.parts
+    assert alone == [False]
+
+
 def test_what_is_removed_while_a_segment_is_built_does_not_stay_in_its_memory(
     index: SegmentedIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
