@@ -241,7 +241,8 @@ def memory_figure(rows: Sequence[Row], colours: Mapping[str, str], own: Collecti
         if row["templates"] == common:
             place = 1e3 * float(row["p50_s"]), float(row["bytes"])
             axes.scatter(*place, color=colours[str(row["engine"])], marker="o" if row["engine"] in own else "s")
-            label = axes.annotate(str(row["engine"]), place, xytext=(6, 4), textcoords="offset points", fontsize=8)
+            beside = 6, -10 if row["engine"] in own else 4  # marks of one size and speed lie close together
+            label = axes.annotate(str(row["engine"]), place, xytext=beside, textcoords="offset points", fontsize=8)
             label.set_in_layout(False)  # it is to fit into the frame, not the frame to it
             labels.append(label)
     axes.axhline(FLOAT32, color="grey", linewidth=0.8, linestyle=":")
@@ -251,5 +252,5 @@ def memory_figure(rows: Sequence[Row], colours: Mapping[str, str], own: Collecti
     figure.draw_without_rendering()
     for label in labels:
         if label.get_window_extent().x1 > axes.bbox.x1:
-            label.set(horizontalalignment="right", position=(-6, 4))
+            label.set(horizontalalignment="right", position=(-6, label.xyann[1]))
     return figure
