@@ -101,7 +101,7 @@ class SegmentedIndex:
         with _one_thread():  # a probe is too short a piece of work to be shared out
             return self._contents.consistently(
                 lambda parts: rank(parts.rows, vectors, count),
-                lambda found: all(len(ranked.ids) >= wanted and _are_distinct(ranked.ids) for ranked in found),
+                lambda found: all(len(ranked.ids) >= wanted and _are_distinct(np.sort(ranked.ids)) for ranked in found),
             )
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -240,8 +240,7 @@ def _living_ids(parts: Sequence[Rows]) -> NDArray[np.int64]:
     return np.sort(np.concatenate([*living, np.empty(0, np.int64)]))
 
 
-def _are_distinct(ids: NDArray[np.int64]) -> bool:
-    ordered = np.sort(ids)
+def _are_distinct(ordered: NDArray[np.int64]) -> bool:
     return bool(np.all(ordered[1:] > ordered[:-1]))
 
 

@@ -1,7 +1,6 @@
 """How far a process and its snapshots have followed each gallery, told to the others, which drop what nobody needs."""
 
 import contextvars
-import math
 import socket
 import threading
 import time
@@ -10,6 +9,7 @@ from collections.abc import Callable, Sequence
 from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.turns import Turns
 
 _EVERY = 30.0  # seconds between two reports
 _AT_LEAST = 500  # replicas of one report in which nothing has moved since they were in one
@@ -45,7 +45,7 @@ class FollowerReports:
         self._quietly = quietly
         self._reported = float("-inf")
         self._told: dict[GalleryReplica, tuple[int, int]] = {}
-        self._next = 0
+        self._turns = Turns(calls=_ROUND, at_least=_AT_LEAST)
         self._ended = threading.Event()
         self._limit = WaitLimit()
         run = contextvars.copy_context().run
@@ -84,9 +84,7 @@ class FollowerReports:
         self._report([replica])
 
     def _report_due(self, replicas: Sequence[GalleryReplica]) -> None:
-        many = max(_AT_LEAST, math.ceil(len(replicas) / _ROUND))
-        turn = set(replicas[self._next : self._next + many])
-        self._next = self._next + many if self._next + many < len(replicas) else 0
+        turn = set(self._turns.take(replicas))
         points = {one: (one.applied_revision, -1 if one.snapshots is None else one.snapshots.known) for one in replicas}
         self._report([one for one, point in points.items() if one in turn or self._told.get(one) != point])
         self._told = points

@@ -1,11 +1,11 @@
 """Which replicas a look of the upkeep visits: those that may have something to do, and some of the others in turn."""
 
-import math
 from collections.abc import Sequence
 
 from app.gallery.records import Gallery
 from app.gallery.sql.history import GalleryHistory, GalleryState
 from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.turns import Turns
 
 _ROUND = 60  # looks within which each has its turn
 _AT_LEAST = 50  # turns at one look
@@ -25,7 +25,7 @@ class Rounds:
         self._history = history
         self._states: dict[int, GalleryState] = {}
         self._resting = set[GalleryReplica]()
-        self._next = 0
+        self._turns = Turns(calls=_ROUND, at_least=_AT_LEAST)
 
     def look(self) -> set[int]:
         """Read what has changed, in one statement where nothing has; answers the ids, of what is gone as well."""
@@ -41,9 +41,7 @@ class Rounds:
 
     def due(self, replicas: Sequence[GalleryReplica], changed: set[int]) -> list[GalleryReplica]:
         """Those of all replicas that are to be visited now."""
-        many = max(_AT_LEAST, math.ceil(len(replicas) / _ROUND))
-        turn = replicas[self._next : self._next + many]
-        self._next = self._next + many if self._next + many < len(replicas) else 0
+        turn = self._turns.take(replicas)
         self._resting.intersection_update(replicas)  # the others were let go
         self.idle = not changed and len(self._resting) == len(replicas)
         self._resting.difference_update(turn, [one for one in replicas if one.gallery_id in changed])
