@@ -126,7 +126,10 @@ class Settings(BaseSettings):
     index: Literal["auto", "flat", "compressed", "exact", "pgvector", "milvus"] = Field(
         "auto", description="kind of index that a gallery is searched with"
     )
-    index_half: bool = Field(False, description="keep the index's embeddings in half precision; decisions stay exact")
+    index_half: bool = Field(
+        False,
+        description="keep the index's embeddings in half precision; decisions stay exact, on embeddings read from SQL",
+    )
     index_dir: Path | None = Field(None, description="folder of snapshots of the indexes; empty: `index` in `data_dir`")
     snapshot_interval: float = Field(
         300.0, ge=0, le=_YEAR, description="seconds between snapshots of an index that has changed; 0 keeps none"

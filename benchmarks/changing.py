@@ -1,12 +1,13 @@
 """How long an identification takes while a large gallery changes: the whole service, over HTTP.
 
-    python benchmarks/changing.py [--templates 1000000] [--seconds 120] [--folder DIR]
+    python benchmarks/changing.py [--templates 1000000] [--seconds 120] [--together 1] [--folder DIR]
 
 `facegallery serve` on a sealed SQLite gallery of drawn people (see `index_data.py`), on one core; on the other a caller
 who sends one embedding after the other, half of them of enrolled people, first alone and then while the gallery
 changes: another process enrolls twenty people a second, a second caller erases five a second, both on the caller's
 core, and snapshots are written every twenty seconds instead of every five minutes. At the end everybody who was erased
-is looked for. `--folder` keeps the gallery for the next run; to fill one with a million templates takes ten minutes.
+is looked for. `--together 167` enrolls so many people in each transaction, as `facegallery import` of an archive
+does. `--folder` keeps the gallery for the next run; to fill one with a million templates takes ten minutes.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--templates", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--together", type=int, default=1, help="people that are enrolled in one transaction")
     parser.add_argument("--folder", type=Path, help="where the gallery is, or is to stay")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="facegallery-") as folder:
@@ -58,15 +60,15 @@ def main() -> None:
             os.sched_setaffinity(0, cores[:1])
             while not list(place.folder.rglob("*.sealed")):  # the first snapshot is of everything
                 time.sleep(1)
-            _measure(url, arguments.seconds, arguments.templates // EACH, cores[-1])
+            _measure(url, arguments.seconds, arguments.templates // EACH, cores[-1], arguments.together)
 
 
-def _measure(url: str, seconds: float, people: int, core: int) -> None:
+def _measure(url: str, seconds: float, people: int, core: int, together: int) -> None:
     probes = _probes()
     with httpx.Client(base_url=url, timeout=60) as client:
         alone = _Calls.made(client, probes, seconds / 4, core)
         alone.tell("alone", alone.median)
-        with _enrolling() as enrolled, _erasing(url, people) as erased:
+        with _enrolling(together) as enrolled, _erasing(url, people) as erased:
             begun = enrolled.value
             changing = _Calls.made(client, probes, seconds, core)
             begun, ended = enrolled.value - begun, len(erased)
@@ -138,11 +140,11 @@ class _Calls:
 
 
 @contextmanager
-def _enrolling() -> Iterator[Any]:
+def _enrolling(together: int) -> Iterator[Any]:
     """Another process enrolls; gives the number of people so far."""
     context = multiprocessing.get_context("spawn")
     done, ready, enrolled = context.Event(), context.Event(), context.Value("q", 0)
-    process = context.Process(target=_enroll, args=(done, ready, enrolled))
+    process = context.Process(target=_enroll, args=(done, ready, enrolled, together))
     process.start()
     try:
         while process.is_alive() and not ready.wait(0.1):
@@ -155,14 +157,14 @@ def _enrolling() -> Iterator[Any]:
         raise SystemExit("the process that enrolled has failed")
 
 
-def _enroll(done: Any, ready: Any, enrolled: Any) -> None:
+def _enroll(done: Any, ready: Any, enrolled: Any, together: int) -> None:
     people = Population.fitted().draw(10_000, EACH, seed=2 * 10**9 + time.monotonic_ns() % 10**9)
     with opened_store() as store:
         ready.set()
         while not done.wait(_ENROLL_PAUSE):
-            person = enrolled.value % len(people)
-            keep(store, [f"new {os.getpid()} {enrolled.value}"], people[person : person + 1])
-            enrolled.value += 1
+            numbers = np.arange(enrolled.value, enrolled.value + together)
+            keep(store, [f"new {os.getpid()} {number}" for number in numbers], people[numbers % len(people)])
+            enrolled.value += together
 
 
 @contextmanager

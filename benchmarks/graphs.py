@@ -1,4 +1,4 @@
-"""How often a graph finds whom the exact index names, by its links and by the candidates that a search keeps.
+"""How often a graph finds whom the exact index names, by its links and by the templates that a search keeps.
 
     python benchmarks/graphs.py [--size 100000] [--probes 2000] [--links 16 32] [--kept 144 300] [--milvus]
 
@@ -38,9 +38,9 @@ class Pgvector(Postgresql):
             f"WITH (m = {self._links}, ef_construction = {_EF_CONSTRUCTION})"
         )
 
-    def keep(self, candidates: int) -> None:
-        """Have searches keep so many candidates."""
-        self._connection.execute(f"SET hnsw.ef_search = {candidates}")
+    def keep(self, templates: int) -> None:
+        """Have searches keep so many templates."""
+        self._connection.execute(f"SET hnsw.ef_search = {templates}")
 
 
 class Milvus(MilvusServer):
@@ -53,9 +53,9 @@ class Milvus(MilvusServer):
         }
         super().__init__()
 
-    def keep(self, candidates: int) -> None:
-        """Have searches keep so many candidates."""
-        self._search: Mapping[str, Any] = {"ef": candidates}
+    def keep(self, templates: int) -> None:
+        """Have searches keep so many templates."""
+        self._search: Mapping[str, Any] = {"ef": templates}
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=100_000, help="templates")
     parser.add_argument("--probes", type=int, default=2000, help="mated ones, and as many others")
     parser.add_argument("--links", type=int, nargs="+", default=[16, 32], help="of each template in the graph")
-    parser.add_argument("--kept", type=int, nargs="+", default=[144, 300], help="candidates that a search keeps")
+    parser.add_argument("--kept", type=int, nargs="+", default=[144, 300], help="templates that a search keeps")
     parser.add_argument("--milvus", action="store_true", help="Milvus instead of pgvector")
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)

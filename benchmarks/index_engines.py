@@ -186,8 +186,8 @@ class Entry:
 
 
 ENGINES: dict[str, Entry] = {
-    "compressed": Entry(lambda: Ours(COMPRESS_FROM["auto"])),
-    "compressed, half": Entry(lambda: Ours(COMPRESS_FROM["auto"], half=True)),
+    "compressed": Entry(lambda: Ours(COMPRESS_FROM["compressed"])),
+    "compressed, half": Entry(lambda: Ours(COMPRESS_FROM["compressed"], half=True)),
     "flat": Entry(lambda: Ours(None)),
     "numpy": Entry(Numpy),
     "FAISS flat": Entry(lambda: Faiss(lambda _: faiss.IndexFlatL2(DIMENSION))),

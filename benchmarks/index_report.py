@@ -178,7 +178,7 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
                 sentence = f"{size:,} templates, {engine}: {kind.replace('_', '-')} decisions as exact"
                 found.append(Wanted(sentence, value, 0.999, at_least=True))
         for engine, most in (("compressed", 1.25), ("compressed, half", 0.75)):
-            if size < (COMPRESS_FROM["auto"] or 0):
+            if size < (COMPRESS_FROM["compressed"] or 0):
                 continue  # exact still, in float32
             value = ratio(figure(engine, size, "bytes"), FLOAT32)
             found.append(Wanted(f"{size:,} templates, {engine}: memory of float32's", value, most, at_least=False))

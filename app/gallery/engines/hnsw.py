@@ -13,7 +13,7 @@ from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
 
-# Links of a template, and candidates that are looked at for each: a graph is built rarely and searched often, and with
+# Links of a template, and others that are looked at for each: a graph is built rarely and searched often, and with
 # half the links it misses people at a million templates (see docs/engines.md).
 _M, _EF_CONSTRUCTION = 32, 128
 _MOST_DIMENSIONS = 2000  # pgvector's limit for a graph

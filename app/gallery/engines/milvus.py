@@ -17,7 +17,7 @@ from app.gallery.errors import DatabaseUnavailable
 from app.gallery.records import Gallery
 from app.gallery.try_each import try_each
 
-# Half the links of pgvector's graph: to keep more candidates costs little here. Milvus builds one for each sealed
+# Half the links of pgvector's graph: to keep more templates costs little here. Milvus builds one for each sealed
 # segment by itself; what is younger is searched in full, if its interim index is switched off (docs/engines.md).
 _GRAPH: dict[str, Any] = {"index_type": "HNSW", "params": {"M": 16, "efConstruction": 128}}
 _EXACT: dict[str, Any] = {"index_type": "FLAT", "params": {}}

@@ -27,7 +27,7 @@ _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
 _GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
-_LEAST_EF, _MOST_EF = 200, 32_768  # candidates that a search of a graph keeps; Milvus takes no more
+_LEAST_EF, _MOST_EF = 200, 32_768  # templates that a search of a graph keeps; Milvus takes no more
 
 
 class MilvusIndex:

@@ -18,7 +18,7 @@ from app.gallery.points import Point
 
 _BATCH = 5_000  # rows of one statement: 2.6 MB at 128 dimensions
 _MOST_BY_GRAPH = 500  # rows that are asked of a graph; for more, every distance is computed
-_LEAST_EF, _MOST_EF = 100, 1000  # candidates that a search of a graph keeps; pgvector takes no more
+_LEAST_EF, _MOST_EF = 100, 1000  # templates that a search of a graph keeps; pgvector takes no more
 
 
 class PgvectorIndex:
