@@ -165,6 +165,15 @@ class Upkeep:
         if gallery is None or not here or gallery.extractor != replica.extractor:
             self._let_go(replica, gone=not here)
             return
+        try:
+            self._bring_on(replica, gallery)
+        except Exception:
+            # Whoever was erased does not wait in the snapshots until what has failed goes well again.
+            self._quietly(self._erase_owed, replica, gallery)
+            raise
+
+    def _bring_on(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Bring a replica up to date, tend it, and do what is to be done about its snapshots."""
         if replica.applied_revision < 0:
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         replica.follow(*gallery.point, given_up=self._ended.is_set)
@@ -231,6 +240,15 @@ class Upkeep:
             self._source.forget(replica.gallery)  # where that fails the next look tries again
         self._drop(replica)
         _log.info("gallery.let_go", gallery=replica.name, gone=gone)
+
+    def _erase_owed(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Erase what is owed, whether this process leads or not, and whether there is a view or not."""
+        if replica.snapshots is None or gallery.erasure is None:
+            return
+        if self._leads(replica, replica.snapshots):
+            self._erase(replica)
+        else:
+            self._erase_for(replica, replica.snapshots)
 
     def _erase(self, replica: GalleryReplica) -> None:
         """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
