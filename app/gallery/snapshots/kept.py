@@ -92,6 +92,11 @@ class Snapshots:
         return self._lead.sign
 
     @property
+    def key_id(self) -> str | None:
+        """Which key the newest sealed one names, whether that is still there or not."""
+        return None if self._sealed is None else self._sealed.key_id
+
+    @property
     def outdated(self) -> bool:
         """Whether another machine erased something and destroyed the key of what this one has sealed."""
         return self._sealed is not None and self._sealed.key_destroyed
