@@ -57,8 +57,11 @@ class SegmentedIndex:
 
     @property
     def exact_vectors(self) -> bool:
-        """Whether embeddings are kept as they were added, so that distances are exact."""
-        return not self._half
+        """Whether embeddings are kept as they were added, so that distances are exact.
+
+        With `half` they are until codes are trained, which comes before the first rounded row.
+        """
+        return not (self._half and self.compressed)
 
     @property
     def compressed(self) -> bool:

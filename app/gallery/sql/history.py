@@ -174,7 +174,11 @@ class GalleryHistory:
         A template that does not open counts as gone.
         """
         query = (
-            select(ChangeRow, TemplateRow.subject_id, TemplateRow.crop_sha256, TemplateRow.embedding, SubjectRow.key_id)
+            select(
+                *(ChangeRow.revision, ChangeRow.kind, ChangeRow.template_id, ChangeRow.subject_id),
+                *(ChangeRow.mark, ChangeRow.previous),
+                *(TemplateRow.subject_id, TemplateRow.crop_sha256, TemplateRow.embedding, SubjectRow.key_id),
+            )
             .outerjoin(TemplateRow, TemplateRow.id == ChangeRow.template_id)
             .outerjoin(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
@@ -186,25 +190,27 @@ class GalleryHistory:
                 return []
             dimension = _dimension(session, gallery_id)
         sealed = {
-            row.template_id: SealedRow(key_id, RowIdentity("template", gallery_id, subject_id, crop_sha256), embedding)
-            for row, subject_id, crop_sha256, embedding, key_id in found
+            template_id: SealedRow(key_id, RowIdentity("template", gallery_id, owner, crop_sha256), embedding)
+            for _, _, template_id, *_, owner, crop_sha256, embedding, key_id in found
             if embedding is not None
         }
         opened = open_embeddings(list(sealed.items()), self._seals, dimension=dimension, sessions=self._sessions)
-        embeddings = dict(zip(sealed, opened, strict=True))
+        embeddings = {
+            template_id: np.frombuffer(value, EMBEDDING)
+            for template_id, value in zip(sealed, opened, strict=True)
+            if value is not None
+        }
         return [
             Change(
-                revision=row.revision,
-                kind=cast(Any, row.kind),
-                template_id=row.template_id,
-                subject_id=row.subject_id,
-                embedding=None
-                if (value := embeddings.get(row.template_id)) is None
-                else np.frombuffer(value, EMBEDDING),
-                mark=row.mark,
-                previous=row.previous,
+                revision=revision,
+                kind=cast(Any, kind),
+                template_id=template_id,
+                subject_id=subject_id,
+                embedding=embeddings.get(template_id),
+                mark=mark,
+                previous=previous,
             )
-            for row, *_ in found
+            for revision, kind, template_id, subject_id, mark, previous, *_ in found
         ]
 
     def slice_of_changes(self, gallery_id: int, *, after: int, up_to: int) -> tuple[int, int]:

@@ -89,9 +89,12 @@ class TemplateOwners:
 
     def add(self, owned: Iterable[tuple[int, int]]) -> None:
         """Add pairs of template and subject; a template that is there already changes nothing."""
-        added: dict[int, list[int]] = {}
+        pairs, added = dict[int, int](), dict[int, list[int]]()
         for template_id, subject_id in owned:
-            if self.subject_of(template_id) is None:
+            pairs.setdefault(template_id, subject_id)
+        known = self.subjects_of(np.array(list(pairs), np.int64)).tolist()
+        for (template_id, subject_id), before in zip(pairs.items(), known, strict=True):
+            if before == UNKNOWN:
                 self._touch(template_id)
                 self._new_subject_of[template_id] = subject_id
                 added.setdefault(subject_id, []).append(template_id)

@@ -145,10 +145,12 @@ class GalleryReplica:
     def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
         """The `top_k` nearest subjects of each probe (Q, D)."""
         view = self.view  # one reading: a rebuild may switch it meanwhile
-        exact = None
-        if isinstance(view.index, SegmentedIndex) and not view.index.exact_vectors:
-            exact = self._reading.embeddings
-        return find_candidates(view.index, view.owners, probes, top_k=top_k, rule=rule, exact_vectors=exact)
+        find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
+        if _keeps_exactly(view.index):
+            found = find()
+            if _keeps_exactly(view.index):
+                return found  # else it began to round meanwhile
+        return find(exact_vectors=self._reading.embeddings)
 
     def rebuild(self, given_up: Callable[[], bool] = never) -> None:
         """Build everything from SQL beside the present view, which goes on answering, and switch.
@@ -321,3 +323,7 @@ class GalleryReplica:
         """Follow to a point by replaying; whether that was enough."""
         with self._followed.lock:
             return self._followed.brought_to(*point) and self.view.revision >= point.revision
+
+
+def _keeps_exactly(index: TemplateIndex) -> bool:
+    return not isinstance(index, SegmentedIndex) or index.exact_vectors

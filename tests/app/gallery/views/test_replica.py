@@ -15,6 +15,8 @@ from sqlalchemy import event
 from app.gallery.deadline import within
 from app.gallery.errors import ExtractorMismatch, TimedOut
 from app.gallery.index import INDEX_KINDS, ExactIndex, IndexKind, SegmentedIndex
+from app.gallery.index.codebook import LEAST_TRAINING
+from app.gallery.index.upkeep import Limits
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
 from app.gallery.records import Change, NewTemplate
 from app.gallery.reembedding.store import ReembeddingStore
@@ -122,6 +124,30 @@ def test_probes_of_many_load_balancers_share_one_reading_of_all_galleries(
         monkeypatch.setattr("app.gallery.views.replicas.time.monotonic", lambda late=late: late)
     replicas.up_to_date("people")
     assert [*lags, replicas.lag()] == [1, 1, 1, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("rule", ["best", "mean", "both"])
+def test_a_decision_on_embeddings_of_half_precision_is_made_on_exact_ones(
+    store: GalleryStore, new_templates: Templates, rule: MatchingRule
+) -> None:
+    index = SegmentedIndex(DIMENSION, compress_from=LEAST_TRAINING, half=True, limits=Limits(tail=64))
+    replica = GalleryReplica(store.gallery("people"), GalleryHistory(store.engine), lambda: index)
+    templates, probes = new_templates(LEAST_TRAINING), np.stack([template.embedding for template in new_templates(3)])
+    by_subject = {enroll(store, f"subject {row}", templates[row::8]): templates[row::8] for row in range(7)}
+    found, statements = search(replica, store, probes, rule=rule), list[str]()
+    event.listen(store.engine, "before_cursor_execute", lambda *asked: statements.append(asked[2]))
+    assert replica.search(probes, top_k=5, rule=rule) == found
+    assert not statements  # nothing is rounded yet
+    by_subject[enroll(store, "subject 7", templates[7::8])] = templates[7::8]
+    replica.catch_up(*store.gallery("people").point)
+    while replica.tend():
+        pass
+    rounded = index.vectors(index.ids())
+    assert (rounded == rounded.astype(np.float16)).all()
+    for probe, candidates in zip(probes, search(replica, store, probes, rule=rule), strict=True):
+        for candidate in candidates:
+            own = np.stack([template.embedding for template in by_subject[candidate.subject_id]])
+            assert candidate.distance == subject_distances(probe, own, np.array([0]), rule)[0]
 
 
 @pytest.mark.parametrize("rule", ["mean", "both"])
