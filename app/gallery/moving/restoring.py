@@ -56,7 +56,7 @@ def restore_people(
     journal: Journal,
     seals: RowSeals,
 ) -> Stored:
-    """Store people as they were, in one transaction; a subject that is there gets the templates it lacks.
+    """Store people as they were, in one transaction; a subject that is there gets what it lacks: templates, and crops.
 
     Such a subject keeps its own metadata and expiry, which may be newer, and its consent, unless it has none or one
     that was granted earlier. A template of it that does not open any more is sealed anew and counts as added.
@@ -78,7 +78,7 @@ def restore_people(
         refused = _refused(owner, subjects, rows)
         subjects = [subject for subject in subjects if subject.key not in refused]
         templates_of, closed = _stored_templates(session, seals, owner, rows.values(), subjects)
-        made: list[tuple[TemplateRow, str | None, bytes | None]] = []
+        made, crops = list[TemplateRow](), dict[TemplateRow, tuple[str | None, bytes]]()
         known = consents = 0
         key_ids = iter(seals.new_keys(len({subject.key for subject in subjects} - rows.keys())))
         for subject in subjects:
@@ -105,18 +105,21 @@ def restore_people(
                 continue
             own |= templates
             closed -= set(templates.values())
-            made += [(template, row.key_id, wanted[digest].crop) for digest, template in templates.items()]
+            made += templates.values()
+            for one in subject.templates:
+                if one.crop is not None:
+                    crops[own[one.crop_sha256]] = row.key_id, one.crop
             known += sum(one.crop_sha256 not in wanted for one in subject.templates)
             terms = _newer_consent(row, subject)
             apply_terms(row, terms)
             consents += len(terms)
             if (templates or terms) and not as_written:
                 row.updated_at = now()
-        session.add_all(template for template, _, _ in made)
+        session.add_all(made)
         session.flush()
-        keep_crops(session, seals, [(template, key_id, crop) for template, key_id, crop in made if crop is not None])
+        keep_crops(session, seals, [(template, key_id, crop) for template, (key_id, crop) in crops.items()])
         if made:
-            record_changes(session, owner, "add", [(template.id, template.subject_id) for template, _, _ in made])
+            record_changes(session, owner, "add", [(template.id, template.subject_id) for template in made])
         session.flush()
         counts = {"added": len(made), "known": known} | ({"consents": consents} if consents else {})
         journal.write(session, Event("import", gallery, tuple(sorted(keys - refused.keys())), counts))

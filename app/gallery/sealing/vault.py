@@ -167,6 +167,15 @@ class Vault:
         with self._reading() as session:
             return {one for one in values_of(session, DataKeyRow.purpose) if one.startswith(beginning)}
 
+    def ids(self, purposes: Sequence[str]) -> set[str]:
+        """Ids of the keys of some purposes that are there."""
+        found = set[str]()
+        for start in range(0, len(purposes), _MANY):
+            own = DataKeyRow.purpose.in_(purposes[start : start + _MANY])
+            with self._reading() as session:
+                found.update(session.scalars(select(DataKeyRow.id).where(own, DataKeyRow.destroyed_at.is_(None))))
+        return found
+
     def known(self, ids: Sequence[str]) -> set[str]:
         """Those of some ids (at most 5,000) that the vault has or had."""
         with self._reading() as session:

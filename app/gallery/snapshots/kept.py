@@ -18,7 +18,7 @@ from app.gallery.records import Gallery
 from app.gallery.snapshots.files import INDEX, Opened, SnapshotsOfGallery, read_files, write_files
 from app.gallery.snapshots.lead import SnapshotLead
 from app.gallery.snapshots.private_folder import make_private
-from app.gallery.snapshots.sealed import SealedSnapshots, SealingKey, SnapshotKeys, set_aside
+from app.gallery.snapshots.sealed import SealedSnapshots, SealingKey, SnapshotKeys, listed, set_aside
 from app.gallery.snapshots.steady_look import look_steadily
 from app.gallery.snapshots.unsealing import Unsealing
 from app.gallery.views.owners import TemplateOwners
@@ -70,8 +70,7 @@ class Snapshots:
     def revisions(self) -> list[int]:
         """Revisions of the snapshots that are there, oldest first."""
         found = set(self._sealed.revisions if self._sealed is not None else ())
-        if self.folder.is_dir():
-            found |= {int(path.name) for path in self.folder.iterdir() if _REVISION.fullmatch(path.name)}
+        found |= {int(path.name) for path in listed(self.folder) if _REVISION.fullmatch(path.name)}
         return sorted(found)
 
     @property
@@ -91,6 +90,11 @@ class Snapshots:
     def lead_sign(self) -> int | None:
         """The last sign of life of the process that leads (see `SnapshotLead`)."""
         return self._lead.sign
+
+    @property
+    def key_id(self) -> str | None:
+        """Which key the newest sealed one names, whether that is still there or not."""
+        return None if self._sealed is None else self._sealed.key_id
 
     @property
     def outdated(self) -> bool:
@@ -158,13 +162,20 @@ class Snapshots:
                 shutil.rmtree(path, ignore_errors=True)
 
     def drop(self) -> None:
-        """Remove all snapshots; who searches goes on."""
-        if self.folder.is_dir():
-            for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
-                if path != self.folder and path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-        if self._sealed is not None:
-            self._sealed.drop()
+        """Remove all snapshots; who searches goes on.
+
+        Raises:
+            OSError: those that lie open cannot be listed; the sealed ones do not open any more.
+            FacegalleryError: the vault does not answer.
+        """
+        try:
+            if self.folder.is_dir():
+                for path in (*self.folder.iterdir(), *self.folder.parent.iterdir()):
+                    if path != self.folder and path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+        finally:
+            if self._sealed is not None:
+                self._sealed.drop()
 
     def _write(self, index: SegmentedIndex, owners: TemplateOwners, point: Point, reach: Callable[[], Point]) -> Path:
         make_private(self.folder)

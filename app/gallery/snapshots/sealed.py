@@ -58,6 +58,10 @@ class SnapshotKeys(Protocol):
         """The purposes of the keys that are there, of those that begin so."""
         ...
 
+    def ids(self, purposes: Sequence[str]) -> set[str]:
+        """Ids of the keys of some purposes that are there."""
+        ...
+
 
 class KeyDestroyed(Exception):
     """Something was erased while a snapshot was written that may still hold it: it is to be begun anew."""
@@ -193,6 +197,14 @@ class SealedSnapshots:
                 name = path.relative_to(source)
                 if not path.is_dir() and name != Path(_KEY):
                     try_file(path, secret, self._associated(name, revision))
+
+    @property
+    def key_id(self) -> str | None:
+        """Which key the newest one names; None where there is none, or it names none."""
+        try:
+            return (self.place_of(self.revisions[-1]) / _KEY).read_text()
+        except (IndexError, OSError, UnicodeDecodeError):
+            return None
 
     @property
     def key_destroyed(self) -> bool:

@@ -1,6 +1,6 @@
 """Where a gallery's index comes from: its kind, and the folder of its snapshots."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from app.gallery.records import Gallery
 from app.gallery.snapshots.kept import Snapshots
 from app.gallery.snapshots.leftovers import drop_all, drop_gone
 from app.gallery.snapshots.private_folder import PrivateFolder
-from app.gallery.snapshots.sealed import SnapshotKeys
+from app.gallery.snapshots.sealed import SnapshotKeys, purpose_of
 from model.errors import FacegalleryError
 
 _log = structlog.get_logger()
@@ -92,6 +92,14 @@ class IndexSource:
         if self.seal is None:
             return Snapshots(self.folder, gallery, opened)
         return Snapshots(self.seal.memory.path, gallery, opened, (self.folder, self.seal.keys))
+
+    def snapshot_keys(self, gallery_ids: Iterable[int]) -> Collection[str]:
+        """Ids of the keys that sealed snapshots of some galleries have, on whichever machine.
+
+        Raises:
+            FacegalleryError: the vault does not answer.
+        """
+        return () if self.seal is None else self.seal.keys.ids([purpose_of(one) for one in gallery_ids])
 
     def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
         return SegmentedIndex.load(folder, dimension, compress_from=self._compress_from, half=self.half)

@@ -251,25 +251,29 @@ class GalleryReplica:
         Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
 
         Raises:
-            FacegalleryError: the vault or the database does not answer; the erasure is still to be followed.
+            OSError, FacegalleryError: snapshots cannot be removed, or the vault or the database does not answer; the
+                erasure is still to be followed.
         """
         if self.snapshots is None:
             return 0
         gallery = self._reading.gallery()
         if gallery is None:
             return 0
-        with suppress(Busy):  # a view that is behind is not written below
+        with suppress(Exception):  # a view that is behind, for whatever reason, is not written below
             self.catch_up(*gallery.point)
         with holding(self._tending):  # one that is being written is waited for
             there = len(self.snapshots.revisions)
-            behind = not self._reached(gallery.point)
-            if not there or behind:
+            reached = False
+            with suppress(Exception):
+                reached = self._reached(gallery.point)
+            if not there or not reached:
                 self.snapshots.drop()  # also the keys that an attempt before could not destroy
-        if there and not behind:
+        if there and reached:
             try:
                 self.write_snapshot(erase=True)
             except OSError as error:
                 _log.error("snapshot.failed", gallery=self.name, reason=str(error))
+                self.snapshots.drop()  # again: what failed may have been that
         if gallery.erasure is not None:
             self._history.snapshots_erased(gallery.id, gallery.erasure)
         return there

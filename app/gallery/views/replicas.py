@@ -1,6 +1,7 @@
 """The galleries that this process has an index of, and what follows when something in them was erased."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -25,6 +26,7 @@ from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
 from model.errors import FacegalleryError
 
+_MOMENT = 1.0  # seconds for which what all galleries have reached is not read again to tell how far one is behind
 _log = structlog.get_logger()
 
 
@@ -47,6 +49,7 @@ class Replicas:
         self._lock = threading.Lock()
         self._upkeep: Upkeep | None = None
         self._leftovers = EngineLeftovers(store.engine, indexes.engine) if indexes.engine is not None else None
+        self._points: tuple[float, dict[int, Point]] = float("-inf"), {}  # of all galleries, and when they were read
         self._owed: dict[tuple[int, datetime], Gallery] = {}  # in which an erasure could not be followed yet
 
     def start(self, chores: Sequence[Callable[[], None]], given_up: Callable[[], bool] = never) -> None:
@@ -143,8 +146,14 @@ class Replicas:
         try_each(partial(self.of, gallery) for gallery in galleries if gallery.extractor == self._extractor)
 
     def lag(self) -> int:
-        """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""
-        present = self._history.points()
+        """How many revisions this process is behind, in the gallery where it is most; its next call catches up.
+
+        What other processes have written counts a moment later: probes of many load balancers share one reading.
+        """
+        read, present = self._points
+        if (clock := time.monotonic()) - read >= _MOMENT:
+            present = self._history.points()
+            self._points = clock, present
         return max((_behind(one.point, present.get(one.gallery_id)) for one in self.all()), default=0)
 
     # -- after an erasure

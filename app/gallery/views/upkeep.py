@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,7 +43,6 @@ class _Kept:
         revision: of the last one; -1: there is none.
         written: when, by the monotonic clock.
         erase_from: the earliest moment of the next that an erasure asks for.
-        asked: when the vault was asked whether the last one still opens.
         told: whether it was logged that they have no folder.
         sign: the last sign of life of who leads, where something was to be erased.
         sign_seen: since when it is that one.
@@ -52,7 +51,6 @@ class _Kept:
     revision: int
     written: float = float("-inf")
     erase_from: float = float("-inf")
-    asked: float = float("-inf")
     told: bool = False
     sign: int | None = None
     sign_seen: float = float("-inf")
@@ -100,6 +98,8 @@ class Upkeep:
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._rounds = Rounds(history)
         self._kept: dict[int, _Kept] = {}
+        self._keys: Collection[str] = ()  # of all galleries' snapshots, when the vault was last asked
+        self._asked = float("-inf")
         self._told: dict[str, float] = {}  # reasons of failures, and when they were logged
         self._reports = FollowerReports(self.name, replicas, history, quietly=self._quietly)
 
@@ -153,6 +153,7 @@ class Upkeep:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
         changed, galleries = self._rounds.look(), self._rounds.galleries
         settled = {replica.gallery_id for replica in replicas} - changed
+        self._quietly(self._look_at_keys)
         self._quietly(self._meet, [gallery for one, gallery in galleries.items() if one not in settled])
         for replica in self._rounds.due(replicas, changed):
             if not self._ended.is_set():
@@ -160,11 +161,26 @@ class Upkeep:
         for gone in changed - galleries.keys():
             self._kept.pop(gone, None)
 
+    def _look_at_keys(self) -> None:
+        """Ask the vault, for all galleries at once, which keys of snapshots there still are."""
+        if self._source.snapshot_interval and time.monotonic() - self._asked >= self._source.snapshot_interval:
+            self._keys = self._source.snapshot_keys(self._rounds.galleries)
+            self._asked = time.monotonic()
+
     def _tend(self, replica: GalleryReplica, gallery: Gallery | None) -> None:
         here = gallery is not None and replica.is_of(gallery)
         if gallery is None or not here or gallery.extractor != replica.extractor:
             self._let_go(replica, gone=not here)
             return
+        try:
+            self._bring_on(replica, gallery)
+        except Exception:
+            # Whoever was erased does not wait in the snapshots until what has failed goes well again.
+            self._quietly(self._erase_owed, replica, gallery)
+            raise
+
+    def _bring_on(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Bring a replica up to date, tend it, and do what is to be done about its snapshots."""
         if replica.applied_revision < 0:
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         replica.follow(*gallery.point, given_up=self._ended.is_set)
@@ -232,6 +248,15 @@ class Upkeep:
         self._drop(replica)
         _log.info("gallery.let_go", gallery=replica.name, gone=gone)
 
+    def _erase_owed(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Erase what is owed, whether this process leads or not, and whether there is a view or not."""
+        if replica.snapshots is None or gallery.erasure is None:
+            return
+        if self._leads(replica, replica.snapshots):
+            self._erase(replica)
+        else:
+            self._erase_for(replica, replica.snapshots)
+
     def _erase(self, replica: GalleryReplica) -> None:
         """Write the snapshot without what was erased; many erasures in a row get one every now and then."""
         kept, start = self._of(replica), time.monotonic()
@@ -260,10 +285,9 @@ class Upkeep:
         kept, interval = self._of(replica), self._source.snapshot_interval
         if replica.rebuild_wanted or time.monotonic() - kept.written < interval:
             return
-        due = replica.applied_revision != kept.revision
-        if not due and time.monotonic() - kept.asked >= interval:
-            due, kept.asked = snapshots.outdated or self._found(replica) != kept.revision, time.monotonic()
-        if due:
+        kept_now = replica.applied_revision == kept.revision == self._found(replica)
+        # One whose key is not among those that were there may have a newer one.
+        if not kept_now or (snapshots.key_id not in self._keys and snapshots.outdated):
             self._write(replica)
 
     def _write(self, replica: GalleryReplica) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, delete, func, select, update
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.crops import decode_crop
@@ -24,6 +24,7 @@ from app.gallery.moving.portable import Stored
 from app.gallery.policy import WantedRates
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.tables import CropRow
 from app.gallery.views.replica import GalleryReplica
 from model.pipeline import Networks
 from tests.app.gallery.archives import Templates, export, fill, lines, read_back, templates_with_crops
@@ -250,6 +251,27 @@ def test_a_subject_that_comes_in_pieces_keeps_its_moments(
     other.delete_template("people", other.templates("people", subject="bob/é", after=0, limit=1).items[0].id)
     assert read_back(tmp_path / "a.zip", other, networks) == Stored(added=1, known=1504)
     assert other.subject("people", "bob/é").updated_at > bob.updated_at
+
+
+@pytest.mark.parametrize("lost", ["none was kept", "one was damaged"])
+def test_templates_that_are_there_get_the_crops_that_they_lack(
+    sealed_store: GalleryStore, templates: Templates, extractor: str, networks: Networks, tmp_path: Path, lost: str
+) -> None:
+    fill(sealed_store, templates, extractor)
+    manifest = export(sealed_store, tmp_path / "a.zip")
+    with sealed_store.engine.begin() as connection:
+        if lost == "none was kept":
+            connection.execute(delete(CropRow))
+        else:
+            one = select(func.min(CropRow.template_id)).scalar_subquery()
+            connection.execute(update(CropRow).where(CropRow.template_id == one).values(image=b"another"))
+    before = sealed_store.gallery("people")
+    assert read_back(tmp_path / "a.zip", sealed_store, networks, keep_crops=False) == Stored(known=5)
+    assert export(sealed_store, tmp_path / "b.zip").crops < 5
+    for _ in range(2):
+        assert read_back(tmp_path / "a.zip", sealed_store, networks) == Stored(known=5)
+        assert export(sealed_store, tmp_path / "b.zip").members == manifest.members
+    assert sealed_store.gallery("people") == before
 
 
 # -- another extractor

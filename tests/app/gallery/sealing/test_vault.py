@@ -40,6 +40,15 @@ def test_keys_are_random_and_open_again(any_vault: Vault) -> None:
     assert any_vault.known([first.id, "f" * 32]) == {first.id}
 
 
+def test_keys_are_listed_by_their_purposes(any_vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.gallery.sealing.vault._MANY", 2)
+    made = {f"snapshot {one}": any_vault.new_key(f"snapshot {one}").id for one in range(4)}
+    any_vault.destroy([made["snapshot 0"]])
+    any_vault.discard("snapshot 1")
+    assert any_vault.ids(list(made)) == {made["snapshot 2"], made["snapshot 3"]}
+    assert any_vault.ids(["snapshot 3", "none"]) == {made["snapshot 3"]}
+
+
 def test_a_destroyed_key_leaves_its_id_alone(any_vault: Vault) -> None:
     gone, kept = any_vault.new_keys("subject", 2)
     assert any_vault.destroy([gone.id, "f" * 32]) == 1

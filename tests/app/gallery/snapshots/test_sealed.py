@@ -21,6 +21,8 @@ from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.records import NewTemplate
+from app.gallery.sealing.encryption import SealedRows
+from app.gallery.sealing.master_keys import MasterKey, MasterKeys
 from app.gallery.sealing.vault import DataKeyRow, Vault
 from app.gallery.snapshots.kept import Snapshots
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
@@ -828,6 +830,65 @@ def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_
     machine.source.drop_gone(machine.history.points)
     monkeypatch.undo()
     upkeep.stop()
+
+
+def test_a_folder_in_memory_that_cannot_be_read_stops_no_load_and_leaves_no_copy_that_opens(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies open there is owed until it can be removed."""
+    templates = new_templates(2)
+    enroll(machine.store, "anna", templates[:1])
+    bob = enroll(machine.store, "bob", templates[1:])
+    machine.replica().write_snapshot()
+    (file,) = machine.disk.rglob("key")
+    key = file.read_text()
+    real = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.is_relative_to(machine.memory):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refused)
+        again = machine.replica()
+        upkeep = Upkeep(lambda: [again], machine.history, machine.source)
+        machine.store.delete_subject("people", "anna")
+        upkeep.tick()
+        assert found(again, templates) == [None, bob]
+        assert key not in vault.open_keys([key])
+        assert owes_erasure(machine)
+    upkeep.stop()
+    assert not owes_erasure(machine)
+    assert not machine.holds(machine.memory, templates[0])
+
+
+@pytest.mark.parametrize("when", ["tick", "stop"])
+def test_an_index_that_cannot_be_loaded_does_not_hold_back_an_erasure(
+    machine: Machine, vault: Vault, new_templates: Templates, when: str
+) -> None:
+    """As where the master key that has wrapped people's keys is not at hand."""
+    enroll(machine.store, "anna", new_templates(1))
+    enroll(machine.store, "bob", new_templates(1))
+    machine.replica().write_snapshot()
+    (file,) = machine.disk.rglob("key")
+    key = file.read_text()
+    machine.reboot()
+    machine.store.delete_subject("people", "anna")
+    without = Vault(vault.engine, MasterKeys([MasterKey.make()]))
+    store = GalleryStore(machine.store.engine, seals=SealedRows(without))
+    closed, gallery = Machine(machine.disk.parent, store, without), store.gallery("people")
+    replica = GalleryReplica(
+        gallery, closed.history, partial(closed.source.make, gallery), closed.source.snapshots_of(gallery)
+    )
+    upkeep = Upkeep(lambda: [replica], closed.history, closed.source)
+    getattr(upkeep, when)()
+    assert replica.applied_revision == -1
+    assert not owes_erasure(machine)
+    assert key not in vault.open_keys([key])
+    assert machine.sealed() == []
+    upkeep.stop()
+    closed.reboot()
 
 
 def test_snapshots_of_a_gallery_that_was_made_after_a_restore(

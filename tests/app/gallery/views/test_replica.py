@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -104,6 +105,25 @@ def test_how_far_a_process_is_behind_is_asked_without_loading_galleries(
     assert replicas.lag() == 2
     event.remove(GalleryRow, "load", listen)
     assert loaded == []
+
+
+def test_probes_of_many_load_balancers_share_one_reading_of_all_galleries(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = Replicas(store, GalleryHistory(store.engine), IndexSource(), extractor=EXTRACTOR)
+    replicas.up_to_date("people")
+    asked = list[str]()
+    event.listen(store.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+    lags = list[int]()
+    for key in ("anna", "bob"):
+        enroll(store, key, new_templates(1))
+        asked.clear()
+        lags += [replicas.lag() for _ in range(3)]
+        assert len([one for one in asked if one != "BEGIN"]) == 1
+        late = time.monotonic() + 1
+        monkeypatch.setattr("app.gallery.views.replicas.time.monotonic", lambda late=late: late)
+    replicas.up_to_date("people")
+    assert [*lags, replicas.lag()] == [1, 1, 1, 2, 2, 2, 0]
 
 
 @pytest.mark.parametrize("rule", ["best", "mean", "both"])

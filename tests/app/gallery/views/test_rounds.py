@@ -3,15 +3,18 @@
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from sqlalchemy import event
 
 from app.gallery.errors import Busy
 from app.gallery.records import Change, NewTemplate
+from app.gallery.sealing.vault import Vault
+from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
-from app.gallery.views.index_source import IndexSource
+from app.gallery.views.index_source import IndexSource, SnapshotSeal
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.replicas import Replicas
 from app.gallery.views.upkeep import Upkeep
@@ -154,6 +157,40 @@ def test_who_waits_for_the_snapshot_of_a_leader_that_dies_writes_it_at_the_next_
     leader.dies()
     follower.upkeep.tick()
     assert [one.snapshots.lasting for one in follower.replicas.all() if one.snapshots is not None] == [1] * 5
+
+
+def test_a_leader_asks_the_vault_once_for_all_galleries_and_finds_the_one_whose_key_is_gone(
+    store: GalleryStore, vault: Vault, tmp_path: Path, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, NAMES, new_templates(1))
+    seal = SnapshotSeal(vault, PrivateFolder(private_base(tmp_path / "memory"), "mine"))
+    source = IndexSource(folder=tmp_path / "index", seal=seal)
+    process = Process(store, source)
+    asked, clock = list[str](), time.monotonic()
+    event.listen(vault.engine, "before_cursor_execute", lambda *arguments: asked.append(arguments[2]))
+
+    def asked_in_a_round() -> int:
+        nonlocal clock
+        clock += source.snapshot_interval
+        monkeypatch.setattr("app.gallery.views.upkeep.time.monotonic", lambda: clock)
+        asked.clear()
+        for _ in range(3):
+            process.upkeep.tick()
+        return len([one for one in asked if one != "BEGIN"])
+
+    def keys() -> dict[str, str]:
+        return {file.parents[2].name: file.read_text() for file in (tmp_path / "index").rglob("key")}
+
+    before = keys()
+    assert asked_in_a_round() == 1
+    people = f"gallery-{store.gallery('people').id}"
+    vault.discard(f"snapshot {store.gallery('people').id}")  # as another machine does that erases, or keeps none
+    asked_in_a_round()
+    after = keys()
+    assert [name for name in before if before[name] != after[name]] == [people]
+    assert vault.open_keys([after[people]]) != {}
+    assert asked_in_a_round() == 1
+    source.close()
 
 
 def test_galleries_that_are_gone_are_let_go_at_the_next_look(
