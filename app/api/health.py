@@ -30,16 +30,17 @@ async def healthz() -> Alive:
 
 @router.get("/readyz", summary="Ready", response_model=Ready, responses=not_ready_response())
 async def readyz(service: Service) -> Ready | JSONResponse:
-    """The networks are loaded, the indexes built, and the database answers.
+    """The networks are loaded, the indexes that there were at the start, too, and the database answers.
 
     `lag` counts the revisions that this process has yet to follow, in the gallery where it is most behind; it
-    catches up before it answers a search there.
+    catches up before it answers a search there. `awaited` counts the large galleries that answer `busy` until their
+    index is loaded anew, as after a restore or a fall back of the database.
     """
     try:
-        lag = await to_thread.run_sync(service.lag, limiter=_not_queued)
+        lag, awaited = await to_thread.run_sync(lambda: (service.lag(), service.awaited()), limiter=_not_queued)
     except FacegalleryError as error:
         return problem("not-ready", str(error))
-    return Ready(status="ready", extractor=service.extractor, lag=lag)
+    return Ready(status="ready", extractor=service.extractor, lag=lag, awaited=awaited)
 
 
 @router.get(

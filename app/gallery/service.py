@@ -96,6 +96,10 @@ class GalleryService:
         """How many revisions this process is behind, in the gallery where it is most; its next call catches up."""
         return self.replicas.lag()
 
+    def awaited(self) -> int:
+        """In how many galleries this process refuses calls until an index is loaded."""
+        return self.replicas.awaited()
+
     def close(self) -> None:
         """End the upkeep, with a last snapshot of what has changed, and give all connections back.
 

@@ -148,6 +148,7 @@ def test_alive_and_ready(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "alive"}
     ready = client.get("/readyz")
     assert ready.json()["extractor"] == ready.headers["Facegallery-Extractor"]
+    assert ready.json()["awaited"] == 0
 
 
 def test_metrics_have_every_stage_and_no_subject(

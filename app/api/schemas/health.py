@@ -19,3 +19,4 @@ class Ready(BaseModel):
     status: Literal["ready"] = Field(description="always the same")
     extractor: str = ExtractorField
     lag: int = Field(description="revisions that this process has yet to follow")
+    awaited: int = Field(description="galleries that answer `busy` until this process has loaded their index")

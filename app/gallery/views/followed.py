@@ -33,6 +33,8 @@ class FollowedView:
         self.lock = threading.Lock()
         self.rebuild_wanted = False
         """Whether somebody asked for a new index, and it is not there yet."""
+        self.lost = False
+        """Whether nothing but loading brings the view on."""
         self._reading = reading
         self._source = source
         self._name = reading.name
@@ -52,7 +54,7 @@ class FollowedView:
 
     def put(self, view: View) -> None:
         """Search another view; the lock is held."""
-        self._view, self._halfway = view, None
+        self._view, self._halfway, self.lost = view, None, False
 
     def reach(self, index: SegmentedIndex) -> Point:
         """The last point of which a view's index may hold something by now.

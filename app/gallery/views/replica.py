@@ -96,6 +96,10 @@ class GalleryReplica:
         """Whether somebody asked for a new index, and it is not there yet."""
         return self._followed.rebuild_wanted
 
+    def awaited(self) -> bool:
+        """Whether calls are refused until the index is loaded."""
+        return self._followed.lost and self._tended and self._reading.large
+
     @property
     def view(self) -> View:
         """The present view."""
@@ -115,7 +119,8 @@ class GalleryReplica:
         if self._followed.is_at(revision, mark):
             return
         with holding(self._followed.lock):
-            if not self._followed.brought_to(revision, mark):
+            self._followed.lost = not self._followed.brought_to(revision, mark)
+            if self._followed.lost:
                 if self._tended and self._reading.large:
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
                 self._followed.put(self._followed.loaded(revision, never))
@@ -133,7 +138,7 @@ class GalleryReplica:
         with self._tending:
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
-                    lost = not self._followed.brought_to(revision, mark, slices=1)
+                    lost = self._followed.lost = not self._followed.brought_to(revision, mark, slices=1)
                 if lost:
                     try:
                         self._followed.switch(self._followed.loaded(revision, given_up))

@@ -156,6 +156,10 @@ class Replicas:
             self._points = clock, present
         return max((_behind(one.point, present.get(one.gallery_id)) for one in self.all()), default=0)
 
+    def awaited(self) -> int:
+        """In how many galleries calls are refused until the upkeep has loaded the index."""
+        return sum(one.awaited() for one in self.all())
+
     # -- after an erasure
 
     def follow(self, gallery: Gallery) -> None:

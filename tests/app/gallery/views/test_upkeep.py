@@ -466,7 +466,9 @@ def test_nobody_waits_for_a_large_index(
     large = Process(store, source)
     with pytest.raises(Busy):
         large.find(templates)
+    assert (large.replica.awaited(), small.replica.awaited()) == (True, False)
     large.upkeep.tick()
+    assert not large.replica.awaited()
     assert large.find(templates) == [anna] * 5
     bob = enroll(store, "bob", more := new_templates(1))
     carl = enroll(store, "carl", last := new_templates(1))
@@ -477,7 +479,9 @@ def test_nobody_waits_for_a_large_index(
         connection.exec_driver_sql("DELETE FROM change WHERE revision <= 2")
     with pytest.raises(Busy):
         large.find(templates)
+    assert large.replica.awaited()
     large.upkeep.tick()
+    assert not large.replica.awaited()
     assert large.find([*templates, *more, *last]) == [anna] * 5 + [bob, carl]
 
 
