@@ -107,18 +107,30 @@ def _cells(row: Consistency) -> tuple[object, ...]:
 def _explain(row: Consistency) -> None:
     for reason in row.damaged_snapshots:
         complain(f"{row.gallery}: {reason}", style="red")
+    differing = row.differing
+    for what, ids, count in (
+        ("are not in the index", differing.missing, row.missing),
+        ("are in the index and not in SQL", differing.surplus, row.surplus),
+        ("have another subject in the index", differing.moved, row.moved),
+        ("have another embedding in the index", differing.changed, row.changed),
+    ):
+        if count:
+            complain(f"{row.gallery}: templates that {what}: {_named(ids, count)}", style="red")
     forgotten = set(row.forgotten)
     others = [one for one in row.unreadable if one not in forgotten]
     if others:
         advice = "enroll or import their photos again, erase them, or restore the vault"
-        complain(f"{row.gallery}: templates that do not open: {_named(others)}; {advice}", style="red")
+        complain(f"{row.gallery}: templates that do not open: {_named(others, len(others))}; {advice}", style="red")
     if row.forgotten:
         complain(
             f"{row.gallery}: templates of people who were forgotten and came back with a backup: "
-            f"{_named(row.forgotten)}; the next sweep erases them, or `facegallery retention sweep` now",
+            f"{_named(row.forgotten, len(row.forgotten))}; the next sweep erases them, or "
+            "`facegallery retention sweep` now",
             style="red",
         )
 
 
-def _named(templates: Sequence[int]) -> str:
-    return ", ".join(map(str, templates[:_NAMED])) + (" …" if len(templates) > _NAMED else "")
+def _named(first: Sequence[int], count: int) -> str:
+    """The first of so many templates; an index that does not name its own may have more than are known."""
+    named = [str(one) for one in first[:_NAMED]]
+    return ", ".join(named) if len(named) == count else f"{', '.join(named)} … ({count} in all)".lstrip()

@@ -30,13 +30,25 @@ _Ids = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 _LOOKS = 4  # at what differs, beside a service that writes
 _PIECE = 10_000  # templates that are looked at together
+LISTED = 1000
+"""Of templates that differ in one way as many are named."""
 _TELL = 64  # blocks between two reports of how far a check is: a minute or so
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class Differing:
+    """Ids of the templates that a `Consistency` counts, ascending: the first `LISTED` of each kind."""
+
+    missing: tuple[int, ...] = ()
+    surplus: tuple[int, ...] = ()
+    moved: tuple[int, ...] = ()
+    changed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Consistency:
-    """What was compared, and how many templates differ.
+    """What was compared, how many templates differ, and which.
 
     `missing` are in SQL and not in the index, `surplus` in the index and not in SQL; `moved` have another subject
     there, `changed` another embedding. `damaged_snapshots` says of each why it is not trusted. `unreadable` are the
@@ -53,6 +65,7 @@ class Consistency:
     damaged_snapshots: tuple[str, ...]
     unreadable: tuple[int, ...] = ()
     forgotten: tuple[int, ...] = ()
+    differing: Differing = Differing()
     compared: bool = True
 
     @property
@@ -81,6 +94,12 @@ class _Apart:
     surplus: _Ids
     moved: _Ids
     changed: _Ids
+
+    @property
+    def first(self) -> Differing:
+        """The first of each kind."""
+        kinds = (self.missing, self.surplus, self.moved, self.changed)
+        return Differing(*(tuple(ids[:LISTED].tolist()) for ids in kinds))
 
     def __and__(self, other: "_Apart") -> "_Apart":
         return _Apart(
@@ -179,6 +198,7 @@ def _judged(
         damaged,
         closed,
         forgotten,
+        found.first,
     )
 
 
