@@ -101,7 +101,16 @@ def _cells(row: Consistency) -> tuple[object, ...]:
     if not row.compared:
         return (row.gallery, row.templates, *4 * "–", len(row.unreadable), "–")
     counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
-    return (row.gallery, *counts, f"{len(row.damaged_snapshots)} damaged" if row.damaged_snapshots else "whole")
+    return (row.gallery, *counts, _snapshots(row))
+
+
+def _snapshots(row: Consistency) -> str:
+    said = [
+        f"{count} {what}"
+        for count, what in ((len(row.damaged_snapshots), "damaged"), (row.closed_snapshots, "not opened"))
+        if count
+    ]
+    return ", ".join(said) or ("whole" if row.snapshots else "none")
 
 
 def _explain(row: Consistency) -> None:

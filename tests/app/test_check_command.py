@@ -109,6 +109,20 @@ def test_of_many_that_differ_the_first_are_named(capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_it_says_whether_there_is_a_snapshot_at_all(facegallery: Facegallery, people: Path) -> None:
+    """Without one an index is built from SQL, and only compared with what it comes from."""
+
+    def told() -> tuple[str, int]:
+        (row,) = json.loads(facegallery("check", "--json").stdout)
+        return facegallery("check").stdout.splitlines()[3].split("│")[-2].strip(), row["snapshots"]
+
+    facegallery("migrate")
+    facegallery("import", people)
+    assert told() == ("none", 0)
+    leave_a_snapshot(facegallery)
+    assert told() == ("whole", 1)
+
+
 def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
     facegallery("migrate")
     facegallery("import", people)
@@ -117,7 +131,7 @@ def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tm
     sealed.write_bytes(bytes(sealed.stat().st_size))
     done = facegallery("check")
     assert done.returncode == 1
-    assert "│ 1 damaged" in done.stdout
+    assert "│ 1 damaged │" in done.stdout
     assert done.stderr == "default: snapshot of revision 1: owners.i64 is no sealed file\nadd --repair to mend it\n"
 
 
