@@ -29,6 +29,10 @@ def check_command(
 ) -> None:
     """Compare rows, index and snapshots; the service may go on meanwhile.
 
+    The index is the one that a process which starts now would search: the newest snapshot and the changes since, or,
+    where there is none, all rows anew. What a process that runs has in its memory is not seen; where that is
+    suspected, `facegallery reindex` has all of them build it anew.
+
     Exit codes: 0 all the same, or mended; 1 something differs, or does not open; 3 of a gallery of another extractor
     only the rows were looked at.
     """

@@ -1,6 +1,7 @@
 """`facegallery check` says what it looked at, and what to do."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.check import _explain
+from app.commands.check import _explain, check_command
 from app.gallery.views.consistency import Consistency, Differing
 from tests.app.test_cli import Facegallery, facegallery, people
 
@@ -96,6 +97,13 @@ def test_what_differs_is_named(facegallery: Facegallery, people: Path, tmp_path:
     )
     (row,) = json.loads(facegallery("check", "--json").stdout)
     assert (row["surplus"], row["differing"]) == (1, {"missing": [], "surplus": [2], "moved": [], "changed": []})
+
+
+def test_it_says_that_it_does_not_see_the_memory_of_others() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for text in (" ".join((check_command.__doc__ or "").split()), page):
+        assert re.search("What a process that runs has in its memory (is not seen|it does not see)", text)
+        assert "`facegallery reindex` has all of them build" in text
 
 
 def test_of_many_that_differ_the_first_are_named(capsys: pytest.CaptureFixture[str]) -> None:
