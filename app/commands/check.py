@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service, tell_plain_subjects
-from app.commands.progress import shown_progress
+from app.commands.progress import shown_blocks
 from app.commands.tables import print_table
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.names import normalise_gallery_name
@@ -95,10 +95,7 @@ class _ShownHistory(GalleryHistory):
 
     def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
         """All templates of a gallery in blocks."""
-        with shown_progress("reading templates", self._templates) as advance:
-            for block in super().template_blocks(gallery_id):
-                yield block
-                advance(len(block.ids))
+        return shown_blocks("reading templates", super().template_blocks(gallery_id), self._templates)
 
 
 def _cells(row: Consistency) -> tuple[object, ...]:
