@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from app.commands.options import Exit, JsonOption, complain, opened_service, tell_plain_subjects
-from app.commands.progress import shown_progress
+from app.commands.progress import shown_blocks
 from app.commands.tables import print_table
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound
 from app.gallery.names import normalise_gallery_name
@@ -28,6 +28,10 @@ def check_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare rows, index and snapshots; the service may go on meanwhile.
+
+    The index is the one that a process which starts now would search: the newest snapshot and the changes since, or,
+    where there is none, all rows anew. What a process that runs has in its memory is not seen; where that is
+    suspected, `facegallery reindex` has all of them build it anew.
 
     Exit codes: 0 all the same, or mended; 1 something differs, or does not open; 3 of a gallery of another extractor
     only the rows were looked at.
@@ -91,34 +95,52 @@ class _ShownHistory(GalleryHistory):
 
     def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
         """All templates of a gallery in blocks."""
-        with shown_progress("reading templates", self._templates) as advance:
-            for block in super().template_blocks(gallery_id):
-                yield block
-                advance(len(block.ids))
+        return shown_blocks("reading templates", super().template_blocks(gallery_id), self._templates)
 
 
 def _cells(row: Consistency) -> tuple[object, ...]:
     if not row.compared:
         return (row.gallery, row.templates, *4 * "–", len(row.unreadable), "–")
     counts = (row.templates, row.missing, row.surplus, row.moved, row.changed, len(row.unreadable))
-    return (row.gallery, *counts, f"{len(row.damaged_snapshots)} damaged" if row.damaged_snapshots else "whole")
+    return (row.gallery, *counts, _snapshots(row))
+
+
+def _snapshots(row: Consistency) -> str:
+    said = [
+        f"{count} {what}"
+        for count, what in ((len(row.damaged_snapshots), "damaged"), (row.closed_snapshots, "not opened"))
+        if count
+    ]
+    return ", ".join(said) or ("whole" if row.snapshots else "none")
 
 
 def _explain(row: Consistency) -> None:
     for reason in row.damaged_snapshots:
         complain(f"{row.gallery}: {reason}", style="red")
+    differing = row.differing
+    for what, ids, count in (
+        ("are not in the index", differing.missing, row.missing),
+        ("are in the index and not in SQL", differing.surplus, row.surplus),
+        ("have another subject in the index", differing.moved, row.moved),
+        ("have another embedding in the index", differing.changed, row.changed),
+    ):
+        if count:
+            complain(f"{row.gallery}: templates that {what}: {_named(ids, count)}", style="red")
     forgotten = set(row.forgotten)
     others = [one for one in row.unreadable if one not in forgotten]
     if others:
         advice = "enroll or import their photos again, erase them, or restore the vault"
-        complain(f"{row.gallery}: templates that do not open: {_named(others)}; {advice}", style="red")
+        complain(f"{row.gallery}: templates that do not open: {_named(others, len(others))}; {advice}", style="red")
     if row.forgotten:
         complain(
             f"{row.gallery}: templates of people who were forgotten and came back with a backup: "
-            f"{_named(row.forgotten)}; the next sweep erases them, or `facegallery retention sweep` now",
+            f"{_named(row.forgotten, len(row.forgotten))}; the next sweep erases them, or "
+            "`facegallery retention sweep` now",
             style="red",
         )
 
 
-def _named(templates: Sequence[int]) -> str:
-    return ", ".join(map(str, templates[:_NAMED])) + (" …" if len(templates) > _NAMED else "")
+def _named(first: Sequence[int], count: int) -> str:
+    """The first of so many templates; an index that does not name its own may have more than are known."""
+    named = [str(one) for one in first[:_NAMED]]
+    return ", ".join(named) if len(named) == count else f"{', '.join(named)} … ({count} in all)".lstrip()

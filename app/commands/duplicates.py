@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from app.commands.options import GalleryOption, JsonOption, opened_service
+from app.commands.progress import shown_blocks, shown_progress
 from app.commands.tables import print_table
 from app.gallery.doubles.likeness import alike_pairs, find_places, outlying_templates
 from app.gallery.doubles.neighbours import neighbours_of
@@ -45,12 +46,14 @@ def duplicates_command(
             raise ExtractorMismatch(
                 f"gallery {name!r} belongs to {found.extractor}, whose threshold is not known here; give --threshold"
             )
-        places = find_places(service.history.template_blocks(found.id), found.dimension)
-        near = neighbours_of(places.means)
-        pairs = alike_pairs(places, near, threshold, most=most)
-        outliers = outlying_templates(
-            service.history.template_blocks(found.id), places, near, threshold, most=most, listed=pairs
-        )
+        total = service.store.size(found).templates
+        blocks = shown_blocks("reading templates", service.history.template_blocks(found.id), total)
+        places = find_places(blocks, found.dimension)
+        with shown_progress("comparing subjects", len(places.ids)) as advance:
+            near = neighbours_of(places.means)
+            pairs = alike_pairs(places, near, threshold, most=most, progress=advance)
+        blocks = shown_blocks("comparing templates", service.history.template_blocks(found.id), total)
+        outliers = outlying_templates(blocks, places, near, threshold, most=most, listed=pairs)
         ids = {one.first for one in pairs} | {one.second for one in pairs} | {one.subject_id for one in outliers}
         ids |= {one.nearest_id for one in outliers if one.nearest_id is not None}
         subjects = service.store.subjects_by_id(sorted(ids)) if ids else {}

@@ -1,7 +1,7 @@
 """How far a long command is: a bar for people, a line now and then for logs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.text import Text
 
 from app.commands.options import complain, errors
+from app.gallery.records import TemplateBlock
 
 _EVERY_SECONDS = 15.0
 
@@ -113,3 +114,11 @@ def shown_progress(what: str, total: int) -> Iterator[Advance]:
             complain(f"{what}: {pace}", style="dim")
 
     yield advance
+
+
+def shown_blocks(what: str, blocks: Iterable[TemplateBlock], total: int) -> Iterator[TemplateBlock]:
+    """Templates in blocks, with `shown_progress` of how many were worked on."""
+    with shown_progress(what, total) as advance:
+        for block in blocks:
+            yield block
+            advance(len(block.ids))

@@ -47,7 +47,7 @@ def reembed_command(
     name = normalise_gallery_name(gallery)
     with opened_store() as store:
         if discard:
-            erased = ReembeddingStore(store.engine).discard(store.gallery(name))
+            erased = _discard(store, name)
             _drop_left(store, name)
             print(json.dumps({"gallery": name, "erased": erased}) if as_json else f"{erased} old embeddings erased")
             return
@@ -65,6 +65,12 @@ def _move(store: GalleryStore, name: str, extractor: Extractor, without_missing:
     total = ReembeddingStore(store.engine).count_missing(store.gallery(name), extractor.card.identity)
     with shown_progress("embedding", total) as progress:
         return move_gallery(store, name, extractor, without_missing=without_missing, progress=progress)
+
+
+def _discard(store: GalleryStore, name: str) -> int:
+    gallery, moves = store.gallery(name), ReembeddingStore(store.engine)
+    with shown_progress("erasing", moves.count_others(gallery)) as progress:
+        return moves.discard(gallery, progress=progress)
 
 
 def _drop_left(store: GalleryStore, name: str) -> None:

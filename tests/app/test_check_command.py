@@ -1,6 +1,7 @@
 """`facegallery check` says what it looked at, and what to do."""
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.check import _explain
-from app.gallery.views.consistency import Consistency
+from app.commands.check import _explain, check_command
+from app.gallery.views.consistency import Consistency, Differing
 from tests.app.test_cli import Facegallery, facegallery, people
 
 __all__ = ["facegallery", "people"]  # fixtures
@@ -74,19 +75,71 @@ def test_templates_of_forgotten_people_are_left_to_the_sweep_and_logged_once(
     assert "1 that a backup had brought back" in facegallery("retention", "sweep").stdout
 
 
+def leave_a_snapshot(facegallery: Facegallery) -> None:
+    program = (
+        "from app.main import open_service; from app.settings import Settings\n"
+        "service = open_service(Settings()); service.start(); service.close()"
+    )
+    subprocess.run([sys.executable, "-c", program], env=facegallery.environment, check=True, capture_output=True)
+
+
+def test_what_differs_is_named(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
+    facegallery("migrate")
+    facegallery("import", people)
+    leave_a_snapshot(facegallery)
+    with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
+        database.execute("DELETE FROM template WHERE id = 2")
+        database.commit()
+    done = facegallery("check")
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        ["default: templates that are in the index and not in SQL: 2", "add --repair to mend it"],
+    )
+    (row,) = json.loads(facegallery("check", "--json").stdout)
+    assert (row["surplus"], row["differing"]) == (1, {"missing": [], "surplus": [2], "moved": [], "changed": []})
+
+
+def test_it_says_that_it_does_not_see_the_memory_of_others() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for text in (" ".join((check_command.__doc__ or "").split()), page):
+        assert re.search("What a process that runs has in its memory (is not seen|it does not see)", text)
+        assert "`facegallery reindex` has all of them build" in text
+
+
+def test_of_many_that_differ_the_first_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    some, first = tuple(range(1, 1001)), ", ".join(map(str, range(1, 21)))
+    _explain(Consistency("people", 9999, 20, 5, 1, 5000, (), differing=Differing(some[:20], (), (7,), some)))
+    assert capsys.readouterr().err.splitlines() == [
+        f"people: templates that are not in the index: {first}",
+        "people: templates that are in the index and not in SQL: … (5 in all)",  # it does not name them
+        "people: templates that have another subject in the index: 7",
+        f"people: templates that have another embedding in the index: {first} … (5000 in all)",
+    ]
+
+
+def test_it_says_whether_there_is_a_snapshot_at_all(facegallery: Facegallery, people: Path) -> None:
+    """Without one an index is built from SQL, and only compared with what it comes from."""
+
+    def told() -> tuple[str, int]:
+        (row,) = json.loads(facegallery("check", "--json").stdout)
+        return facegallery("check").stdout.splitlines()[3].split("│")[-2].strip(), row["snapshots"]
+
+    facegallery("migrate")
+    facegallery("import", people)
+    assert told() == ("none", 0)
+    leave_a_snapshot(facegallery)
+    assert told() == ("whole", 1)
+
+
 def test_a_damaged_snapshot_is_a_line(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
     facegallery("migrate")
     facegallery("import", people)
-    program = (
-        "from app.main import open_service; from app.settings import Settings\n"
-        "service = open_service(Settings()); service.start(); service.close()"  # which leaves a snapshot
-    )
-    subprocess.run([sys.executable, "-c", program], env=facegallery.environment, check=True, capture_output=True)
+    leave_a_snapshot(facegallery)
     (sealed,) = (tmp_path / "gallery" / "index").rglob("owners.i64")
     sealed.write_bytes(bytes(sealed.stat().st_size))
     done = facegallery("check")
     assert done.returncode == 1
-    assert "│ 1 damaged" in done.stdout
+    assert "│ 1 damaged │" in done.stdout
     assert done.stderr == "default: snapshot of revision 1: owners.i64 is no sealed file\nadd --repair to mend it\n"
 
 

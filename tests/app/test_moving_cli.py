@@ -23,6 +23,14 @@ from app.gallery.store import GalleryStore
 from tests.app.test_cli import Facegallery, facegallery, people
 
 __all__ = ["facegallery", "people"]  # fixtures
+TELLING = (  # how far it is, after each one
+    "from app.commands import progress\n"
+    "from app.gallery.doubles import neighbours\n"
+    "from app.gallery.reembedding import store\n"
+    "from app.gallery.sql import history\n"
+    "progress._EVERY_SECONDS = 0\n"
+    "history._MANY = neighbours._BLOCK = store._DISCARDED_AT_ONCE = 1"
+)
 
 
 def test_out_of_one_database_and_into_another(facegallery: Facegallery, people: Path, tmp_path: Path) -> None:
@@ -337,7 +345,8 @@ def test_a_gallery_moves_to_another_extractor_and_back(tmp_path: Path, people: P
     assert facegallery("reembed", "--back").returncode == 0
     (face,) = json.loads(facegallery("identify", photo, "--json").stdout)
     assert face["subject"] == "Eileen Collins"
-    assert facegallery("reembed", "--discard").stdout == "2 old embeddings erased\n"
+    done = facegallery("reembed", "--discard", before=TELLING)
+    assert (done.stdout, done.stderr.startswith("erasing: 1 of 2")) == ("2 old embeddings erased\n", True)
     with closing(sqlite3.connect(tmp_path / "gallery" / "facegallery.db")) as database:
         ((owed,),) = database.execute("SELECT erasure FROM gallery")
     assert owed  # of the snapshots, which the service erases
@@ -354,6 +363,19 @@ def test_without_crops_it_says_who_must_be_enrolled_again(tmp_path: Path, people
     assert "stays with sface@" in done.stdout
     done = facegallery("reembed", "--extractor", "other", "--without-missing")
     assert (done.returncode, "belongs to other@" in done.stdout) == (3, True)
+
+
+def test_it_is_told_how_far_a_look_for_doubles_is(facegallery: Facegallery, people: Path) -> None:
+    facegallery("migrate")
+    (people / "Mirror").mkdir()
+    (people / "Eileen Collins" / "2.png").rename(people / "Mirror" / "2.png")
+    facegallery("import", people)
+    done = facegallery("duplicates", before=TELLING)
+    assert [line.partition(" of 2")[0] for line in done.stderr.splitlines()] == [
+        "reading templates: 1",
+        "comparing subjects: 1",
+        "comparing templates: 1",
+    ]
 
 
 def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Path) -> None:

@@ -69,8 +69,16 @@ class Acknowledged:
         assert stored.keys() <= self.present.keys() | {key for before, _ in self.doubts for key in before}
 
 
-def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress: Progress | None = None) -> int:
-    """Start a process, kill it at a random moment, check; answers how many writes were acknowledged in all.
+@dataclass(frozen=True, slots=True)
+class Survived:
+    """How many kills fell into a start, and how many subjects were acknowledged in all."""
+
+    in_start: int
+    subjects: int
+
+
+def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress: Progress | None = None) -> Survived:
+    """Start a process, kill it at a random moment, check; a third of them during their start.
 
     Raises:
         AssertionError: an acknowledged write was lost, or rows, index and snapshots differ.
@@ -88,17 +96,27 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
             parts.store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
             known.present[key] = len(templates)
     task = progress.add_task("kills", total=rounds) if progress else None
+    in_start, start_seconds = set(chance.sample(range(rounds), rounds // 3)), 0.5
     for turn in range(rounds):
         journal = folder / f"journal-{turn}"
         command = [sys.executable, "-m", "tests.soak.load", url, str(folder), str(journal), str(turn)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
+                assert process.stdin is not None
                 assert process.stdout is not None
-                assert process.stdout.readline() == "loaded\n"
-                time.sleep(chance.uniform(0.05, 1.5))
+                assert process.stdout.readline() == "starts\n"
+                began = time.monotonic()
+                if turn in in_start:
+                    time.sleep(chance.uniform(0, start_seconds))
+                else:
+                    assert process.stdout.readline() == "loaded\n"
+                    start_seconds = time.monotonic() - began
+                    print("go", file=process.stdin, flush=True)
+                    time.sleep(chance.uniform(0.05, 1.5))
             finally:
                 process.kill()
-        known.read(journal)
+        if turn not in in_start:
+            known.read(journal)
         with deployed(url, folder) as parts:  # which removes what the killed process had open in memory
             stored = _templates_by_subject(parts.store)
             known.check(stored)
@@ -107,7 +125,7 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
         assert consistency.templates == sum(stored.values())
         if progress and task is not None:
             progress.advance(task)
-    return len(known.present) + len(known.gone)
+    return Survived(len(in_start), len(known.present) + len(known.gone))
 
 
 def _templates_by_subject(store: GalleryStore) -> dict[str, int]:
@@ -134,8 +152,9 @@ def main() -> None:
             url = f"sqlite:///{folder / 'gallery.db'}"
             if kind == "PostgreSQL":
                 url = stack.enter_context(postgresql()).address
-            count = crash_rounds(url, folder, rounds, seed=arguments.seed, progress=progress)
-            progress.console.print(f"{kind}: {rounds} kills, {count} subjects acknowledged, none lost, none back")
+            done = crash_rounds(url, folder, rounds, seed=arguments.seed, progress=progress)
+            kills = f"{rounds} kills, {done.in_start} of them during a start"
+            progress.console.print(f"{kind}: {kills}, {done.subjects} subjects acknowledged, none lost, none back")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 Every line of its journal is one write, whole or not there. Before a call it says how many templates the subjects that
 the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged.
+
+It says when it `starts` and when it has `loaded`, and works once it is told to: one that was not has acknowledged
+nothing.
 """
 
 import itertools
@@ -29,6 +32,7 @@ _SAME = 1e-3  # distance within which a template is found as itself
 
 def main(url: str, folder: str, journal: str, turn: int) -> None:
     set_up_logging(form="console", level="warning")  # to standard error; the other end reads standard output
+    print("starts", flush=True)
     with deployed(url, Path(folder)) as parts:
         _work(parts, journal, turn)
 
@@ -40,6 +44,8 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
     replica.follow(*gallery.point)
     upkeep = Upkeep(lambda: [replica], history, source, pause=0.02)
     upkeep.start()
+    print("loaded", flush=True)
+    sys.stdin.readline()
     file = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(**entry: Any) -> None:
@@ -108,7 +114,6 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
     threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
-    print("loaded", flush=True)
     for thread in threads:
         thread.join()
 

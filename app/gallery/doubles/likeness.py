@@ -4,7 +4,7 @@ A subject's place is the L2-normalised mean of its templates, and the distance o
 one photo under a wrong name moves it less than it would move a nearest template.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,7 +74,14 @@ def find_places(blocks: Iterable[TemplateBlock], dimension: int) -> Places:
     return Places(np.fromiter(rows, np.int64, len(rows)), sums[: len(rows)], counts[: len(rows)])
 
 
-def alike_pairs(places: Places, near: Neighbours, threshold: float, *, most: int) -> list[AlikePair]:
+def alike_pairs(
+    places: Places,
+    near: Neighbours,
+    threshold: float,
+    *,
+    most: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[AlikePair]:
     """Pairs of subjects whose distance is at most the threshold (0 to 2), nearest first, `most` of them.
 
     Args:
@@ -82,8 +89,9 @@ def alike_pairs(places: Places, near: Neighbours, threshold: float, *, most: int
         near: the neighbours of their means.
         threshold: distance, 0 to 2.
         most: how many are listed.
+        progress: told the subjects that have been compared.
     """
-    first, second = near.pairs(_cosine(threshold), most)
+    first, second = near.pairs(_cosine(threshold), most, progress)
     # Cosines lose the digits of small distances.
     distances = np.linalg.norm(_normalised(places.sums[first]) - _normalised(places.sums[second]), axis=1)
     order = np.lexsort((second, first, distances))

@@ -1,5 +1,6 @@
 """Which subjects lie near each other, or near a template: by comparing all, or by what inverted lists propose."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import faiss
@@ -20,13 +21,21 @@ _ROUNDS = 8  # of k-means
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.intp]
+Progress = Callable[[int], None]
+
+
+def _untold(_rows: int) -> None:
+    """Tell nobody."""
 
 
 class Neighbours(Protocol):
     """Unit vectors (S, D) that are asked for their neighbours."""
 
-    def pairs(self, least: float, most: int) -> tuple[Rows, Rows]:
-        """Pairs whose cosine is at least such, the `most` nearest ones, in no order: first rows, second rows."""
+    def pairs(self, least: float, most: int, progress: Progress = _untold) -> tuple[Rows, Rows]:
+        """Pairs whose cosine is at least such, the `most` nearest ones, in no order: first rows, second rows.
+
+        `progress` is told of how many rows all pairs were seen.
+        """
 
     def nearest_other(self, vectors: Vectors, own: Rows) -> Rows:
         """For vectors (Q, D) the nearest rows but for each one's own; -1 where there is none."""
@@ -64,7 +73,7 @@ class _All:
     def __init__(self, means: Vectors) -> None:
         self._means = means
 
-    def pairs(self, least: float, most: int) -> tuple[Rows, Rows]:
+    def pairs(self, least: float, most: int, progress: Progress = _untold) -> tuple[Rows, Rows]:
         nearest, means = _Nearest(least, most), self._means
         for row in range(0, len(means), _BLOCK):
             for column in range(row, len(means), _BLOCK):
@@ -73,6 +82,7 @@ class _All:
                 later = columns + column > rows + row
                 rows, columns = rows[later], columns[later]
                 nearest.offer(rows + row, columns + column, product[rows, columns])
+            progress(min(_BLOCK, len(means) - row))
         return nearest.first, nearest.second
 
     def nearest_other(self, vectors: Vectors, own: Rows) -> Rows:
@@ -110,7 +120,7 @@ class _ByLists:
         self._index.train(np.ascontiguousarray(means[::step]))
         self._index.add(means)
 
-    def pairs(self, least: float, most: int) -> tuple[Rows, Rows]:
+    def pairs(self, least: float, most: int, progress: Progress = _untold) -> tuple[Rows, Rows]:
         nearest, means = _Nearest(least, most), self._means
         for start in range(0, len(means), _BESIDE_LISTS):
             mine = np.arange(start, min(start + _BESIDE_LISTS, len(means)))
@@ -123,6 +133,7 @@ class _ByLists:
             new = np.array([pair not in known for pair in zip(*both.tolist(), strict=True)], np.bool_)
             first, second = both[:, new]
             nearest.offer(first, second, np.einsum("ij,ij->i", means[first], means[second]))
+            progress(len(mine))
         return nearest.first, nearest.second
 
     def nearest_other(self, vectors: Vectors, own: Rows) -> Rows:

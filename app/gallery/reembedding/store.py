@@ -192,12 +192,25 @@ class ReembeddingStore:
             exchange_embeddings(session, self._seals, owner, extractor, dimension=dimension)
             return Switch("done", left_behind, made, damaged)
 
-    def discard(self, gallery: Gallery) -> int:
+    def count_others(self, gallery: Gallery) -> int:
+        """How many embeddings of other extractors a gallery has."""
+        with self._sessions.reading() as session:
+            counts = (
+                session.scalar(select(func.count()).select_from(table).where(table.gallery_id == gallery.id))
+                for table in (SpareEmbeddingRow, SetAsideRow)
+            )
+            return sum(count or 0 for count in counts)
+
+    def discard(self, gallery: Gallery, *, progress: Callable[[int], None] = lambda _: None) -> int:
         """Erase all embeddings of other extractors that the gallery has; answers how many those were.
 
         Many go in several transactions, so that others get their turn; what broke off goes on at the next call. Until
         it ends, who goes back is told whose embeddings are gone, as of everybody who was enrolled since. Snapshots by
         these extractors are erased by the service from the first transaction on, as after every erasure.
+
+        Args:
+            gallery: whose they are.
+            progress: told the embeddings that were erased.
 
         Raises:
             GalleryNotFound: as named.
@@ -214,6 +227,7 @@ class ReembeddingStore:
                         have_snapshots_erased(owner)
                     piece = erase_piece(session, table, owner.id, most=_DISCARDED_AT_ONCE)
                 erased, begun = erased + piece, True
+                progress(piece)
                 if piece == _DISCARDED_AT_ONCE:
                     let_others_write(self._sessions.engine)
         return erased

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
 
@@ -26,6 +27,20 @@ from model.replaced_file import flush_folder
 
 _log = structlog.get_logger()
 _REVISION = re.compile(r"\d{20}")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """How many snapshots are whole, what is wrong with others, and how many could not be opened, damaged or not."""
+
+    whole: int
+    damaged: tuple[str, ...]
+    closed: int
+
+    @property
+    def count(self) -> int:
+        """How many were there."""
+        return self.whole + len(self.damaged) + self.closed
 
 
 def snapshot_place(gallery: Gallery) -> Path:
@@ -235,25 +250,28 @@ class Snapshots:
         newest = max(self.revisions, default=-1)  # lower than the known one where that was undone
         return None if newest in {-1, self.known} else self.open_newest(contradiction)
 
-    def damages(self, contradiction: Callable[[Point], str | None]) -> list[str]:
-        """What is wrong with the snapshots that are there; they stay where they are. One not opened is passed over."""
-        found = []
+    def looked_through(self, contradiction: Callable[[Point], str | None]) -> Looked:
+        """Look at all snapshots that are there; they stay where they are."""
+        whole, damaged, closed = 0, list[str](), 0
         for revision in self.revisions:
             place = self._place(revision)
 
-            def look(revision: int = revision, place: Path = place) -> None:
+            def look(revision: int = revision, place: Path = place) -> Opened | None:
                 if self._unsealing is not None:
                     self._unsealing.try_copy(revision)
-                if self._lies_open(place, revision):
-                    self._open(place, revision, contradiction)
+                return self._open(place, revision, contradiction) if self._lies_open(place, revision) else None
 
+            opened = None
             try:
-                look_steadily(self._places(revision), look)
+                opened = look_steadily(self._places(revision), look)
             except SnapshotDamaged as error:
-                found.append(f"snapshot of revision {revision}: {error}")
+                damaged.append(f"snapshot of revision {revision}: {error}")
+                continue
             except OSError as error:
                 _log.warning("snapshot.not_opened", gallery=self._name, revision=revision, reason=str(error))
-        return found
+            whole += opened is not None
+            closed += opened is None and revision in self.revisions  # else it is gone
+        return Looked(whole, tuple(damaged), closed)
 
     def set_all_aside(self, reason: str) -> None:
         """Trust no snapshot that is there."""

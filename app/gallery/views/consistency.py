@@ -18,6 +18,7 @@ from app.gallery.extractor_check import check_extractor
 from app.gallery.points import BEFORE, Point
 from app.gallery.records import Gallery
 from app.gallery.sealing.encryption import Flaw
+from app.gallery.snapshots.kept import Looked
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.rows import no_gallery
 from app.gallery.views.index_source import IndexSource
@@ -28,20 +29,35 @@ from model.errors import FacegalleryError
 
 _Ids = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
+_NO_SNAPSHOT = Looked(0, (), 0)
 _LOOKS = 4  # at what differs, beside a service that writes
 _PIECE = 10_000  # templates that are looked at together
+LISTED = 1000
+"""Of templates that differ in one way as many are named."""
 _TELL = 64  # blocks between two reports of how far a check is: a minute or so
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
+class Differing:
+    """Ids of the templates that a `Consistency` counts, ascending: the first `LISTED` of each kind."""
+
+    missing: tuple[int, ...] = ()
+    surplus: tuple[int, ...] = ()
+    moved: tuple[int, ...] = ()
+    changed: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Consistency:
-    """What was compared, and how many templates differ.
+    """What was compared, how many templates differ, and which.
 
     `missing` are in SQL and not in the index, `surplus` in the index and not in SQL; `moved` have another subject
     there, `changed` another embedding. `damaged_snapshots` says of each why it is not trusted. `unreadable` are the
     ids of templates in SQL that do not open: no index that is built anew holds them; `forgotten` are those of them
-    whose subject was forgotten and came back with a backup. Without `compared` the rows alone were looked at.
+    whose subject was forgotten and came back with a backup. There were so many `snapshots`, of which
+    `closed_snapshots` could not be opened; without one the index was built from SQL. Without `compared` the rows alone
+    were looked at.
     """
 
     gallery: str
@@ -53,6 +69,9 @@ class Consistency:
     damaged_snapshots: tuple[str, ...]
     unreadable: tuple[int, ...] = ()
     forgotten: tuple[int, ...] = ()
+    differing: Differing = Differing()
+    snapshots: int = 0
+    closed_snapshots: int = 0
     compared: bool = True
 
     @property
@@ -82,6 +101,12 @@ class _Apart:
     moved: _Ids
     changed: _Ids
 
+    @property
+    def first(self) -> Differing:
+        """The first of each kind."""
+        kinds = (self.missing, self.surplus, self.moved, self.changed)
+        return Differing(*(tuple(ids[:LISTED].tolist()) for ids in kinds))
+
     def __and__(self, other: "_Apart") -> "_Apart":
         return _Apart(
             np.intersect1d(self.missing, other.missing, assume_unique=True),
@@ -103,8 +128,10 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
     """
     with _changes_kept(gallery, history) as tell:
         snapshots = source.snapshots_of(gallery)
-        damaged = () if snapshots is None else tuple(snapshots.damages(partial(history.contradiction, gallery.id)))
-        replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if damaged else snapshots)
+        seen = (
+            _NO_SNAPSHOT if snapshots is None else snapshots.looked_through(partial(history.contradiction, gallery.id))
+        )
+        replica = GalleryReplica(gallery, history, partial(source.make, gallery), None if seen.damaged else snapshots)
         _follow(replica, history)
         suspects, opened = [_NONE], [_NONE]
         for number, block in enumerate(history.template_blocks(gallery.id)):
@@ -115,7 +142,7 @@ def check_gallery(gallery: Gallery, history: GalleryHistory, source: IndexSource
             same = same_embeddings(view.index.vectors(block.ids), block.embeddings)
             same &= view.owners.subjects_of(block.ids) == block.subject_ids
             suspects.append(block.ids[~same])
-        found = _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), damaged)
+        found = _judged(gallery, history, replica, np.concatenate(opened), np.concatenate(suspects), seen)
     present = history.gallery(gallery.id)
     if present is None:
         raise no_gallery(gallery.name)
@@ -156,7 +183,7 @@ def _judged(
     replica: GalleryReplica,
     opened: _Ids,
     suspects: _Ids,
-    damaged: tuple[str, ...],
+    snapshots: Looked,
 ) -> Consistency:
     """Look at the suspects again, until nothing was written meanwhile or they have differed every time."""
     there = _there(gallery, history)
@@ -176,9 +203,12 @@ def _judged(
         len(found.surplus) + uncounted,
         len(found.moved),
         len(found.changed),
-        damaged,
+        snapshots.damaged,
         closed,
         forgotten,
+        found.first,
+        snapshots.count,
+        snapshots.closed,
     )
 
 

@@ -28,6 +28,14 @@ def test_lists_find_nearly_all_pairs_each_once_and_no_others(means: NDArray[np.f
     assert (first < second).all()
 
 
+@pytest.mark.parametrize("exact_up_to", [10_000, 0])
+def test_it_is_told_how_many_have_been_compared(means: NDArray[np.float32], exact_up_to: int) -> None:
+    told = list[int]()
+    neighbours_of(means, exact_up_to=exact_up_to).pairs(0.75, 40, told.append)
+    assert len(told) > 1
+    assert sum(told) == len(means)
+
+
 def test_the_nearest_pairs_are_kept(means: NDArray[np.float32]) -> None:
     wanted, found = (
         {tuple(pair) for pair in np.stack(neighbours_of(means, exact_up_to=most).pairs(0.0, 40), 1).tolist()}

@@ -24,7 +24,7 @@ from app.gallery.records import NewTemplate
 from app.gallery.sealing.encryption import SealedRows
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys
 from app.gallery.sealing.vault import DataKeyRow, Vault
-from app.gallery.snapshots.kept import Snapshots
+from app.gallery.snapshots.kept import Looked, Snapshots
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.gallery.snapshots.sealed import SealedSnapshots
 from app.gallery.snapshots.unsealing import Unsealing
@@ -131,7 +131,7 @@ def test_what_a_process_that_was_killed_opened_halfway_is_removed(machine: Machi
     half = again.folder / "opening-0badcafe"
     half.mkdir()
     (half / "vectors").write_bytes(b"of somebody")
-    assert again.damages(lambda _point: None) == []
+    assert again.looked_through(lambda _point: None) == Looked(1, (), 0)
     assert not half.exists()
 
 
@@ -262,8 +262,22 @@ def test_a_damaged_copy_is_told_where_memory_has_no_room_for_a_second(
     (sealed,) = machine.disk.rglob("*.sealed")
     flip(sealed / "owners.i64")
     monkeypatch.setattr(os, "posix_fallocate", full)
-    (told,) = snapshots(service).damages(lambda _point: None)
+    seen = snapshots(service).looked_through(lambda _point: None)
+    (told,) = seen.damaged
+    assert seen.count == 1
     assert told.startswith("snapshot of revision 1: owners.i64 does not open")
+
+
+def test_a_copy_for_which_memory_has_no_room_is_there_and_not_whole(
+    machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(machine.store, "anna", new_templates(3))
+    machine.replica().write_snapshot()
+    machine.reboot()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    kept = machine.source.snapshots_of(machine.store.gallery("people"))
+    assert kept is not None
+    assert kept.looked_through(lambda _point: None) == Looked(0, (), 1)
 
 
 def test_open_snapshots_from_before_encryption_are_removed(

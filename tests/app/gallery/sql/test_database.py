@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, event, make_url
+from sqlalchemy.exc import DBAPIError
 
 from app.gallery.deadline import WaitLimit, waiting_at_most, within
 from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
@@ -202,6 +203,36 @@ def test_a_full_disk_loses_nothing(sqlite_url: str, new_templates: Templates) ->
             store.enroll("people", "anna", new_templates(500), metadata=None, extractor="net@1", dimension=8)
         assert [(one.name, one.revision) for one in store.galleries()] == [("people", 0)]
         assert store.subjects("people", after=0, limit=1).items == ()
+
+
+def test_a_full_disk_of_postgresql_loses_nothing(postgresql_url: str, new_templates: Templates) -> None:
+    """The file of a table without rows is the device that is always full, so it is PostgreSQL that says so."""
+    with opened(postgresql_url) as engine:
+        migrate(engine)
+        make_gallery(GalleryStore(engine))
+        with engine.connect() as connection:
+            query = "SELECT current_setting('data_directory'), pg_relation_filepath('template')"
+            folder, name = connection.exec_driver_sql(query).one()
+    file = Path(folder, name)
+    empty = file.rename(file.with_name(f"{file.name}.empty"))
+    file.symlink_to("/dev/full")
+    try:
+        with opened(postgresql_url) as engine:  # other processes, which have not opened it
+            store = GalleryStore(engine)
+            with pytest.raises(
+                StorageUnwritable, match=r"^the database's disk is full; the change was not sto"
+            ) as told:
+                store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
+    finally:
+        empty.replace(file)
+    assert isinstance(told.value.__cause__, DBAPIError)
+    assert isinstance(told.value.__cause__.orig, psycopg.errors.DiskFull)
+    with opened(postgresql_url) as engine:
+        store = GalleryStore(engine)
+        assert [(one.name, one.revision) for one in store.galleries()] == [("people", 0)]
+        assert store.subjects("people", after=0, limit=1).items == ()
+        store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
+        assert store.subject("people", "anna").templates == 1
 
 
 def test_a_read_only_sqlite_database_is_read(sqlite_url: str) -> None:

@@ -18,7 +18,8 @@ from app.gallery.sealing.vault import Vault
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.tables import ChangeRow, GalleryRow, SubjectRow, TemplateRow
-from app.gallery.views.consistency import Consistency, check_gallery, check_rows, repair_gallery
+from app.gallery.views import consistency
+from app.gallery.views.consistency import Consistency, Differing, check_gallery, check_rows, repair_gallery
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 
@@ -50,22 +51,30 @@ def behind_its_back(store: GalleryStore, statement: object) -> None:
 
 
 def test_a_whole_gallery_is_whole(gallery: GalleryStore, source: IndexSource) -> None:
-    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 0, 0, ())
+    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 0, 0, (), snapshots=1)
     assert checked(gallery, source).whole
 
 
-def test_what_the_index_lacks_or_has_too_much_is_counted(
-    gallery: GalleryStore, source: IndexSource, new_templates: Templates
+def test_what_the_index_lacks_is_counted_and_named(
+    gallery: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery.enroll("people", "cleo", new_templates(2), metadata=None, extractor=EXTRACTOR, dimension=8)
     behind_its_back(gallery, update(ChangeRow).where(ChangeRow.revision == 3).values(kind="remove"))
-    assert checked(gallery, source) == Consistency("people", 8, 2, 0, 0, 0, ())
+    assert checked(gallery, source) == Consistency(
+        "people", 8, 2, 0, 0, 0, (), differing=Differing(missing=(7, 8)), snapshots=1
+    )
+    monkeypatch.setattr(consistency, "LISTED", 1)
+    assert checked(gallery, source) == Consistency(
+        "people", 8, 2, 0, 0, 0, (), differing=Differing(missing=(7,)), snapshots=1
+    )
 
 
 def test_a_row_that_was_removed_behind_its_back_is_surplus(gallery: GalleryStore, source: IndexSource) -> None:
     first = gallery.templates("people", subject="anna", after=0, limit=1).items[0].id
     behind_its_back(gallery, TemplateRow.__table__.delete().where(TemplateRow.id == first))  # type: ignore[attr-defined]
-    assert checked(gallery, source) == Consistency("people", 5, 0, 1, 0, 0, ())
+    assert checked(gallery, source) == Consistency(
+        "people", 5, 0, 1, 0, 0, (), differing=Differing(surplus=(first,)), snapshots=1
+    )
 
 
 def test_another_embedding_and_another_subject_are_told_apart(gallery: GalleryStore, source: IndexSource) -> None:
@@ -74,7 +83,8 @@ def test_another_embedding_and_another_subject_are_told_apart(gallery: GallerySt
     behind_its_back(gallery, update(TemplateRow).where(TemplateRow.id == first).values(embedding=other))
     bob = gallery.subject("people", "bob").id
     behind_its_back(gallery, update(TemplateRow).where(TemplateRow.id == first + 1).values(subject_id=bob))
-    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 1, 1, ())
+    differing = Differing(moved=(first + 1,), changed=(first,))
+    assert checked(gallery, source) == Consistency("people", 6, 0, 0, 1, 1, (), differing=differing, snapshots=1)
     repair_gallery(gallery.gallery("people"), GalleryHistory(gallery.engine), source)
     assert checked(gallery, source) == Consistency("people", 6, 0, 0, 0, 0, ())
 
@@ -184,7 +194,10 @@ def test_changes_that_a_check_has_yet_to_follow_are_kept(
 
     history.write = write
     found = gallery.gallery("people")
-    assert check_gallery(found, history, source) == Consistency("people", 8, 2, 0, 0, 0, ())
+    differing = Differing(missing=(7, 8))
+    assert check_gallery(found, history, source) == Consistency(
+        "people", 8, 2, 0, 0, 0, (), differing=differing, snapshots=1
+    )
     assert service.changes(found.id, after=3, up_to=4) != []
     assert service.prune(found.id) == 1  # nobody needs them any more
 
