@@ -406,6 +406,16 @@ def test_a_deleted_subject_takes_its_templates_along(store: GalleryStore, new_te
     assert store.subjects("people", after=0, limit=9).items == (bob.subject,)
 
 
+def test_who_is_erased_while_their_templates_are_read_has_none(store: GalleryStore, new_templates: Templates) -> None:
+    anna = enroll(store, "anna", new_templates(1)).subject
+
+    @event.listens_for(store.engine, "after_cursor_execute", once=True)
+    def erase(*_: object) -> None:
+        store.delete_subject("people", "anna")
+
+    assert len(store.subject_embeddings(anna.id).ids) == 0
+
+
 # -- templates
 
 
