@@ -288,8 +288,9 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
         lambda: store.update_subject("people", "anna"),
         lambda: GalleryHistory(store.engine).request_rebuild("people"),
     ):
-        with pytest.raises(GalleryNotFound, match=r"^there is no gallery 'people'$"):
+        with pytest.raises(GalleryNotFound, match=r"^there is no gallery 'people'$") as no_gallery:
             call()
+        assert no_gallery.value.part == "gallery"
     enroll(store, "bob", new_templates(1))
     for call in (
         lambda: store.subject("people", "anna"),
@@ -297,8 +298,9 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
         lambda: store.delete_subject("people", "anna"),
         lambda: store.update_subject("people", "anna", new_key="eve"),
     ):
-        with pytest.raises(SubjectNotFound, match=r"^gallery 'people' has no subject 'anna'$"):
+        with pytest.raises(SubjectNotFound, match=r"^gallery 'people' has no subject 'anna'$") as no_subject:
             call()
+        assert no_subject.value.part == "subject"
 
 
 # -- subjects
@@ -470,6 +472,8 @@ def test_every_write_of_templates_is_one_revision(store: GalleryStore, new_templ
     store.delete_template("people", b)
     store.update_subject("people", "anna", new_key="anne")
     assert GalleryHistory(store.engine).request_rebuild("people").revision == 4
+    enroll(store, "carl", [])
+    store.delete_subject("people", "carl")
     store.delete_subject("people", "anne")
     assert history(store) == [
         (1, "add", a),
