@@ -332,8 +332,9 @@ class GalleryStore:
     def subject_embeddings(self, subject_id: int) -> TemplateBlock:
         """All templates of one subject; one that does not open is left out."""
         with self._sessions.reading() as session:
-            rows = template_rows(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
+            # First: of a subject that is erased in between there are no rows, instead of rows without a length.
             dimension = session.scalar(select(GalleryRow.dimension).join(SubjectRow).where(SubjectRow.id == subject_id))
+            rows = template_rows(session, TemplateRow.subject_id == subject_id, after=0, limit=None)
         return template_block(rows, self.seals, dimension=dimension or 0, sessions=self._sessions)
 
     def record(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Engine, Row, delete, select
+from sqlalchemy import ColumnElement, Engine, Row, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
@@ -206,8 +206,7 @@ def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
     where there is no template: of one that was set aside, those of the extractor that the gallery has left remember it.
     """
     ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
-    session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
-    session.delete(row)
+    session.delete(row)  # its templates go with it
     if ids:
         record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
     have_snapshots_erased(owner)
@@ -308,14 +307,14 @@ def open_embeddings(
     opened, values = list[bytes | None](), seals.open([row for _, row in rows])
     forgotten = [template_id for (template_id, _), value in zip(rows, values, strict=True) if value is Flaw.FORGOTTEN]
     erased = set[int]()
-    if forgotten and sessions is not None:
+    if sessions is not None:
         with sessions.reading() as session:
             for asked in in_parts(forgotten):
                 erased.update(asked)
                 erased.difference_update(session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(asked))))
     for (template_id, row), value in zip(rows, values, strict=True):
         flaw = value if isinstance(value, Flaw) and template_id not in erased else None
-        if flaw is None and isinstance(value, bytes) and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
+        if isinstance(value, bytes) and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
             flaw = Flaw.TAMPERED
         if flaw is not None:
             DAMAGED_TEMPLATES_TOTAL.labels(flaw.name.lower()).inc()

@@ -18,7 +18,7 @@ from app.gallery.deadline import within
 from app.gallery.errors import Busy, TimedOut
 from app.gallery.photos import Photo, PhotoReader, read_photo, waiting_for_worker
 from app.telemetry import QUEUE_SECONDS
-from model.errors import UnsupportedImage
+from model.errors import SeveralFaces, UnsupportedImage
 from model.image import ImageLimits
 from model.pipeline import Networks
 from model.quality import QualityLimits
@@ -127,3 +127,10 @@ def test_the_face_of_the_largest_area_comes_first(reader: PhotoReader, astronaut
     assert first[3] < tall[3]
     assert tall[2] < broad[2]
     assert [one.face.box for one in reader.faces(photo, at_most=2)] == boxes[:2]
+
+
+def test_two_faces_are_several(reader: PhotoReader, astronaut: NDArray[np.uint8]) -> None:
+    file = BytesIO()
+    Image.fromarray(np.hstack([astronaut, astronaut])).save(file, "PNG")
+    with pytest.raises(SeveralFaces, match=r"^2 faces were found"):
+        reader.one_face(Photo("twins", file.getvalue()), "single", part="image")

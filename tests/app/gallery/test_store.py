@@ -288,8 +288,9 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
         lambda: store.update_subject("people", "anna"),
         lambda: GalleryHistory(store.engine).request_rebuild("people"),
     ):
-        with pytest.raises(GalleryNotFound, match=r"^there is no gallery 'people'$"):
+        with pytest.raises(GalleryNotFound, match=r"^there is no gallery 'people'$") as no_gallery:
             call()
+        assert no_gallery.value.part == "gallery"
     enroll(store, "bob", new_templates(1))
     for call in (
         lambda: store.subject("people", "anna"),
@@ -297,8 +298,9 @@ def test_what_is_not_there_is_said(store: GalleryStore, new_templates: Templates
         lambda: store.delete_subject("people", "anna"),
         lambda: store.update_subject("people", "anna", new_key="eve"),
     ):
-        with pytest.raises(SubjectNotFound, match=r"^gallery 'people' has no subject 'anna'$"):
+        with pytest.raises(SubjectNotFound, match=r"^gallery 'people' has no subject 'anna'$") as no_subject:
             call()
+        assert no_subject.value.part == "subject"
 
 
 # -- subjects
@@ -406,6 +408,16 @@ def test_a_deleted_subject_takes_its_templates_along(store: GalleryStore, new_te
     assert store.subjects("people", after=0, limit=9).items == (bob.subject,)
 
 
+def test_who_is_erased_while_their_templates_are_read_has_none(store: GalleryStore, new_templates: Templates) -> None:
+    anna = enroll(store, "anna", new_templates(1)).subject
+
+    @event.listens_for(store.engine, "after_cursor_execute", once=True)
+    def erase(*_: object) -> None:
+        store.delete_subject("people", "anna")
+
+    assert len(store.subject_embeddings(anna.id).ids) == 0
+
+
 # -- templates
 
 
@@ -460,6 +472,8 @@ def test_every_write_of_templates_is_one_revision(store: GalleryStore, new_templ
     store.delete_template("people", b)
     store.update_subject("people", "anna", new_key="anne")
     assert GalleryHistory(store.engine).request_rebuild("people").revision == 4
+    enroll(store, "carl", [])
+    store.delete_subject("people", "carl")
     store.delete_subject("people", "anne")
     assert history(store) == [
         (1, "add", a),
