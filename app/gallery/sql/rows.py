@@ -307,7 +307,7 @@ def open_embeddings(
     opened, values = list[bytes | None](), seals.open([row for _, row in rows])
     forgotten = [template_id for (template_id, _), value in zip(rows, values, strict=True) if value is Flaw.FORGOTTEN]
     erased = set[int]()
-    if sessions is not None:
+    if forgotten and sessions is not None:  # most often nobody is
         with sessions.reading() as session:
             for asked in in_parts(forgotten):
                 erased.update(asked)
