@@ -219,9 +219,7 @@ def test_a_full_disk_of_postgresql_loses_nothing(postgresql_url: str, new_templa
     try:
         with opened(postgresql_url) as engine:  # other processes, which have not opened it
             store = GalleryStore(engine)
-            with pytest.raises(
-                StorageUnwritable, match=r"^the database's disk is full; the change was not sto"
-            ) as told:
+            with pytest.raises(StorageUnwritable, match="the database's disk is full") as told:
                 store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
     finally:
         empty.replace(file)
