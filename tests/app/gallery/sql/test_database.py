@@ -137,6 +137,7 @@ def test_a_postgresql_that_is_busy_for_longer_than_a_request_may_take(postgresql
 def test_what_a_service_does_of_itself_waits_for_no_answer_for_ever(postgresql_url: str) -> None:
     with opened(postgresql_url, timeout=60) as engine, opened(postgresql_url) as other, other.connect() as holder:
         holder.exec_driver_sql("SELECT pg_advisory_lock(4712)")
+        engine.connect().close()  # what is waited for is the lock, not a connection
 
         def lock(limit: WaitLimit) -> None:
             with waiting_at_most(limit), database_errors(), engine.connect() as late:
