@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Engine, Row, select
+from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
@@ -206,7 +206,8 @@ def erase_subject(session: Session, owner: GalleryRow, row: SubjectRow) -> int:
     where there is no template: of one that was set aside, those of the extractor that the gallery has left remember it.
     """
     ids = session.scalars(select(TemplateRow.id).filter_by(subject_id=row.id)).all()
-    session.delete(row)  # its templates go with it
+    session.execute(delete(TemplateRow).where(TemplateRow.subject_id == row.id))
+    session.delete(row)
     if ids:
         record_changes(session, owner, "remove", [(template_id, row.id) for template_id in ids])
     have_snapshots_erased(owner)
