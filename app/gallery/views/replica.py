@@ -121,7 +121,7 @@ class GalleryReplica:
         with holding(self._followed.lock):
             self._followed.lost = not self._followed.brought_to(revision, mark)
             if self._followed.lost:
-                if self._tended and self._reading.large:
+                if self.awaited():
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
                 self._followed.put(self._followed.loaded(revision, never))
         if self._followed.rebuild_wanted and not self._tended:

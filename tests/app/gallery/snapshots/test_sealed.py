@@ -63,6 +63,11 @@ class Machine:
     def reboot(self) -> None:
         self.private.close()
 
+    def key(self) -> str:
+        """Id of the key of the one sealed snapshot."""
+        (file,) = self.disk.rglob("key")
+        return file.read_text()
+
     def sealed(self) -> list[str]:
         return sorted(path.name for path in self.disk.rglob("*.sealed"))
 
@@ -636,6 +641,18 @@ def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
     assert not machine.holds(machine.memory, templates[0])
 
 
+def refuse_listing(patch: pytest.MonkeyPatch, folder: Path, error: OSError) -> None:
+    """No folder in there can be listed."""
+    real = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path.is_relative_to(folder):
+            raise error
+        return real(path)
+
+    patch.setattr(Path, "iterdir", refused)
+
+
 def owes_erasure(machine: Machine) -> bool:
     return machine.store.gallery("people").erasure is not None
 
@@ -820,17 +837,9 @@ def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
     machine.replica().write_snapshot()
-    (file,) = machine.disk.rglob("key")
-    key = file.read_text()
+    key = machine.key()
     machine.reboot()
-    real = Path.iterdir
-
-    def refused(path: Path) -> Iterator[Path]:
-        if path.is_relative_to(machine.disk):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return real(path)
-
-    monkeypatch.setattr(Path, "iterdir", refused)
+    refuse_listing(monkeypatch, machine.disk, PermissionError(errno.EACCES, "Permission denied"))
     again = machine.replica()
     upkeep = Upkeep(lambda: [again], machine.history, machine.source)
     upkeep.tick()
@@ -854,17 +863,9 @@ def test_a_folder_in_memory_that_cannot_be_read_stops_no_load_and_leaves_no_copy
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
     machine.replica().write_snapshot()
-    (file,) = machine.disk.rglob("key")
-    key = file.read_text()
-    real = Path.iterdir
-
-    def refused(path: Path) -> Iterator[Path]:
-        if path.is_relative_to(machine.memory):
-            raise OSError(errno.EMFILE, "Too many open files")
-        return real(path)
-
+    key = machine.key()
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", refused)
+        refuse_listing(patch, machine.memory, OSError(errno.EMFILE, "Too many open files"))
         again = machine.replica()
         upkeep = Upkeep(lambda: [again], machine.history, machine.source)
         machine.store.delete_subject("people", "anna")
@@ -885,8 +886,7 @@ def test_an_index_that_cannot_be_loaded_does_not_hold_back_an_erasure(
     enroll(machine.store, "anna", new_templates(1))
     enroll(machine.store, "bob", new_templates(1))
     machine.replica().write_snapshot()
-    (file,) = machine.disk.rglob("key")
-    key = file.read_text()
+    key = machine.key()
     machine.reboot()
     machine.store.delete_subject("people", "anna")
     without = Vault(vault.engine, MasterKeys([MasterKey.make()]))
@@ -1041,8 +1041,7 @@ def test_snapshots_of_an_extractor_that_was_left_are_erased_where_there_are_no_o
 ) -> None:
     enroll(store, "anna", new_templates(1))
     machine.replica().write_snapshot()
-    (file,) = machine.disk.rglob("key")
-    key = file.read_text()
+    key = machine.key()
     with Session(store.engine) as session, session.begin():
         session.execute(update(GalleryRow).values(extractor="other@ba9876543210", erasure="0" * 32))
     moved = machine.replica()
