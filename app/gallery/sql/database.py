@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from sqlite3 import SQLITE_BUSY
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
 from typing import Any
@@ -84,7 +85,8 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     @event.listens_for(engine, "connect")
     def _set_up(connection: SQLiteConnection, _record: Any) -> None:
         connection.isolation_level = None  # the driver would begin transactions on its own
-        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
+        _write_ahead(connection, timeout)
+        for pragma in (f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -93,6 +95,24 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: SQLiteConnection, patience: float) -> None:
+    """Have an SQLite file keep a write-ahead log.
+
+    While others do the same to a new file, SQLite refuses at once, whatever its own patience: two would wait for each
+    other.
+    """
+    latest = time.monotonic() + patience
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except SQLiteOperationalError as error:
+            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > latest:
+                raise
+            time.sleep(_PATIENCE / 20)
+        else:
+            return
 
 
 def make_private(file: Path) -> None:

@@ -5,9 +5,10 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import Connection
+from sqlite3 import connect as connect_sqlite
 from typing import Any
 
 import psycopg
@@ -47,6 +48,29 @@ def test_sqlite_keeps_what_it_has_acknowledged(tmp_path: Path) -> None:
         names = ("journal_mode", "synchronous", "foreign_keys")
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
     assert found == ["wal", 2, 1]
+
+
+def test_a_new_file_that_another_is_setting_up_is_waited_for(tmp_path: Path) -> None:
+    with closing(connect_sqlite(tmp_path / "gallery.db", check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as who turns the log on; SQLite's own patience does not hold then
+        with opened(f"sqlite:///{tmp_path}/gallery.db") as engine, ThreadPoolExecutor(1) as pool:
+            connected = pool.submit(engine.connect)
+            with pytest.raises(TimeoutError):
+                connected.result(0.5)
+            other.rollback()
+            with connected.result() as connection:
+                assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_a_new_file_that_another_does_not_let_go_of_is_busy(tmp_path: Path) -> None:
+    with closing(connect_sqlite(tmp_path / "gallery.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with (
+            opened(f"sqlite:///{tmp_path}/gallery.db", timeout=0.2) as engine,
+            pytest.raises(Busy),
+            database_errors(),
+        ):
+            engine.connect()
 
 
 def test_a_log_that_two_empty_at_once_is_empty_for_both(tmp_path: Path) -> None:
