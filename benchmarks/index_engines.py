@@ -194,11 +194,11 @@ ENGINES: dict[str, Entry] = {
     "FAISS flat, half": Entry(
         lambda: Faiss(lambda _: faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_fp16))
     ),
-    "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False), largest=1_000_000),
+    "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False)),
     "FAISS IVF": Entry(lambda: Faiss(_ivf, with_map=False), largest=1_000_000),
-    "pgvector exact": Entry(lambda: Postgresql(hnsw=False), largest=1_000_000),
+    "pgvector exact": Entry(lambda: Postgresql(hnsw=False)),
     "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), largest=1_000_000),
-    "Milvus lite": Entry(Milvus, largest=1_000_000),
+    "Milvus lite": Entry(Milvus),
 }
 if find_spec("milvus"):
     ENGINES["Milvus server"] = Entry(MilvusServer, largest=1_000_000)

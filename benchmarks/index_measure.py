@@ -117,16 +117,20 @@ def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray
     return decided
 
 
-def measure(name: str, gallery: Gallery) -> dict[str, float]:
-    """All figures of an engine, in a process of its own; those that it does not have are left out."""
+def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, float]:
+    """All figures of an engine, in a process of its own; those that it does not have are left out.
+
+    On one core, but for FAISS's building, which may have the first so many.
+    """
     faiss.omp_set_num_threads(1)
     templates, probes, fresh = gallery.array("templates"), gallery.array("probes"), gallery.array("fresh")
     ids = np.arange(len(templates))
     engine = ENGINES[name].make()
     try:
         before, start = _anonymous_memory(), time.perf_counter()
-        engine.build(ids, templates)
-        figures = {"build_s": time.perf_counter() - start}
+        with _cores(build_cores):
+            engine.build(ids, templates)
+        figures = {"build_s": time.perf_counter() - start, "build_cores": float(build_cores)}
         gc.collect()
         held = engine.bytes_held()
         figures["bytes"] = (_anonymous_memory() - before if held is None else held) / len(templates)
@@ -148,6 +152,20 @@ def measure(name: str, gallery: Gallery) -> dict[str, float]:
         return figures
     finally:
         engine.close()
+
+
+@contextmanager
+def _cores(count: int) -> Iterator[None]:
+    """Let this thread, and FAISS's threads, have the first so many cores for a while; one: leave all as it is."""
+    own = os.sched_getaffinity(0)
+    if count > 1:
+        os.sched_setaffinity(0, range(count))
+        faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(1)
+        os.sched_setaffinity(0, own)
 
 
 def _anonymous_memory() -> int:

@@ -19,6 +19,7 @@ FIELDS = (
     "engine",
     "templates",
     "build_s",
+    "build_cores",
     "p50_s",
     "p99_s",
     "mated_agreement",
