@@ -31,8 +31,8 @@ class FollowedView:
         self, reading: GalleryReading, source: ViewSource, snapshots: Snapshots | None, *, tended: bool
     ) -> None:
         self.lock = threading.Lock()
-        self.rebuild_wanted = False
-        """Whether somebody asked for a new index, and it is not there yet."""
+        self.rebuild_asked = -1
+        """Revision at which somebody asked for a new index that is not there yet; -1: nobody did."""
         self.lost = False
         """Whether nothing but loading brings the view on."""
         self._reading = reading
@@ -42,6 +42,7 @@ class FollowedView:
         self._tended = tended
         self._view = source.empty()
         self._halfway: Point | None = None  # of changes that an engine failed in the middle of
+        self._too_old: int | None = None  # revision of a snapshot from before changes that were pruned
 
     @property
     def view(self) -> View:
@@ -95,21 +96,29 @@ class FollowedView:
             slices = None if slices is None else slices - 1
         return True
 
-    def loaded(self, revision: int, given_up: Callable[[], bool]) -> View:
-        """A view up to a revision that SQL has, from a snapshot if one is kept, else from SQL; it is not put.
+    def from_snapshot(self, revision: int) -> View | None:
+        """A view up to a revision that SQL has, from a snapshot, None where none will do; it is not put."""
+        if self._snapshots is None or self._too_old == max(self._snapshots.revisions, default=-1):
+            return None
+        opened = self._snapshots.open_newest(self._reading.contradiction)
+        if opened is None:
+            return None
+        view = View(*opened)
+        try:
+            while view.revision < revision:
+                view = self._replayed(view, revision)
+        except Gap:
+            self._too_old = opened[2].revision
+            _log.warning("snapshot.too_old", gallery=self._name, revision=self._too_old)
+            return None
+        return view
+
+    def built(self, given_up: Callable[[], bool]) -> View:
+        """A view from SQL; it is not put.
 
         Raises:
             GivenUp: the process is ending.
         """
-        opened = self._snapshots.open_newest(self._reading.contradiction) if self._snapshots is not None else None
-        if opened is not None:
-            try:
-                view = View(*opened)
-                while view.revision < revision:
-                    view = self._replayed(view, revision)
-                return view
-            except Gap:
-                _log.warning("snapshot.too_old", gallery=self._name, revision=opened[2].revision)
         # An engine that may hold what this process wrote there of an undone history is filled whatever it says.
         view = self._source.built(fill=self._view.revision >= 0, given_up=given_up)
         return self._source.without_surplus(view) if self._tended else view
@@ -127,6 +136,12 @@ class FollowedView:
         except Gap:
             return False
         return True
+
+    def rebuilt(self, revision: int) -> None:
+        """Note that the view is new enough for who asked for a new index at a revision, or before."""
+        with self.lock:
+            if self.rebuild_asked <= revision:
+                self.rebuild_asked = -1
 
     def fold_owners(self) -> None:
         """Fold what has changed among the owners into their long lists, beside the searches."""
@@ -148,13 +163,13 @@ class FollowedView:
         """
         steps = self._reading.steps(self._view.point, revision)
         try:
-            followed, rebuild = self._source.taken(self._view, steps)
+            followed, asked = self._source.taken(self._view, steps)
         except BaseException:
             # The view is at its point still, and holds more. That does no harm to who goes on from there, unless the
             # database falls back behind what it holds, as where the engine failed because the server died.
             self._halfway = steps.end
             raise
-        self.rebuild_wanted |= rebuild
+        self.rebuild_asked = max(self.rebuild_asked, asked)
         self.put(followed)
 
     def _replayed(self, view: View, revision: int) -> View:
@@ -163,9 +178,8 @@ class FollowedView:
         Raises:
             Gap: changes in between were pruned, or the view's own were undone.
         """
-        followed, rebuild = self._source.replayed(view, revision)
-        if rebuild:
-            self.rebuild_wanted = True
+        followed, asked = self._source.replayed(view, revision)
+        self.rebuild_asked = max(self.rebuild_asked, asked)
         return followed
 
     def _brought_on(self, view: View) -> View:

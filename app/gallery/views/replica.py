@@ -94,11 +94,21 @@ class GalleryReplica:
     @property
     def rebuild_wanted(self) -> bool:
         """Whether somebody asked for a new index, and it is not there yet."""
-        return self._followed.rebuild_wanted
+        return self._followed.rebuild_asked >= 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing but loading brings it up to date."""
+        return self._followed.lost
+
+    @property
+    def large(self) -> bool:
+        """Whether building takes longer than a request may wait."""
+        return self._reading.large
 
     def awaited(self) -> bool:
         """Whether calls are refused until the index is loaded."""
-        return self._followed.lost and self._tended and self._reading.large
+        return self.lost and self._tended and self.large
 
     @property
     def view(self) -> View:
@@ -123,25 +133,35 @@ class GalleryReplica:
             if self._followed.lost:
                 if self.awaited():
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
-                self._followed.put(self._followed.loaded(revision, never))
-        if self._followed.rebuild_wanted and not self._tended:
+                self._followed.put(self._followed.from_snapshot(revision) or self._followed.built(never))
+        if self.rebuild_wanted and not self._tended:
             self.rebuild()
 
-    def follow(self, revision: int, mark: int | None = None, *, given_up: Callable[[], bool] = never) -> None:
+    def follow(
+        self,
+        revision: int,
+        mark: int | None = None,
+        *,
+        given_up: Callable[[], bool] = never,
+        elsewhere: Callable[[], bool] = never,
+    ) -> None:
         """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
 
         Args:
             revision: that SQL has.
             mark: of that revision; None: whichever it has.
             given_up: whether the process is ending; the view stays as it is then.
+            elsewhere: whether what has to be built is left to another process, whose snapshot comes; as `given_up`.
         """
         with self._tending:
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
                     lost = self._followed.lost = not self._followed.brought_to(revision, mark, slices=1)
                 if lost:
+                    view = self._followed.from_snapshot(revision)
                     try:
-                        self._followed.switch(self._followed.loaded(revision, given_up))
+                        if view is not None or not elsewhere():
+                            self._followed.switch(view or self._followed.built(given_up))
                     except GivenUp:
                         _log.info("index.given_up", gallery=self.name)
                 if lost or self.view.revision >= revision:
@@ -167,19 +187,19 @@ class GalleryReplica:
             gallery = self._reading.gallery()
             if gallery is None or gallery.extractor != self.extractor:
                 return
-            self._followed.rebuild_wanted, done = False, False  # one that is asked for from now on is another
+            asked = self._followed.rebuild_asked  # one that is asked for from now on is another
             try:
-                done = self._followed.switch(self._source.built(fill=True, given_up=given_up))
+                view = self._source.built(fill=True, given_up=given_up)
+                if self._followed.switch(view):
+                    self._followed.rebuilt(max(asked, view.revision))
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
-            finally:
-                self._followed.rebuild_wanted |= not done
 
     def tend(self, given_up: Callable[[], bool] = never) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
-        if self._followed.rebuild_wanted:
+        if self.rebuild_wanted:
             self.rebuild(given_up)
-            return not self._followed.rebuild_wanted
+            return not self.rebuild_wanted
         with self._tending:
             if self.view.owners.wants_folding:
                 self._followed.fold_owners()
@@ -233,7 +253,7 @@ class GalleryReplica:
         """
         key = snapshots.take_key(anew=erase)  # before the gallery is read, so that it has what destroyed the last one
         gallery = self._reading.gallery()
-        if self._followed.rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
+        if self.rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
             return None
         anew = erase if key is None else key.before is None
         reached = not anew or self._reached(gallery.point)
@@ -305,12 +325,16 @@ class GalleryReplica:
             opened = self.snapshots.open_newer(self._reading.contradiction)
             if opened is None:
                 return False
-            return self._followed.switch(View(*opened))
+            view = View(*opened)
+            adopted = self._followed.switch(view)
+            if adopted:  # who leads writes none while it has to rebuild
+                self._followed.rebuilt(view.revision)
+            return adopted
 
     # -- inside
 
     def _to_be_written(self, *, anew: bool) -> tuple[SegmentedIndex, TemplateOwners, Point] | None:
-        """The index, the owners and the point of one view, or None where it is of a kind that is not kept.
+        """The index, the owners and the point of one view, or None where it is not to be kept.
 
         Args:
             anew: nothing that was erased so far is in the index's codes or saved files.
@@ -320,6 +344,8 @@ class GalleryReplica:
                 index.rewrite_erased()
             with self._followed.lock:
                 view = self.view
+                if self.rebuild_wanted:  # since a moment ago: the point would say that it was done
+                    return None
                 if view.index is index:  # else it was loaded anew meanwhile
                     return index, view.owners.copy(), view.point
         return None

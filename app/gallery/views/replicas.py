@@ -75,7 +75,7 @@ class Replicas:
         self._upkeep.announce()  # before they are read: what comes meanwhile is not dropped
         for gallery, replica in served:
             with _refusing(gallery):
-                replica.follow(*gallery.point, given_up=given_up)
+                self._upkeep.load(replica, gallery, given_up)
         self._upkeep.start()
 
     def stop(self) -> None:

@@ -16,8 +16,10 @@ from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.records import Gallery
 from app.gallery.snapshots.kept import Snapshots
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.building import Building
 from app.gallery.views.follower_reports import FollowerReports
 from app.gallery.views.index_source import IndexSource
+from app.gallery.views.leader_watch import LeaderWatch
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.rounds import Rounds
 from app.telemetry import INDEXED_TEMPLATES
@@ -44,23 +46,21 @@ class _Kept:
         written: when, by the monotonic clock.
         erase_from: the earliest moment of the next that an erasure asks for.
         told: whether it was logged that they have no folder.
-        sign: the last sign of life of who leads, where something was to be erased.
-        sign_seen: since when it is that one.
+        erasing: how who leads looks to this process, which waits for it to erase something.
     """
 
     revision: int
     written: float = float("-inf")
     erase_from: float = float("-inf")
     told: bool = False
-    sign: int | None = None
-    sign_seen: float = float("-inf")
+    erasing: LeaderWatch | None = None
 
 
 class Upkeep:
     """One thread of low priority that tends the indexes of a process, and does chores at every look.
 
-    Of the processes that share a folder of snapshots one leads a gallery: it alone compresses, merges and writes
-    snapshots. The others take up what it has written, and so share its memory.
+    Of the processes that share a folder of snapshots one leads a gallery: it alone builds (see `Building`), compresses,
+    merges and writes snapshots. The others take up what it has written, and so share its memory.
 
     Args:
         replicas: those that this process has.
@@ -97,6 +97,7 @@ class Upkeep:
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._rounds = Rounds(history)
+        self._building = Building()
         self._kept: dict[int, _Kept] = {}
         self._keys: Collection[str] = ()  # of all galleries' snapshots, when the vault was last asked
         self._asked = float("-inf")
@@ -183,26 +184,39 @@ class Upkeep:
         """Bring a replica up to date, tend it, and do what is to be done about its snapshots."""
         if replica.applied_revision < 0:
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
-        replica.follow(*gallery.point, given_up=self._ended.is_set)
+        snapshots = replica.snapshots
+        leads = None if snapshots is None else self._leads(replica, snapshots)
+        self._build(replica, gallery, leads, self._ended.is_set)
+        if snapshots is not None and not leads:
+            if gallery.erasure is not None:
+                self._quietly(self._erase_for, replica, snapshots)
+            else:
+                self._of(replica).erasing = None
         if replica.applied_revision < 0:
             return
-        if replica.rebuild_wanted:  # every process, whether it leads or not
-            replica.rebuild(self._ended.is_set)
-        snapshots = replica.snapshots
-        leads = snapshots is not None and self._leads(replica, snapshots)
-        if snapshots is not None and not leads and gallery.erasure is not None:
-            self._quietly(self._erase_for, replica, snapshots)
-        follows = leads is False and snapshots is not None
-        if follows:
+        if leads is False:
             replica.adopt_snapshot()
         # Who leads may have no room for a snapshot.
-        tended = (follows and not replica.neglected) or self._tend_index(replica)
+        waits = leads is False and (replica.rebuild_wanted or not replica.neglected)
+        tended = waits or self._tend_index(replica)
         if leads and snapshots is not None and self._source.snapshot_interval:
             if gallery.erasure is not None:
                 self._quietly(self._erase, replica)
             self._write_if_due(replica, snapshots)
         if tended and self._rests(replica, gallery, leads):
             self._rounds.rest(replica)
+
+    def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
+        """Load a replica before anybody waits for it; where another process builds its index, that comes later."""
+        leads = None if replica.snapshots is None else self._leads(replica, replica.snapshots)
+        self._build(replica, gallery, leads, given_up)
+
+    def _build(
+        self, replica: GalleryReplica, gallery: Gallery, leads: bool | None, given_up: Callable[[], bool]
+    ) -> None:
+        others_write = leads if self._source.snapshot_interval else None
+        if self._building.bring_on(replica, gallery, given_up, leads=others_write) and leads:
+            self._of(replica).written = float("-inf")  # others may wait for it
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""
@@ -241,6 +255,7 @@ class Upkeep:
     def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
         """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
         self._kept.pop(replica.gallery_id, None)
+        self._building.forget(replica)
         if replica.snapshots is not None:
             replica.snapshots.resign()
         if gone:
@@ -273,10 +288,10 @@ class Upkeep:
 
     def _erase_for(self, replica: GalleryReplica, snapshots: Snapshots) -> None:
         """Erase in place of who leads, where that process was stopped or hangs, or where nobody can lead."""
-        kept, sign, clock = self._of(replica), snapshots.lead_sign, time.monotonic()
-        if kept.sign != sign:
-            kept.sign, kept.sign_seen = sign, clock
-        if clock - kept.sign_seen < _LEADER_SILENT:
+        kept = self._of(replica)
+        kept.erasing = kept.erasing or LeaderWatch()
+        kept.erasing.look(snapshots.lead_sign)
+        if kept.erasing.silence < _LEADER_SILENT:
             return
         replica.drop_snapshots()
         _log.error("snapshot.leader_silent", gallery=replica.name, meaning="its snapshots were erased for it")

@@ -38,9 +38,9 @@ def same_embeddings(stored: NDArray[np.float32], embeddings: NDArray[np.float32]
     return np.asarray(np.linalg.norm(stored - embeddings, axis=1) < _HALF_PRECISION)
 
 
-def asks_for_rebuild(changes: Sequence[Change]) -> bool:
-    """Whether one of the changes has indexes built anew."""
-    return any(change.kind == "rebuild" for change in changes)
+def rebuild_asked(changes: Sequence[Change]) -> int:
+    """Revision of the last of the changes that has indexes built anew; -1: none does."""
+    return max((change.revision for change in changes if change.kind == "rebuild"), default=-1)
 
 
 def replay(view: View, changes: Sequence[Change]) -> None:

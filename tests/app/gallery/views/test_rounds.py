@@ -35,9 +35,9 @@ def visits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the galleries that were visited, in order."""
     visited, follow = list[str](), GalleryReplica.follow
 
-    def noted(replica: GalleryReplica, revision: int, mark: int, *, given_up: Callable[[], bool]) -> None:
+    def noted(replica: GalleryReplica, revision: int, mark: int, **options: Callable[[], bool]) -> None:
         visited.append(replica.name)
-        follow(replica, revision, mark, given_up=given_up)
+        follow(replica, revision, mark, **options)
 
     monkeypatch.setattr(GalleryReplica, "follow", noted)
     return visited

@@ -572,6 +572,26 @@ def test_where_files_cannot_be_locked_nobody_leads_and_what_was_erased_leaves_th
     assert (told.count("snapshot.no_folder"), told.count("No locks available")) == (1, 1)
 
 
+def test_who_leads_is_not_taken_for_silent_because_it_had_nothing_to_do(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("anna", "bob", "carl"):
+        enroll(store, key, new_templates(1))
+    leader, follower = both = Process(store, source), Process(store, source)
+    for process in both:
+        process.upkeep.tick()
+    store.delete_subject("people", "anna")
+    for process in (follower, leader, follower):
+        process.upkeep.tick()
+    late = time.monotonic() + 3600
+    monkeypatch.setattr("app.gallery.views.upkeep.time.monotonic", lambda: late)
+    store.delete_subject("people", "bob")
+    follower.upkeep.tick()
+    assert any("vectors" in name for name in files(source))
+    leader.upkeep.tick()
+    assert store.gallery("people").erasure is None
+
+
 LOOKS = """
 import os, sys, threading
 from sqlalchemy import create_engine

@@ -1,0 +1,62 @@
+"""Which process of a machine builds an index that all of them need."""
+
+from collections.abc import Callable
+
+import structlog
+
+from app.gallery.records import Gallery
+from app.gallery.views.leader_watch import LeaderWatch
+from app.gallery.views.replica import GalleryReplica
+
+_log = structlog.get_logger()
+_SILENT = 1800.0  # seconds in which who leads shows no sign, as a building takes long
+_SIGNS = 3  # of life without a snapshot: by the third it has tried
+
+
+class Building:
+    """The one that leads builds, and the others wait for its snapshot; should none come, each builds for itself.
+
+    What takes but a moment everybody builds at once.
+    """
+
+    def __init__(self) -> None:
+        self._watches: dict[int, LeaderWatch] = {}
+
+    def bring_on(
+        self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
+    ) -> bool:
+        """Bring a replica up to date with its gallery, and build what is to be built here.
+
+        Args:
+            replica: of that gallery.
+            gallery: as SQL has it.
+            given_up: whether the process is ending.
+            leads: whether this process does; None: there are no snapshots.
+
+        Returns:
+            Whether the replica has another index than before.
+        """
+        before = replica.view.index
+
+        def elsewhere() -> bool:
+            return leads is False and replica.large and self._waits(replica)
+
+        replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
+        if replica.rebuild_wanted and not elsewhere():
+            replica.rebuild(given_up)
+        if not replica.lost and not replica.rebuild_wanted:
+            self.forget(replica)
+        return replica.view.index is not before
+
+    def forget(self, replica: GalleryReplica) -> None:
+        """Wait no longer."""
+        self._watches.pop(replica.gallery_id, None)
+
+    def _waits(self, replica: GalleryReplica) -> bool:
+        assert replica.snapshots is not None
+        watch = self._watches.get(replica.gallery_id)
+        if watch is None:
+            watch = self._watches[replica.gallery_id] = LeaderWatch()
+            _log.info("index.awaited", gallery=replica.name, meaning="another process of this machine builds it")
+        watch.look(replica.snapshots.lead_sign)
+        return watch.signs < _SIGNS and watch.silence < _SILENT

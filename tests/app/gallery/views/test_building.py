@@ -1,0 +1,259 @@
+"""Which process of a machine builds a large index, and what the others do meanwhile."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.gallery.errors import Busy
+from app.gallery.index import SegmentedIndex
+from app.gallery.records import NewTemplate, TemplateBlock
+from app.gallery.sql.history import GalleryHistory
+from app.gallery.store import GalleryStore
+from app.gallery.views.index_source import IndexSource
+from app.gallery.views.replicas import Replicas
+from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.views.test_upkeep import Process, enroll
+
+pytestmark = pytest.mark.galleries("people")
+Templates = Callable[[int], list[NewTemplate]]
+
+
+class Counted(GalleryHistory):
+    """Which counts how often all templates were begun to be read."""
+
+    builds = 0
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        self.builds += 1
+        yield from super().template_blocks(gallery_id)
+
+
+class One(Process):
+    """A process whose buildings are counted."""
+
+    def __init__(self, store: GalleryStore, source: IndexSource) -> None:
+        self.counted = Counted(store.engine)
+        super().__init__(store, source, self.counted)
+
+    def lives(self) -> None:
+        """Show that it lives, and do nothing else."""
+        assert self.replica.snapshots is not None
+        assert self.replica.snapshots.lead()
+
+
+@pytest.fixture(autouse=True)
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.gallery.views.gallery_reading._LARGE", 0)
+
+
+@pytest.fixture(autouse=True)
+def each_look_is_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.gallery.snapshots.lead._EVERY", 0)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> IndexSource:
+    return IndexSource(folder=tmp_path / "index", snapshot_interval=3600)
+
+
+@pytest.fixture
+def history(store: GalleryStore) -> GalleryHistory:
+    return GalleryHistory(store.engine)
+
+
+def test_who_leads_builds_and_the_others_take_it_up(
+    store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    for process in both:
+        process.damage()
+    history.request_rebuild("people")
+    before = [process.counted.builds for process in both]
+    follower.upkeep.tick()
+    wanted = [process.replica.rebuild_wanted for process in both]
+    assert follower.found(templates) == [None] * 3
+    enroll(store, "bob", new_templates(1))
+    leader.upkeep.tick()
+    assert leader.found(templates) == [anna] * 3
+    follower.upkeep.tick()
+    wanted += [process.replica.rebuild_wanted for process in both]
+    assert wanted == [False, True, False, False]
+    assert follower.found(templates) == [anna] * 3
+    assert np.subtract([process.counted.builds for process in both], before).tolist() == [1, 0]
+
+
+def test_without_a_snapshot_calls_are_refused_until_who_leads_has_written_one(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = One(store, source), One(store, source)
+    leader.lives()
+    follower.upkeep.tick()
+    with pytest.raises(Busy):
+        follower.find(templates)
+    assert follower.replica.awaited()
+    leader.upkeep.tick()
+    follower.upkeep.tick()
+    assert not follower.replica.awaited()
+    assert follower.find(templates) == [anna] * 3
+    assert follower.counted.builds == 0
+
+
+def test_a_start_goes_on_while_another_builds(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader = One(store, source)
+    leader.lives()
+    counted = Counted(store.engine)
+    starting = Replicas(store, counted, source, extractor=EXTRACTOR)
+    starting.start([])
+    assert starting.awaited() == 1
+    starting.stop()
+    leader.upkeep.tick()
+    again = Replicas(store, counted, source, extractor=EXTRACTOR)
+    again.start([])
+    ranked = again.up_to_date("people").search(templates[0].embedding[None], top_k=1, rule="best")
+    again.stop()
+    assert ranked[0][0].subject_id == anna
+    assert counted.builds == 0
+
+
+def test_a_snapshot_from_before_the_wish_is_not_what_is_waited_for(
+    store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(3))
+    leader, follower = One(store, source), One(store, source)
+    leader.upkeep.tick()
+    follower.upkeep.tick()
+    enroll(store, "bob", new_templates(1))
+    leader.find(new_templates(1))
+    history.request_rebuild("people")
+    leader.replica.write_snapshot()
+    for _ in range(2):
+        follower.upkeep.tick()
+        assert follower.replica.rebuild_wanted
+    assert follower.replica.snapshots is not None
+    assert follower.replica.snapshots.known == 2
+
+
+def test_a_view_that_was_to_be_built_anew_meanwhile_is_not_kept(
+    store: GalleryStore,
+    source: IndexSource,
+    history: GalleryHistory,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    templates = new_templates(3)
+    enroll(store, "anna", templates)
+    leader = One(store, source)
+    leader.upkeep.tick()
+    rewrite = SegmentedIndex.rewrite_erased
+
+    def meanwhile(index: SegmentedIndex) -> None:
+        rewrite(index)
+        history.request_rebuild("people")
+        leader.find(templates)
+
+    monkeypatch.setattr(SegmentedIndex, "rewrite_erased", meanwhile)
+    assert leader.replica.write_snapshot(erase=True) is None
+    assert leader.replica.rebuild_wanted
+    assert leader.replica.snapshots is not None
+    assert leader.replica.snapshots.revisions == []
+
+
+def test_who_waited_builds_once_nobody_leads(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = One(store, source), One(store, source)
+    leader.lives()
+    follower.upkeep.tick()
+    assert leader.replica.snapshots is not None
+    leader.replica.snapshots.resign()  # as where it is killed
+    follower.upkeep.tick()
+    assert follower.find(templates) == [anna] * 3
+
+
+def test_who_waited_builds_where_who_leads_writes_no_snapshot(
+    store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = One(store, source), One(store, source)
+    leader.lives()
+    for _ in range(3):
+        follower.upkeep.tick()
+        assert follower.replica.awaited()
+        leader.lives()
+    follower.upkeep.tick()
+    assert follower.find(templates) == [anna] * 3
+    follower.damage()
+    history.request_rebuild("people")
+    for _ in range(3):
+        follower.upkeep.tick()
+        assert follower.replica.rebuild_wanted  # it waits anew
+        leader.lives()
+    follower.upkeep.tick()
+    assert follower.found(templates) == [anna] * 3
+
+
+def test_who_waited_builds_where_who_leads_hangs(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = One(store, source), One(store, source)
+    leader.lives()
+    follower.upkeep.tick()
+    assert follower.replica.awaited()
+    monkeypatch.setattr("app.gallery.views.building._SILENT", 0)
+    follower.upkeep.tick()
+    assert follower.find(templates) == [anna] * 3
+
+
+def test_without_snapshots_everybody_builds(store: GalleryStore, tmp_path: Path, new_templates: Templates) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    none_written = IndexSource(folder=tmp_path / "index", snapshot_interval=0)
+    leader, follower = One(store, none_written), One(store, none_written)
+    leader.lives()
+    follower.upkeep.tick()
+    assert follower.find(templates) == [anna] * 3
+
+
+def test_a_snapshot_that_is_too_old_is_read_once_while_a_newer_one_is_waited_for(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader = One(store, source)
+    leader.upkeep.tick()
+    bob = enroll(store, "bob", more := new_templates(1))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM change")
+    follower, loads = One(store, source), list[int]()
+    load = SegmentedIndex.load
+
+    def noted(*arguments: object, **options: object) -> SegmentedIndex:
+        loads.append(1)
+        return load(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentedIndex, "load", noted)
+    for _ in range(3):
+        follower.upkeep.tick()
+        assert follower.replica.awaited()
+    assert len(loads) == 1
+    leader.upkeep.tick()
+    follower.upkeep.tick()
+    assert follower.find([*templates, *more]) == [anna] * 3 + [bob]
+    assert (len(loads), follower.counted.builds) == (3, 0)  # who leads has looked at it as well
