@@ -10,7 +10,7 @@ from app.gallery.index import SharedIndex
 from app.gallery.points import Point
 from app.gallery.views.course import Course, Gap
 from app.gallery.views.gallery_reading import GalleryReading
-from app.gallery.views.view import View, rebuild_asked, replay
+from app.gallery.views.view import View, asks_for_rebuild, replay
 
 _log = structlog.get_logger()
 
@@ -77,7 +77,7 @@ class EngineViews:
         try:
             while view.revision < present.revision:
                 steps = self._reading.steps(view.point, present.revision)
-                if rebuild_asked(steps.changes) >= 0:
+                if asks_for_rebuild(steps.changes):
                     return False
                 replay(view, steps.changes)
                 view = View(view.index, view.owners, steps.end)

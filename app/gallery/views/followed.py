@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -31,8 +32,6 @@ class FollowedView:
         self, reading: GalleryReading, source: ViewSource, snapshots: Snapshots | None, *, tended: bool
     ) -> None:
         self.lock = threading.Lock()
-        self.rebuild_asked = -1
-        """Revision at which somebody asked for a new index that is not there yet; -1: nobody did."""
         self.lost = False
         """Whether nothing but loading brings the view on."""
         self._reading = reading
@@ -106,7 +105,7 @@ class FollowedView:
         view = View(*opened)
         try:
             while view.revision < revision:
-                view = self._replayed(view, revision)
+                view = self._source.replayed(view, revision)
         except Gap:
             self._too_old = opened[2].revision
             _log.warning("snapshot.too_old", gallery=self._name, revision=self._too_old)
@@ -137,12 +136,6 @@ class FollowedView:
             return False
         return True
 
-    def rebuilt(self, revision: int) -> None:
-        """Note that the view is new enough for who asked for a new index at a revision, or before."""
-        with self.lock:
-            if self.rebuild_asked <= revision:
-                self.rebuild_asked = -1
-
     def fold_owners(self) -> None:
         """Fold what has changed among the owners into their long lists, beside the searches."""
         with self.lock:
@@ -153,41 +146,30 @@ class FollowedView:
             if self._view.owners is not owners:  # the view was loaded anew meanwhile
                 return
             folded.follow(owners)
-            self._view = View(self._view.index, folded, self._view.point)
+            self._view = replace(self._view, owners=folded)
 
     def _take_some(self, revision: int) -> None:
         """Replay some of the changes up to a revision on the view itself; the lock is held.
 
         Raises:
-            Gap: as `_replayed`.
+            Gap: changes in between were pruned, or the view's own were undone.
         """
         steps = self._reading.steps(self._view.point, revision)
         try:
-            followed, asked = self._source.taken(self._view, steps)
+            followed = self._source.taken(self._view, steps)
         except BaseException:
             # The view is at its point still, and holds more. That does no harm to who goes on from there, unless the
             # database falls back behind what it holds, as where the engine failed because the server died.
             self._halfway = steps.end
             raise
-        self.rebuild_asked = max(self.rebuild_asked, asked)
         self.put(followed)
-
-    def _replayed(self, view: View, revision: int) -> View:
-        """The view with some of the changes up to a revision; a wish for a rebuild among them is noted.
-
-        Raises:
-            Gap: changes in between were pruned, or the view's own were undone.
-        """
-        followed, asked = self._source.replayed(view, revision)
-        self.rebuild_asked = max(self.rebuild_asked, asked)
-        return followed
 
     def _brought_on(self, view: View) -> View:
         present = self._reading.present()
         while present is not None and view.point != present:
             if view.revision >= present.revision:
                 raise Undone
-            view = self._replayed(view, present.revision)
+            view = self._source.replayed(view, present.revision)
         return view
 
     def _warn_of_undoing(self, revision: int) -> None:

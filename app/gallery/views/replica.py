@@ -94,7 +94,7 @@ class GalleryReplica:
     @property
     def rebuild_wanted(self) -> bool:
         """Whether somebody asked for a new index, and it is not there yet."""
-        return self._followed.rebuild_asked >= 0
+        return self.view.rebuild_wanted
 
     @property
     def lost(self) -> bool:
@@ -187,11 +187,8 @@ class GalleryReplica:
             gallery = self._reading.gallery()
             if gallery is None or gallery.extractor != self.extractor:
                 return
-            asked = self._followed.rebuild_asked  # one that is asked for from now on is another
             try:
-                view = self._source.built(fill=True, given_up=given_up)
-                if self._followed.switch(view):
-                    self._followed.rebuilt(max(asked, view.revision))
+                self._followed.switch(self._source.built(fill=True, given_up=given_up))
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
 
@@ -325,11 +322,7 @@ class GalleryReplica:
             opened = self.snapshots.open_newer(self._reading.contradiction)
             if opened is None:
                 return False
-            view = View(*opened)
-            adopted = self._followed.switch(view)
-            if adopted:  # who leads writes none while it has to rebuild
-                self._followed.rebuilt(view.revision)
-            return adopted
+            return self._followed.switch(View(*opened))
 
     # -- inside
 
@@ -344,7 +337,7 @@ class GalleryReplica:
                 index.rewrite_erased()
             with self._followed.lock:
                 view = self.view
-                if self.rebuild_wanted:  # since a moment ago: the point would say that it was done
+                if view.rebuild_wanted:  # since a moment ago: the point would say that it was done
                     return None
                 if view.index is index:  # else it was loaded anew meanwhile
                     return index, view.owners.copy(), view.point

@@ -17,11 +17,15 @@ _Added = list[tuple[Change, NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a search needs, switched as one: it is true up to `point`, and may be ahead of it."""
+    """What a search needs, switched as one: it is true up to `point`, and may be ahead of it.
+
+    `rebuild_wanted` says whether somebody asked for a new index since this one was built.
+    """
 
     index: TemplateIndex
     owners: TemplateOwners
     point: Point
+    rebuild_wanted: bool = False
 
     @property
     def revision(self) -> int:
@@ -38,9 +42,9 @@ def same_embeddings(stored: NDArray[np.float32], embeddings: NDArray[np.float32]
     return np.asarray(np.linalg.norm(stored - embeddings, axis=1) < _HALF_PRECISION)
 
 
-def rebuild_asked(changes: Sequence[Change]) -> int:
-    """Revision of the last of the changes that has indexes built anew; -1: none does."""
-    return max((change.revision for change in changes if change.kind == "rebuild"), default=-1)
+def asks_for_rebuild(changes: Sequence[Change]) -> bool:
+    """Whether one of the changes has indexes built anew."""
+    return any(change.kind == "rebuild" for change in changes)
 
 
 def replay(view: View, changes: Sequence[Change]) -> None:

@@ -12,7 +12,7 @@ from app.gallery.views.course import Course, Gap, Undone
 from app.gallery.views.engine_views import EngineViews
 from app.gallery.views.gallery_reading import GalleryReading, GivenUp, Steps, never
 from app.gallery.views.owners import TemplateOwners
-from app.gallery.views.view import View, rebuild_asked, replay
+from app.gallery.views.view import View, asks_for_rebuild, replay
 
 _log = structlog.get_logger()
 
@@ -94,8 +94,8 @@ class ViewSource:
         """
         try:
             while view.revision < last.revision:
-                view, asked = self.replayed(view, last.revision)
-                if asked >= 0:
+                view = self.replayed(view, last.revision)
+                if view.rebuild_wanted:
                     return None
         except Undone:
             raise
@@ -105,8 +105,8 @@ class ViewSource:
             raise Undone
         return view
 
-    def replayed(self, view: View, revision: int) -> tuple[View, int]:
-        """The view with some of the changes up to a revision, and which of them asks for a rebuild (-1: none).
+    def replayed(self, view: View, revision: int) -> View:
+        """The view with some of the changes up to a revision.
 
         Those are some ten thousand rows: who wants them all calls again until the view has the revision.
 
@@ -116,25 +116,25 @@ class ViewSource:
             ExtractorMismatch: the gallery has moved to another extractor meanwhile.
         """
         if view.revision >= revision:
-            return view, -1
+            return view
         return self.taken(view, self._reading.steps(view.point, revision))
 
-    def taken(self, view: View, steps: Steps) -> tuple[View, int]:
-        """The view with changes that were read for it, and which of them asks for a rebuild (-1: none).
+    def taken(self, view: View, steps: Steps) -> View:
+        """The view with changes that were read for it.
 
         Where an engine fails, the view may hold a part of them, though it is at its own point still.
 
         Raises:
             Undone, Gap: as `replayed`.
         """
-        asked, index = rebuild_asked(steps.changes), view.index
-        if asked >= 0 and isinstance(index, SharedIndex):
+        asked, index = asks_for_rebuild(steps.changes), view.index
+        if asked and isinstance(index, SharedIndex):
             index = self._reopened()
-        followed = View(index, view.owners, steps.end)
+        followed = View(index, view.owners, steps.end, view.rebuild_wanted or asked)
         replay(followed, steps.changes)
         if isinstance(index, SharedIndex):
             self._remember(index, steps.trail)
-        return followed, asked
+        return followed
 
     def _remember(self, index: SharedIndex, trail: Sequence[Point]) -> None:
         """Have an index outside the process remember where a trail ends, unless it is further.

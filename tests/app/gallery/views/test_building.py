@@ -15,6 +15,7 @@ from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import EXTRACTOR
 from tests.app.gallery.views.test_upkeep import Process, enroll
+from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
@@ -257,3 +258,22 @@ def test_a_snapshot_that_is_too_old_is_read_once_while_a_newer_one_is_waited_for
     follower.upkeep.tick()
     assert follower.find([*templates, *more]) == [anna] * 3 + [bob]
     assert (len(loads), follower.counted.builds) == (3, 0)  # who leads has looked at it as well
+
+
+def test_a_wish_that_was_undone_is_not_waited_for(
+    store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    _, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    standby = Standby(store.engine)
+    history.request_rebuild("people")
+    follower.upkeep.tick()
+    standby.promote()
+    for process in both:
+        process.upkeep.tick()
+    assert not follower.replica.rebuild_wanted
+    assert follower.found(templates) == [anna] * 3
+    assert follower.counted.builds == 0
