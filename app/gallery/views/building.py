@@ -42,6 +42,8 @@ class Building:
             return leads is False and replica.large and self._waits(replica)
 
         replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
+        if replica.rebuild_wanted:
+            replica.adopt_snapshot()  # what was built meanwhile by who led, though it hangs by now, or is gone
         if replica.rebuild_wanted and not elsewhere():
             replica.rebuild(given_up)
         if not replica.lost and not replica.rebuild_wanted:

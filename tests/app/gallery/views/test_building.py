@@ -277,3 +277,31 @@ def test_a_wish_that_was_undone_is_not_waited_for(
     assert not follower.replica.rebuild_wanted
     assert follower.found(templates) == [anna] * 3
     assert follower.counted.builds == 0
+
+
+@pytest.mark.parametrize("who_leads", ["is gone", "hangs"])
+def test_what_was_built_before_who_leads_fell_silent_is_taken_up(
+    store: GalleryStore,
+    source: IndexSource,
+    history: GalleryHistory,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    who_leads: str,
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    follower.damage()
+    history.request_rebuild("people")
+    follower.upkeep.tick()
+    leader.upkeep.tick()
+    assert leader.replica.snapshots is not None
+    if who_leads == "hangs":
+        monkeypatch.setattr("app.gallery.views.building._SILENT", 0)
+    else:
+        leader.replica.snapshots.resign()
+    follower.upkeep.tick()
+    assert follower.found(templates) == [anna] * 3
+    assert (follower.replica.rebuild_wanted, follower.counted.builds) == (False, 0)
