@@ -1,6 +1,7 @@
 """Which process of a machine builds an index that all of them need."""
 
 from collections.abc import Callable
+from functools import partial
 
 import structlog
 
@@ -17,34 +18,37 @@ class Building:
     """The one that leads builds, and the others wait for its snapshot; should none come, each builds for itself.
 
     What takes but a moment everybody builds at once.
+
+    Args:
+        snapshots: whether any are written.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, snapshots: bool) -> None:
+        self._snapshots = snapshots
         self._watches: dict[int, LeaderWatch] = {}
 
-    def bring_on(
+    def load(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
-    ) -> bool:
-        """Bring a replica up to date with its gallery, and build what is to be built here.
+    ) -> None:
+        """Bring a replica up to date with its gallery; where it has an index, a new one that is wanted comes later.
 
         Args:
             replica: of that gallery.
             gallery: as SQL has it.
             given_up: whether the process is ending.
-            leads: whether this process does; None: there are no snapshots.
-
-        Returns:
-            Whether the replica has another index than before.
+            leads: whether this process does; None: there is no folder for snapshots.
         """
+        replica.follow(*gallery.point, given_up=given_up, elsewhere=partial(self._elsewhere, replica, leads))
+
+    def bring_on(
+        self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
+    ) -> bool:
+        """As `load`, and build the new index that is wanted; answers whether the replica has another than before."""
         before = replica.view.index
-
-        def elsewhere() -> bool:
-            return leads is False and replica.large and self._waits(replica)
-
-        replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
+        self.load(replica, gallery, given_up, leads=leads)
         if replica.rebuild_wanted:
             replica.adopt_snapshot()  # what was built meanwhile by who led, though it hangs by now, or is gone
-        if replica.rebuild_wanted and not elsewhere():
+        if replica.rebuild_wanted and not self._elsewhere(replica, leads):
             replica.rebuild(given_up)
         if not replica.lost and not replica.rebuild_wanted:
             self.forget(replica)
@@ -54,8 +58,10 @@ class Building:
         """Wait no longer."""
         self._watches.pop(replica.gallery_id, None)
 
-    def _waits(self, replica: GalleryReplica) -> bool:
-        assert replica.snapshots is not None
+    def _elsewhere(self, replica: GalleryReplica, leads: bool | None) -> bool:
+        """Whether what is to be built is left to who leads."""
+        if replica.snapshots is None or not self._snapshots or leads is not False or not replica.large:
+            return False
         watch = self._watches.get(replica.gallery_id)
         if watch is None:
             watch = self._watches[replica.gallery_id] = LeaderWatch()

@@ -97,7 +97,7 @@ class Upkeep:
         run = contextvars.copy_context().run
         self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
         self._rounds = Rounds(history)
-        self._building = Building()
+        self._building = Building(snapshots=source.snapshot_interval > 0)
         self._kept: dict[int, _Kept] = {}
         self._keys: Collection[str] = ()  # of all galleries' snapshots, when the vault was last asked
         self._asked = float("-inf")
@@ -186,7 +186,8 @@ class Upkeep:
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         snapshots = replica.snapshots
         leads = None if snapshots is None else self._leads(replica, snapshots)
-        self._build(replica, gallery, leads, self._ended.is_set)
+        if self._building.bring_on(replica, gallery, self._ended.is_set, leads=leads) and leads:
+            self._of(replica).written = float("-inf")  # others may wait for it
         if snapshots is not None and not leads:
             if gallery.erasure is not None:
                 self._quietly(self._erase_for, replica, snapshots)
@@ -209,14 +210,7 @@ class Upkeep:
     def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
         """Load a replica before anybody waits for it; where another process builds its index, that comes later."""
         leads = None if replica.snapshots is None else self._leads(replica, replica.snapshots)
-        self._build(replica, gallery, leads, given_up)
-
-    def _build(
-        self, replica: GalleryReplica, gallery: Gallery, leads: bool | None, given_up: Callable[[], bool]
-    ) -> None:
-        others_write = leads if self._source.snapshot_interval else None
-        if self._building.bring_on(replica, gallery, given_up, leads=others_write) and leads:
-            self._of(replica).written = float("-inf")  # others may wait for it
+        self._building.load(replica, gallery, given_up, leads=leads)
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""

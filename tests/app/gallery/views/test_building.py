@@ -11,6 +11,7 @@ from app.gallery.index import SegmentedIndex
 from app.gallery.records import NewTemplate, TemplateBlock
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
+from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import EXTRACTOR
@@ -305,3 +306,20 @@ def test_what_was_built_before_who_leads_fell_silent_is_taken_up(
     follower.upkeep.tick()
     assert follower.found(templates) == [anna] * 3
     assert (follower.replica.rebuild_wanted, follower.counted.builds) == (False, 0)
+
+
+def test_a_start_does_not_wait_for_an_index_that_was_asked_for_meanwhile(
+    store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    before = One(store, source)
+    before.upkeep.tick()
+    before.upkeep.stop()
+    history.request_rebuild("people")
+    starting = One(store, source)
+    starting.upkeep.load(starting.replica, store.gallery("people"), never)
+    assert starting.found(templates) == [anna] * 3
+    assert (starting.replica.rebuild_wanted, starting.counted.builds) == (True, 0)
+    starting.upkeep.tick()
+    assert (starting.replica.rebuild_wanted, starting.counted.builds) == (False, 1)
