@@ -213,7 +213,7 @@ class GalleryReplica:
     def write_snapshot(self, *, erase: bool = False) -> int | None:
         """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
 
-        Nor is one kept that is to be built anew, or whose gallery is gone, or of another extractor by now.
+        Nor is one kept that is to be built or loaded anew, or whose gallery is gone, or of another extractor by now.
 
         Args:
             erase: let no embedding that was erased survive in the files.
@@ -250,7 +250,7 @@ class GalleryReplica:
         """
         key = snapshots.take_key(anew=erase)  # before the gallery is read, so that it has what destroyed the last one
         gallery = self._reading.gallery()
-        if self.rebuild_wanted or gallery is None or gallery.extractor != self.extractor:
+        if self.rebuild_wanted or self.lost or gallery is None or gallery.extractor != self.extractor:
             return None
         anew = erase if key is None else key.before is None
         reached = not anew or self._reached(gallery.point)

@@ -323,3 +323,27 @@ def test_a_start_does_not_wait_for_an_index_that_was_asked_for_meanwhile(
     assert (starting.replica.rebuild_wanted, starting.counted.builds) == (True, 0)
     starting.upkeep.tick()
     assert (starting.replica.rebuild_wanted, starting.counted.builds) == (False, 1)
+
+
+def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = One(store, source), One(store, source)
+    leader.upkeep.tick()
+    standby = Standby(store.engine)
+    enroll(store, "bob", new_templates(1))
+    follower.upkeep.tick()
+    standby.promote()
+    assert leader.replica.snapshots is not None
+    leader.replica.snapshots.set_all_aside("as where there was none")
+    follower.upkeep.tick()
+    assert follower.replica.awaited()
+    leader.replica.write_snapshot()
+    for process in (leader, follower):
+        process.upkeep.stop()
+    again = One(store, source)
+    again.upkeep.tick()
+    assert again.found(templates) == [anna] * 3
+    assert again.counted.builds == 0
