@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -25,7 +26,7 @@ class Building:
 
     def __init__(self, *, snapshots: bool) -> None:
         self._snapshots = snapshots
-        self._watches: dict[int, LeaderWatch] = {}
+        self._watches = WeakKeyDictionary[GalleryReplica, LeaderWatch]()
 
     def load(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
@@ -51,20 +52,16 @@ class Building:
         if replica.rebuild_wanted and not self._elsewhere(replica, leads):
             replica.rebuild(given_up)
         if not replica.lost and not replica.rebuild_wanted:
-            self.forget(replica)
+            self._watches.pop(replica, None)
         return replica.view.index is not before
-
-    def forget(self, replica: GalleryReplica) -> None:
-        """Wait no longer."""
-        self._watches.pop(replica.gallery_id, None)
 
     def _elsewhere(self, replica: GalleryReplica, leads: bool | None) -> bool:
         """Whether what is to be built is left to who leads."""
         if replica.snapshots is None or not self._snapshots or leads is not False or not replica.large:
             return False
-        watch = self._watches.get(replica.gallery_id)
+        watch = self._watches.get(replica)
         if watch is None:
-            watch = self._watches[replica.gallery_id] = LeaderWatch()
+            watch = self._watches[replica] = LeaderWatch()
             _log.info("index.awaited", gallery=replica.name, meaning="another process of this machine builds it")
         watch.look(replica.snapshots.lead_sign)
         return watch.signs < _SIGNS and watch.silence < _SILENT

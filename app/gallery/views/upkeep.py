@@ -249,7 +249,6 @@ class Upkeep:
     def _let_go(self, replica: GalleryReplica, *, gone: bool) -> None:
         """Forget a gallery that this process has no more to do with, and erase what it wrote of one that is gone."""
         self._kept.pop(replica.gallery_id, None)
-        self._building.forget(replica)
         if replica.snapshots is not None:
             replica.snapshots.resign()
         if gone:

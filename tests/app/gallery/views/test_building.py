@@ -347,3 +347,18 @@ def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
     again.upkeep.tick()
     assert again.found(templates) == [anna] * 3
     assert again.counted.builds == 0
+
+
+def test_another_replica_of_the_gallery_waits_anew(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(3))
+    leader, follower, again = (One(store, source) for _ in range(3))
+    leader.lives()
+    for _ in range(3):
+        follower.upkeep.tick()
+        leader.lives()
+    follower.served[:] = [again.replica]  # as where the gallery was of another extractor meanwhile
+    follower.upkeep.tick()
+    assert again.replica.awaited()
+    assert again.counted.builds == 0
