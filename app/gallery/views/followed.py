@@ -90,7 +90,8 @@ class FollowedView:
                 self._warn_of_undoing(revision)
                 return False
             except Gap:
-                _log.warning("index.gap", gallery=self._name, applied=self._view.revision, revision=revision)
+                if not self.lost:
+                    _log.warning("index.gap", gallery=self._name, applied=self._view.revision, revision=revision)
                 return False
             slices = None if slices is None else slices - 1
         return True
@@ -173,4 +174,5 @@ class FollowedView:
         return view
 
     def _warn_of_undoing(self, revision: int) -> None:
-        _log.warning("gallery.went_back", gallery=self._name, revision=revision, applied=self._view.revision)
+        if not self.lost:  # else it was told already
+            _log.warning("gallery.went_back", gallery=self._name, revision=revision, applied=self._view.revision)

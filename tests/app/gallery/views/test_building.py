@@ -362,3 +362,28 @@ def test_another_replica_of_the_gallery_waits_anew(
     follower.upkeep.tick()
     assert again.replica.awaited()
     assert again.counted.builds == 0
+
+
+@pytest.mark.parametrize("why", ["index.gap", "gallery.went_back"])
+def test_why_an_index_is_waited_for_is_told_once(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    leader, follower = One(store, source), One(store, source)
+    enroll(store, "anna", new_templates(3))
+    standby = Standby(store.engine)
+    enroll(store, "bob", new_templates(1))
+    for process in (leader, follower):
+        process.upkeep.tick()
+    if why == "gallery.went_back":
+        standby.promote()
+    else:
+        enroll(store, "carl", new_templates(1))
+        with store.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM change")
+    capsys.readouterr()
+    for _ in range(3):
+        follower.upkeep.tick()
+        with pytest.raises(Busy):
+            follower.find(new_templates(1))
+    told = "".join(capsys.readouterr())
+    assert (told.count(why), told.count("index.awaited")) == (1, 1)
