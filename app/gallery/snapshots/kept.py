@@ -98,8 +98,12 @@ class Snapshots:
         return self._lead.take()
 
     def resign(self) -> None:
-        """Let another process lead."""
+        """Let another process lead, for good."""
         self._lead.resign()
+
+    def pause_leading(self) -> None:
+        """Let another process lead, until this one asks for it again."""
+        self._lead.pause()
 
     @property
     def lead_sign(self) -> int | None:

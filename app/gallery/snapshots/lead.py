@@ -57,8 +57,12 @@ class SnapshotLead:
 
     def resign(self) -> None:
         """Let another process lead, for good: who still has this to do with the gallery does not take it back."""
+        self._resigned = True
+        self.pause()
+
+    def pause(self) -> None:
+        """Let another process lead, until this one asks for it again."""
         with self._changing:
-            self._resigned = True
             lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)

@@ -82,7 +82,7 @@ class Replicas:
         """End the upkeep, with a last snapshot of what has changed."""
         if self._upkeep is not None:
             self._upkeep.stop()
-        for replica in self.all():  # without an upkeep, as in a command, it may lead, too
+        for replica in self.all():  # what the upkeep has left behind leads no more
             if replica.snapshots is not None:
                 replica.snapshots.resign()
 
@@ -280,7 +280,11 @@ class Replicas:
             return 0
         # A command has no upkeep: either it leads, or a service does.
         leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
-        return replica.erase_snapshots() if leads else None
+        try:
+            return replica.erase_snapshots() if leads else None
+        finally:
+            if self._upkeep is None:  # a service that starts meanwhile would wait for its snapshots
+                replica.snapshots.pause_leading()
 
 
 @contextmanager

@@ -387,3 +387,20 @@ def test_why_an_index_is_waited_for_is_told_once(
             follower.find(new_templates(1))
     told = "".join(capsys.readouterr())
     assert (told.count(why), told.count("index.awaited")) == (1, 1)
+
+
+def test_a_command_that_has_erased_something_is_not_waited_for(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    command = Replicas(store, GalleryHistory(store.engine), source, extractor=EXTRACTOR)
+    for key in ("bob", "carl"):
+        enroll(store, key, new_templates(1))
+        store.delete_subject("people", key)
+        assert command.erase_traces(store.gallery("people"), False) == 0
+        assert store.gallery("people").erasure is None
+    process = One(store, source)
+    process.upkeep.tick()
+    assert process.find(templates) == [anna] * 3
+    command.stop()
