@@ -55,6 +55,10 @@ class Building:
             self._watches.pop(replica, None)
         return replica.view.index is not before
 
+    def waits(self, replica: GalleryReplica) -> bool:
+        """Whether another process was seen to build what this one needs, at the last look."""
+        return replica in self._watches
+
     def _elsewhere(self, replica: GalleryReplica, leads: bool | None) -> bool:
         """Whether what is to be built is left to who leads."""
         if replica.snapshots is None or not self._snapshots or leads is not False or not replica.large:

@@ -182,7 +182,7 @@ class Upkeep:
 
     def _bring_on(self, replica: GalleryReplica, gallery: Gallery) -> None:
         """Bring a replica up to date, tend it, and do what is to be done about its snapshots."""
-        if replica.applied_revision < 0:
+        if replica.applied_revision < 0 and not self._building.waits(replica):
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         snapshots = replica.snapshots
         leads = None if snapshots is None else self._leads(replica, snapshots)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sqlalchemy import event
 
 from app.gallery.errors import Busy
 from app.gallery.index import SegmentedIndex
@@ -106,6 +107,20 @@ def test_without_a_snapshot_calls_are_refused_until_who_leads_has_written_one(
     assert not follower.replica.awaited()
     assert follower.find(templates) == [anna] * 3
     assert follower.counted.builds == 0
+
+
+def test_who_waits_does_not_report_at_every_look(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    enroll(store, "anna", new_templates(3))
+    leader, follower = One(store, source), One(store, source)
+    leader.lives()
+    written = list[str]()
+    event.listen(store.engine, "before_cursor_execute", lambda *arguments: written.append(arguments[2].split()[0]))
+    for _ in range(5):
+        follower.upkeep.tick()
+    assert follower.replica.awaited()
+    assert 1 <= written.count("INSERT") <= 2  # with the first look, and of all once in a while
 
 
 def test_a_start_goes_on_while_another_builds(
