@@ -33,7 +33,7 @@ class FollowedView:
     ) -> None:
         self.lock = threading.Lock()
         self.lost = False
-        """Whether nothing but loading brings the view on."""
+        """Whether nothing but loading brought the view on when that was last tried."""
         self._reading = reading
         self._source = source
         self._name = reading.name
@@ -49,8 +49,8 @@ class FollowedView:
         return self._view
 
     def is_at(self, revision: int, mark: int | None) -> bool:
-        """Whether the view is true up to a revision, and holds nothing beyond."""
-        return self._halfway is None and self._view.is_at(revision, mark)
+        """Whether the view is true up to a revision, holds nothing beyond, and nothing is to be done to know that."""
+        return self._halfway is None and not self.lost and self._view.is_at(revision, mark)
 
     def put(self, view: View) -> None:
         """Search another view; the lock is held."""
@@ -69,6 +69,10 @@ class FollowedView:
 
     def brought_to(self, revision: int, mark: int | None, *, slices: int | None = None) -> bool:
         """Replay what has come, or so many slices of it; False where nothing but loading helps. The lock is held."""
+        self.lost = not self._brought_to(revision, mark, slices)
+        return not self.lost
+
+    def _brought_to(self, revision: int, mark: int | None, slices: int | None) -> bool:
         if self._view.revision < 0:
             return False
         if self._halfway is not None and self._reading.contradiction(self._halfway) is not None:

@@ -129,8 +129,7 @@ class GalleryReplica:
         if self._followed.is_at(revision, mark):
             return
         with holding(self._followed.lock):
-            self._followed.lost = not self._followed.brought_to(revision, mark)
-            if self._followed.lost:
+            if not self._followed.brought_to(revision, mark):
                 if self.awaited():
                     raise Busy(f"the index of gallery {self.name!r} is being built; try again")
                 self._followed.put(self._followed.from_snapshot(revision) or self._followed.built(never))
@@ -156,7 +155,7 @@ class GalleryReplica:
         with self._tending:
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
-                    lost = self._followed.lost = not self._followed.brought_to(revision, mark, slices=1)
+                    lost = not self._followed.brought_to(revision, mark, slices=1)
                 if lost:
                     view = self._followed.from_snapshot(revision)
                     try:

@@ -295,6 +295,26 @@ def test_a_wish_that_was_undone_is_not_waited_for(
     assert follower.counted.builds == 0
 
 
+def test_a_view_that_the_database_comes_back_to_is_not_awaited(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates[:1])
+    before = Standby(store.engine)
+    bob = enroll(store, "bob", templates[1:])
+    process = One(store, source)
+    process.upkeep.tick()
+    present = Standby(store.engine)
+    before.promote()
+    with pytest.raises(Busy):
+        process.find(templates)
+    present.promote()
+    assert process.find(templates) == [anna, bob, bob]
+    process.upkeep.tick()
+    assert not process.replica.awaited()
+    assert process.replica.write_snapshot() is not None
+
+
 @pytest.mark.parametrize("who_leads", ["is gone", "hangs"])
 def test_what_was_built_before_who_leads_fell_silent_is_taken_up(
     store: GalleryStore,
