@@ -15,7 +15,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 from index_data import Population
-from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
+from index_engines import DIMENSION, ENGINES, Engine, Faiss, Ids, Ours, Vectors
 from numpy.typing import NDArray
 from withheld import Watched, watching
 
@@ -120,7 +120,7 @@ def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray
 def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, float]:
     """All figures of an engine, in a process of its own; those that it does not have are left out.
 
-    On one core, but for FAISS's building, which may have the first so many.
+    On one core, but for the building of FAISS's own indexes, which may have the first so many.
     """
     faiss.omp_set_num_threads(1)
     templates, probes, fresh = gallery.array("templates"), gallery.array("probes"), gallery.array("fresh")
@@ -128,9 +128,10 @@ def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, floa
     engine = ENGINES[name].make()
     try:
         before, start = _anonymous_memory(), time.perf_counter()
-        with _cores(build_cores):
+        cores = build_cores if isinstance(engine, Faiss) else 1
+        with _cores(cores):
             engine.build(ids, templates)
-        figures = {"build_s": time.perf_counter() - start, "build_cores": float(build_cores)}
+        figures = {"build_s": time.perf_counter() - start, "build_cores": float(cores)}
         gc.collect()
         held = engine.bytes_held()
         figures["bytes"] = (_anonymous_memory() - before if held is None else held) / len(templates)
