@@ -197,7 +197,7 @@ ENGINES: dict[str, Entry] = {
     "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False)),
     "FAISS IVF": Entry(lambda: Faiss(_ivf, with_map=False), largest=1_000_000),
     "pgvector exact": Entry(lambda: Postgresql(hnsw=False)),
-    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), largest=1_000_000),
+    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True)),
     "Milvus lite": Entry(Milvus),
 }
 if find_spec("milvus"):

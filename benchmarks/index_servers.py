@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 DIMENSION = 128
 _BATCH = 4096
+_GRAPH_BYTES = 1400  # memory that a graph takes for each template; one that does not fit is built on the disk
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -39,7 +40,6 @@ class Postgresql:
         self._hnsw = hnsw
         for setting in (
             "CREATE EXTENSION IF NOT EXISTS vector",
-            "SET maintenance_work_mem = '4GB'",
             "SET max_parallel_maintenance_workers = 0",
             "SET max_parallel_workers_per_gather = 0",
             "SET hnsw.ef_search = 128",
@@ -50,6 +50,8 @@ class Postgresql:
     def build(self, ids: Ids, vectors: Vectors) -> None:
         """Copy all rows, and build the index where there is one."""
         self.add(ids, vectors)
+        room = max(4, len(ids) * _GRAPH_BYTES >> 30)
+        self._connection.execute(f"SET maintenance_work_mem = '{room}GB'")
         if self._hnsw:
             self._connection.execute("CREATE INDEX ON template USING hnsw (embedding vector_l2_ops)")
         self._connection.execute("VACUUM ANALYZE template")
