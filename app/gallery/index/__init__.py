@@ -15,8 +15,8 @@ IndexKind = Literal["exact", "flat", "compressed", "auto"]
 COMPRESS_FROM: dict[IndexKind, int | None] = {"flat": None, "compressed": LEAST_TRAINING, "auto": 20_000}
 """Number of templates from which a segmented index of that kind compresses; none: never.
 
-At 10 thousand the exact search takes 0.4 ms and the compressed one 0.14, at 100 thousand ten times as long
-(docs/index.md); 20 thousand lies between, where a millisecond is still little beside finding a face.
+At 20 thousand the exact search takes 0.8 ms and the compressed one 0.3, at 100 thousand 3.3 and 0.3 (docs/index.md):
+up to there a millisecond is little beside finding a face, and below it codes cost more memory than they are worth.
 """
 
 INDEX_KINDS: dict[IndexKind, Callable[[int], TemplateIndex]] = {
