@@ -185,7 +185,7 @@ class Upkeep:
         if replica.applied_revision < 0 and not self._building.waits(replica):
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         snapshots = replica.snapshots
-        leads = None if snapshots is None else self._leads(replica, snapshots)
+        leads = self._leads(replica)
         if self._building.bring_on(replica, gallery, self._ended.is_set, leads=leads) and leads:
             self._of(replica).written = float("-inf")  # others may wait for it
         if snapshots is not None and not leads:
@@ -209,8 +209,7 @@ class Upkeep:
 
     def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
         """Load a replica before anybody waits for it; where another process builds its index, that comes later."""
-        leads = None if replica.snapshots is None else self._leads(replica, replica.snapshots)
-        self._building.load(replica, gallery, given_up, leads=leads)
+        self._building.load(replica, gallery, given_up, leads=self._leads(replica))
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""
@@ -234,10 +233,12 @@ class Upkeep:
             return True
         return replica.applied_revision == (self._of(replica).revision if leads else snapshots.known)
 
-    def _leads(self, replica: GalleryReplica, snapshots: Snapshots) -> bool | None:
-        """Whether this process writes the snapshots; None where there is no folder for them, and each does its own."""
+    def _leads(self, replica: GalleryReplica) -> bool | None:
+        """Whether this process writes the snapshots; None where there are none, or no folder, and each does its own."""
+        if replica.snapshots is None:
+            return None
         try:
-            leads = snapshots.lead()
+            leads = replica.snapshots.lead()
         except OSError as error:
             if not self._of(replica).told:
                 _log.error("snapshot.no_folder", gallery=replica.name, reason=str(error))
@@ -260,7 +261,7 @@ class Upkeep:
         """Erase what is owed, whether this process leads or not, and whether there is a view or not."""
         if replica.snapshots is None or gallery.erasure is None:
             return
-        if self._leads(replica, replica.snapshots):
+        if self._leads(replica):
             self._erase(replica)
         else:
             self._erase_for(replica, replica.snapshots)
@@ -323,7 +324,7 @@ class Upkeep:
             return
         if replica.snapshots is None or not self._source.snapshot_interval or replica.rebuild_wanted:
             return
-        if not self._leads(replica, replica.snapshots):
+        if not self._leads(replica):
             return
         if gallery.erasure is not None:
             self._of(replica).erase_from = float("-inf")

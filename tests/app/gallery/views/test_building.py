@@ -1,6 +1,6 @@
 """Which process of a machine builds a large index, and what the others do meanwhile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +9,19 @@ from sqlalchemy import event
 
 from app.gallery.errors import Busy
 from app.gallery.index import SegmentedIndex
-from app.gallery.records import NewTemplate, TemplateBlock
+from app.gallery.records import NewTemplate
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.views.test_undone_history import Counted
 from tests.app.gallery.views.test_upkeep import Process, enroll
 from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
-
-
-class Counted(GalleryHistory):
-    """Which counts how often all templates were begun to be read."""
-
-    builds = 0
-
-    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
-        self.builds += 1
-        yield from super().template_blocks(gallery_id)
 
 
 class One(Process):
