@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.enrolling import Enroller
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ExtractorMismatch, SourceUnreadable
+from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
 from app.gallery.store import GalleryStore
+from app.gallery.tables import CropRow
 from model.image import ImageLimits
 from model.pipeline import Networks
 from model.quality import QualityLimits
@@ -142,6 +144,20 @@ def test_crops_are_kept_later_where_they_are_wanted(
     report = run(people_of_folder(folder), keep_crops=True)
     assert (report.added, report.known, rows(engine, "crop")) == (0, 5, 5)
     assert run(people_of_folder(folder), keep_crops=True).passed_over == 5
+
+
+def test_a_crop_that_does_not_open_any_more_is_made_whole_again(
+    folder: Path, sealed_store: GalleryStore, reader: PhotoReader
+) -> None:
+    job = PeopleImport(sealed_store, reader, "people", workers=2, max_bytes=10**7, keep_crops=True)
+    job.run(people_of_folder(folder))
+    template = sealed_store.templates("people", subject="bob", after=0, limit=1).items[0]
+    with sealed_store.engine.begin() as connection:
+        connection.execute(update(CropRow).where(CropRow.template_id == template.id).values(image=b"damaged"))
+    report = job.run(people_of_folder(folder))
+    assert (report.known, report.passed_over) == (1, 4)
+    with open_snapshot(sealed_store.engine, "people", subject="bob", seals=sealed_store.seals) as snapshot:
+        assert all(one.crop for _, one in snapshot.templates(crops=True))
 
 
 def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., ImportReport]) -> None:
