@@ -299,6 +299,19 @@ def test_rows_of_one_subject_in_two_unicode_forms_are_one_subjects(folder: Path,
     assert source.refused == ()
 
 
+def test_of_two_consents_of_one_subject_the_last_row_has_all(folder: Path) -> None:
+    head = "subject,file,consent_purpose,consent_granted_at,consent_reference,consent_expires_at\n"
+    rows = (
+        "anna,anna/0.png,the lab,2020-01-01T00:00:00Z,form 7,2021-01-01T00:00:00Z\n"
+        "anna,anna/1.png,the lab,2026-01-01T00:00:00Z,,\n"
+        "anna,anna/2.png,,,,\n"
+        "bob,bob/3.png,the lab,2026-01-01T00:00:00Z,,\n"
+        "bob,bob/4.png,,2026-01-01T00:00:00Z,form 8,\n"
+    )
+    source = people_of_table(table(folder, head + rows))
+    assert source.consents == {"anna": consent(), "bob": consent(reference="form 8")}
+
+
 # -- folders
 
 
