@@ -142,6 +142,9 @@ def _photos_of(person: Path, folder: Path) -> tuple[list[str], list[RefusedPhoto
 
 def _below(folder: Path) -> Iterator[Path]:
     """What is not hidden below a folder: files, and folders that are links or cannot be read, which are not entered."""
+    if folder.is_symlink():
+        yield folder
+        return
     closed: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))

@@ -335,6 +335,7 @@ def test_what_is_not_taken_from_a_folder_is_told(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "Cleo").mkdir()
     (tmp_path / "Ada" / "2019" / "link").symlink_to(tmp_path / "Dora")
+    (tmp_path / "Bob" / "all").symlink_to(tmp_path)
     source = people_of_folder(tmp_path)
     assert [photo.name for photo in source.photos] == ["Ada/1.JPG", "Ada/2.Jpeg", "Dora/9.png"]
     assert [(one.photo, one.slug) for one in source.refused] == [
@@ -343,6 +344,7 @@ def test_what_is_not_taken_from_a_folder_is_told(tmp_path: Path) -> None:
         ("Ada/2019/May/6.jpg", "too-deep"),
         ("Ada/3.heic", "not-a-photo"),
         ("Ada/4.TIF", "not-a-photo"),
+        ("Bob/all", "too-deep"),
         ("Bob/notes.txt", "not-a-photo"),
         ("Bob", "no-photos"),
         ("Cleo", "no-photos"),
