@@ -87,6 +87,15 @@ def test_a_report_that_cannot_be_written_is_told_before_the_import(
     assert json.loads(facegallery("import", people, "--json").stdout)["added"] == 2
 
 
+def test_a_report_is_not_written_over_the_table_that_is_imported(facegallery: Facegallery, tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("subject,file\nanna,missing.jpg\n")
+    (tmp_path / "report.csv").symlink_to(table)
+    facegallery("migrate")
+    assert facegallery("import", table, "--report", tmp_path / "report.csv").returncode == 2
+    assert table.read_text() == "subject,file\nanna,missing.jpg\n"
+
+
 def test_the_answer_is_printed_where_the_report_fails_in_the_end(
     facegallery: Facegallery, people: Path, tmp_path: Path
 ) -> None:
