@@ -26,6 +26,7 @@ from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
+from app.gallery.records import Subject
 from app.gallery.store import GalleryStore
 from app.gallery.tables import CropRow
 from model.image import ImageLimits
@@ -219,6 +220,24 @@ def test_a_table_brings_metadata(folder: Path, run: Callable[..., ImportReport],
     table(folder, "subject,file,room\nAnna B.,anna/0.png,3\n")
     run(people_of_table(file))
     assert store.subject("people", "Anna B.").metadata == {"room": "3"}
+
+
+def test_who_is_erased_while_metadata_is_changed_is_not_made_again(
+    folder: Path, run: Callable[..., ImportReport], engine: Engine, reader: PhotoReader
+) -> None:
+    class Erased(GalleryStore):
+        """Erases a subject as soon as it was looked at."""
+
+        def subject(self, gallery: str, key: str) -> Subject:
+            found = super().subject(gallery, key)
+            self.delete_subject(gallery, key)
+            return found
+
+    run(people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,1\nbob,bob/3.png,1\n")))
+    source = people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,2\n"))
+    report = PeopleImport(Erased(engine), reader, "people", workers=1, max_bytes=10**7).run(source)
+    assert (report.added, report.passed_over) == (0, 1)
+    assert [one.key for one in GalleryStore(engine).subjects("people", after=0, limit=9).items] == ["bob"]
 
 
 @pytest.mark.parametrize("text", ["\ufeffsubject;file\nbob;bob/3.png\n", "file\tsubject\r\nbob/3.png\tbob\r\n"])
