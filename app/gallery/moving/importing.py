@@ -105,15 +105,18 @@ class PeopleImport:
         self._max_bytes = max_bytes
         self._face: FaceChoice = face
         self._keep_crops = keep_crops
+        self._gallery_id: int | None = None  # once it is there
 
     def run(self, source: PeopleSource, progress: Callable[[int, int], None] = lambda _, __: None) -> ImportReport:
         """Import; `progress` is told the photos, and how many of them an earlier import had done.
 
         Raises:
             ExtractorMismatch: the gallery belongs to another extractor.
+            GalleryNotFound: it was erased meanwhile; it is not made again, which would be without its rules.
             Busy, DatabaseUnavailable, StorageUnwritable: as named; what was stored before stays, and the next run goes
                 on from there.
         """
+        self._gallery_id = None
         with suppress(GalleryNotFound):
             check_extractor(self._store.gallery(self._gallery), self._reader.extractor)
         added = known = passed_over = 0
@@ -205,6 +208,7 @@ class PeopleImport:
                 self._change(subject, metadata, terms)
                 continue
             extractor = self._reader.networks.extractor
+            self._require_same_gallery()
             try:
                 enrolment = self._store.enroll(
                     self._gallery,
@@ -234,6 +238,16 @@ class PeopleImport:
             ]
         self._imported.remember(self._gallery, photos)
         return added, known, refused
+
+    def _require_same_gallery(self) -> None:
+        """See to it that the gallery of the last transaction is still there."""
+        try:
+            found = self._store.gallery(self._gallery).id
+        except GalleryNotFound:
+            found = None
+        if self._gallery_id not in {None, found}:
+            raise GalleryNotFound(f"gallery {self._gallery!r} was erased while people were imported into it")
+        self._gallery_id = found
 
     def _change(self, subject: str, metadata: dict[str, Any] | None, terms: Terms) -> None:
         """Change what is known of a subject that is there; who was erased a moment ago is not made again by that."""

@@ -21,7 +21,8 @@ from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.enrolling import Enroller
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
-from app.gallery.errors import ExtractorMismatch, SourceUnreadable
+from app.gallery.errors import ExtractorMismatch, GalleryNotFound, SourceUnreadable
+from app.gallery.moving import importing
 from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
@@ -136,6 +137,24 @@ def test_who_was_erased_can_be_imported_again(
     assert rows(engine, "imported_photo") == 2
     report = run(people_of_folder(folder))
     assert (report.added, report.passed_over) == (3, 2)
+
+
+def test_a_gallery_that_is_erased_meanwhile_is_not_made_again(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_BATCH", 2)
+    source = people_of_folder(folder)
+    told = list[int]()
+
+    def erase(count: int, _passed_over: int) -> None:
+        told.append(count)
+        if len(told) == 2:
+            store.delete_gallery("people")
+
+    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+        run(source, erase)
+    assert store.galleries() == ()
+    assert run(source).added == 5
 
 
 def test_crops_are_kept_later_where_they_are_wanted(
