@@ -166,15 +166,17 @@ class GalleryReplica:
                 if lost or self.view.revision >= revision:
                     return
 
-    def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
-        """The `top_k` nearest subjects of each probe (Q, D)."""
+    def search(
+        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None = None
+    ) -> list[list[Candidate]]:
+        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing."""
         view = self.view  # one reading: a rebuild may switch it meanwhile
         find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
         if _keeps_exactly(view.index):
             found = find()
             if _keeps_exactly(view.index):
                 return found  # else it began to round meanwhile
-        return find(exact_vectors=self._reading.embeddings)
+        return find(limit=limit, exact_vectors=self._reading.embeddings)
 
     def rebuild(self, given_up: Callable[[], bool] = never) -> None:
         """Build everything from SQL beside the present view, which goes on answering, and switch.
