@@ -42,7 +42,7 @@ class GalleryReplica:
         history: what is loaded and followed.
         make_index: makes an empty index, or opens one outside the process.
         snapshots: where views are kept on disk; None: nowhere.
-        tended: whether a background thread calls `follow` and `tend`, which then build what takes long; otherwise
+        tended: whether a background thread calls `follow` and `rebuild`, which then build what takes long; otherwise
             `catch_up` does.
     """
 
@@ -191,11 +191,8 @@ class GalleryReplica:
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
 
-    def tend(self, given_up: Callable[[], bool] = never) -> bool:
+    def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
-        if self.rebuild_wanted:
-            self.rebuild(given_up)
-            return not self.rebuild_wanted
         with self._tending:
             if self.view.owners.wants_folding:
                 self._followed.fold_owners()

@@ -214,9 +214,9 @@ class Upkeep:
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""
         for _ in range(_PIECES):
-            if self._ended.is_set():
+            if self._ended.is_set() or replica.rebuild_wanted:  # by now: the next look leaves it to who leads
                 return False
-            if not replica.tend(self._ended.is_set):
+            if not replica.tend():
                 return True
         return False
 

@@ -306,6 +306,36 @@ def test_a_view_that_the_database_comes_back_to_is_not_awaited(
     assert process.replica.write_snapshot() is not None
 
 
+def test_what_a_wish_has_built_that_comes_while_an_index_is_tended_is_written_at_once(
+    store: GalleryStore,
+    source: IndexSource,
+    history: GalleryHistory,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    follower.damage()
+    maintain = SegmentedIndex.maintain
+
+    def meanwhile(index: SegmentedIndex) -> bool:
+        monkeypatch.setattr(SegmentedIndex, "maintain", maintain)
+        history.request_rebuild("people")
+        leader.find(templates)
+        return True
+
+    enroll(store, "bob", new_templates(1))
+    monkeypatch.setattr(SegmentedIndex, "maintain", meanwhile)
+    for process in (leader, leader, follower):
+        process.upkeep.tick()
+    assert not follower.replica.rebuild_wanted
+    assert follower.found(templates) == [anna] * 3
+    assert follower.counted.builds == 0
+
+
 @pytest.mark.parametrize("who_leads", ["is gone", "hangs"])
 def test_what_was_built_before_who_leads_fell_silent_is_taken_up(
     store: GalleryStore,
