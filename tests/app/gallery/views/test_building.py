@@ -1,13 +1,15 @@
 """Which process of a machine builds a large index, and what the others do meanwhile."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import event
 
-from app.gallery.errors import Busy
+from app.gallery.deadline import within
+from app.gallery.errors import Busy, TimedOut
 from app.gallery.index import SegmentedIndex
 from app.gallery.records import NewTemplate
 from app.gallery.sql.history import GalleryHistory
@@ -16,6 +18,7 @@ from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.views.test_follower_reports import BusyMeanwhile
 from tests.app.gallery.views.test_undone_history import Counted
 from tests.app.gallery.views.test_upkeep import Process, enroll
 from tests.standby import Standby
@@ -403,6 +406,29 @@ def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
     again.upkeep.tick()
     assert again.found(templates) == [anna] * 3
     assert again.counted.builds == 0
+
+
+def test_a_call_that_who_leads_answers_while_it_builds_is_no_look(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    history = BusyMeanwhile(store.engine)
+    leader, follower = Replicas(store, history, source, extractor=EXTRACTOR), One(store, source)
+
+    def meanwhile() -> None:
+        for _ in range(4):
+            with within(0.1), suppress(TimedOut):  # which is all that such a call can do
+                leader.erase_traces(store.gallery("people"), True)
+            follower.upkeep.tick()
+
+    history.meanwhile = meanwhile
+    leader.start([])
+    leader.stop()
+    assert follower.replica.awaited()
+    follower.upkeep.tick()
+    assert follower.found(templates) == [anna] * 3
+    assert follower.counted.builds == 0
 
 
 def test_another_replica_of_the_gallery_waits_anew(
