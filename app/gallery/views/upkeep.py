@@ -195,8 +195,6 @@ class Upkeep:
                 self._of(replica).erasing = None
         if replica.applied_revision < 0:
             return
-        if leads is False:
-            replica.adopt_snapshot()
         # Who leads may have no room for a snapshot.
         waits = leads is False and (replica.rebuild_wanted or not replica.neglected)
         tended = waits or self._tend_index(replica)

@@ -270,6 +270,29 @@ def test_a_snapshot_that_is_too_old_is_read_once_while_a_newer_one_is_waited_for
     assert (len(loads), follower.counted.builds) == (3, 0)  # who leads has looked at it as well
 
 
+def test_a_snapshot_that_cannot_be_opened_is_tried_once_at_each_look(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, "anna", new_templates(3))
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    enroll(store, "bob", new_templates(1))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM change")
+    leader.upkeep.tick()
+    tries = list[int]()
+
+    def load(*_: object, **_options: object) -> SegmentedIndex:
+        tries.append(1)
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(SegmentedIndex, "load", load)
+    follower.upkeep.tick()
+    assert follower.replica.awaited()
+    assert len(tries) == 1
+
+
 def test_a_wish_that_was_undone_is_not_waited_for(
     store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
 ) -> None:
