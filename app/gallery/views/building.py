@@ -30,7 +30,7 @@ class Building:
 
     def load(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
-    ) -> None:
+    ) -> bool:
         """Bring a replica up to date with its gallery; where it has an index, a new one that is wanted comes later.
 
         Args:
@@ -38,8 +38,13 @@ class Building:
             gallery: as SQL has it.
             given_up: whether the process is ending.
             leads: whether this process does; None: there is no folder for snapshots.
+
+        Returns:
+            Whether it has built what others may wait for.
         """
-        replica.follow(*gallery.point, given_up=given_up, elsewhere=partial(self._elsewhere, replica, leads))
+        elsewhere = partial(self._elsewhere, replica, leads)
+        built = replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
+        return built and leads is True and replica.large
 
     def bring_on(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None

@@ -198,16 +198,26 @@ class Upkeep:
         # Who leads may have no room for a snapshot.
         waits = leads is False and (replica.rebuild_wanted or not replica.neglected)
         tended = waits or self._tend_index(replica)
-        if leads and snapshots is not None and self._source.snapshot_interval:
-            if gallery.erasure is not None:
-                self._quietly(self._erase, replica)
-            self._write_if_due(replica, snapshots)
+        if leads:
+            self._keep(replica, gallery)
         if tended and self._rests(replica, gallery, leads):
             self._rounds.rest(replica)
 
     def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
-        """Load a replica before anybody waits for it; where another process builds its index, that comes later."""
-        self._building.load(replica, gallery, given_up, leads=self._leads(replica))
+        """Load a replica before anybody waits for it; where another process builds its index, that comes later.
+
+        What is built for others is written at once: the next gallery may take as long, and the process be killed.
+        """
+        if self._building.load(replica, gallery, given_up, leads=self._leads(replica)):
+            self._quietly(self._keep, replica, gallery)
+
+    def _keep(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Erase what is owed from the snapshots, and write one if it is due; for who leads."""
+        if replica.snapshots is None or not self._source.snapshot_interval:
+            return
+        if gallery.erasure is not None:
+            self._quietly(self._erase, replica)
+        self._write_if_due(replica, replica.snapshots)
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""

@@ -1,5 +1,6 @@
 """Which process of a machine builds a large index, and what the others do meanwhile."""
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -136,6 +137,52 @@ def test_a_start_goes_on_while_another_builds(
     again.stop()
     assert ranked[0][0].subject_id == anna
     assert counted.builds == 0
+
+
+@pytest.mark.galleries("staff")
+@pytest.mark.parametrize("owes", [False, True])
+def test_what_a_start_has_built_is_taken_up_while_it_builds_the_next(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, owes: bool
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    if owes:
+        enroll(store, "bob", new_templates(1))
+        store.delete_subject("people", "bob")
+    history, follower = BusyMeanwhile(store.engine), One(store, source)
+
+    def meanwhile() -> None:
+        if history.builds == 2:
+            follower.upkeep.tick()
+
+    history.meanwhile = meanwhile
+    starting = Replicas(store, history, source, extractor=EXTRACTOR)
+    starting.start([])
+    assert follower.found(templates) == [anna] * 3
+    assert (history.builds, follower.counted.builds) == (2, 0)
+    assert store.gallery("people").erasure is None
+    starting.stop()
+
+
+@pytest.mark.galleries("staff")
+def test_a_start_goes_on_where_what_it_has_built_cannot_be_written(
+    store: GalleryStore,
+    source: IndexSource,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    enroll(store, "anna", new_templates(3))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SegmentedIndex, "save", full)
+    starting = Replicas(store, history := BusyMeanwhile(store.engine), source, extractor=EXTRACTOR)
+    starting.start([])
+    assert (history.builds, starting.awaited()) == (2, 0)
+    assert "snapshot.failed" in "".join(capsys.readouterr())
+    starting.stop()
 
 
 def test_a_snapshot_from_before_the_wish_is_not_what_is_waited_for(
