@@ -40,11 +40,10 @@ class Building:
             leads: whether this process does; None: there is no folder for snapshots.
 
         Returns:
-            Whether it has built what others may wait for.
+            Whether it was built here.
         """
         elsewhere = partial(self._elsewhere, replica, leads)
-        built = replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
-        return built and leads is True and replica.large
+        return replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
 
     def bring_on(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None

@@ -206,10 +206,15 @@ class Upkeep:
     def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
         """Load a replica before anybody waits for it; where another process builds its index, that comes later.
 
-        What is built for others is written at once: the next gallery may take as long, and the process be killed.
+        What takes long to build is written at once: others wait for it, and the next gallery may take as long.
         """
-        if self._building.load(replica, gallery, given_up, leads=self._leads(replica)):
-            self._quietly(self._keep, replica, gallery)
+        leads = self._leads(replica)
+        if self._building.load(replica, gallery, given_up, leads=leads) and leads:
+            self._quietly(self._keep_large, replica, gallery)
+
+    def _keep_large(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        if replica.large:
+            self._keep(replica, gallery)
 
     def _keep(self, replica: GalleryReplica, gallery: Gallery) -> None:
         """Erase what is owed from the snapshots, and write one if it is due; for who leads."""
