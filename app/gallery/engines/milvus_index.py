@@ -111,7 +111,7 @@ class MilvusIndex:
         if not count:
             return nothing_found(vectors)
         to_be_seen = self._to_be_seen
-        consistency = STRONG if self._seen < to_be_seen else _OWN
+        consistency = self._consistency
         found: list[RankedTemplates] = []
         at_once = max(1, _MOST_ROWS // count)
         for first in range(0, len(vectors), at_once):
@@ -135,12 +135,12 @@ class MilvusIndex:
         return found
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As `TemplateIndex.vectors`."""
+        """As `TemplateIndex.vectors`; a search asks for some that it has found, and waits no more than there."""
         wanted, places = np.unique(ids, return_inverse=True)
         found = np.full((len(wanted), self._dimension), np.nan, np.float32)
         for batch in _batches(wanted):
             with self._errors():
-                for row in self._query(ids=batch, output_fields=["id", "embedding"]):
+                for row in self._query(self._consistency, ids=batch, output_fields=["id", "embedding"]):
                     found[np.searchsorted(wanted, row["id"])] = row["embedding"]
         return found[places]
 
@@ -190,8 +190,13 @@ class MilvusIndex:
 
     # -- inside
 
-    def _query(self, **what: Any) -> list[dict[str, Any]]:
-        rows = self.client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
+    @property
+    def _consistency(self) -> str:
+        """What a read waits for: all that others have written, until a search has seen it, and then for its own."""
+        return STRONG if self._seen < self._to_be_seen else _OWN
+
+    def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
+        rows = self.client.query(self.name, consistency_level=consistency, timeout=self._timeout, **what)
         return list(rows)
 
     def _stored(self) -> tuple[Point, str]:
