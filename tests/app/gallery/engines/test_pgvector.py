@@ -185,6 +185,18 @@ def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postg
         pool.submit(start).result(60)
 
 
+def test_a_transaction_that_is_longer_than_the_server_allows_is_busy(engine: PgvectorEngine) -> None:
+    def take_long() -> None:
+        with index._writing() as connection:
+            connection.execute("SELECT set_config('transaction_timeout', '50', true)")
+            connection.execute("SELECT pg_sleep(60)")
+
+    index = filled(engine, new_gallery(), 10)
+    with pytest.raises(Busy, match=r"^the database took too long; try again$"):
+        take_long()
+    assert [one.ids[0] for one in index.search(unit_vectors(10, seed=0), 1)] == list(range(10))
+
+
 def write_and_remove(address: str, gallery: Gallery, seed: int) -> None:
     """What a process does: the same ids as the others, in its own order."""
     engine, random = PgvectorEngine(address, timeout=30), np.random.default_rng(seed)
