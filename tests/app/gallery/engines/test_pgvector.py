@@ -356,6 +356,29 @@ def bare_database(postgresql_server: str) -> Iterator[tuple[str, str]]:
             connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
 
 
+def test_what_was_dropped_and_made_anew_by_another_is_searched_without_a_start(
+    bare_database: tuple[str, str],
+) -> None:
+    (address, _), gallery, probes = bare_database, new_gallery(), unit_vectors(5, seed=0)
+    with closing(PgvectorEngine(address, timeout=5)) as engine:
+        index = filled(engine, gallery, 5)
+        for searched_meanwhile in (True, False):
+            with psycopg.connect(address, autocommit=True) as connection:  # the extension, which is in it, goes as well
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
+            if searched_meanwhile:
+                for _ in range(2):
+                    with pytest.raises(DatabaseUnavailable, match="run `facegallery reindex`"):
+                        index.search(probes, 1)
+            with closing(PgvectorEngine(address, timeout=5)) as other:
+                filled(other, gallery, 5)
+            if not searched_meanwhile:
+                with pytest.raises(DatabaseUnavailable, match="try again"):
+                    index.search(probes, 1)
+            index = engine.index(gallery)
+            index.add(np.arange(5, 6), -probes[:1])
+            assert [one.ids.tolist() for one in index.search(probes, 1)] == [[0], [1], [2], [3], [4]]
+
+
 def test_a_role_without_rights_is_told_what_is_missing(bare_database: tuple[str, str]) -> None:
     owner, role = bare_database
     user = make_url(role).username or ""
