@@ -58,11 +58,11 @@ def test_an_identify_waits_once_for_what_others_write(engine: MilvusEngine, monk
         monkeypatch.setattr(index.client, name, watched)
     index.add(np.arange(200), vectors)
     owners = TemplateOwners(np.arange(200), np.arange(200) // 2)
-    for first in ("Strong", "Session"):
+    for waits in (1, 0):
         asked.clear()
         ((nearest, *_),) = find_candidates(index, owners, vectors[:1], top_k=1)
         assert nearest.template_id == 0
-        assert asked == [first, "Session"]
+        assert asked.count("Session") == len(asked) - waits
     index.remove(np.array([1]))
     asked.clear()
     assert np.isnan(index.vectors(np.array([1]))).all()
