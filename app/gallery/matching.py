@@ -157,17 +157,19 @@ def _nearest_subjects(
 ) -> list[list[Candidate]]:
     """The subjects of the nearest templates.
 
-    A subject with many templates may fill the ranking, so the search goes deeper until `count` subjects are certain.
+    A subject with many templates may fill the ranking, so the search goes deeper until `count` subjects are certain, or
+    all that there are.
     """
     found: list[list[Candidate]] = [[] for _ in probes]
     open_probes = list(range(len(probes)))
-    depth = 2 * count + 8
+    depth, wanted = 2 * count + 8, min(count, owners.subjects)
     while open_probes:
         ranked = index.search(probes[open_probes], depth)
         for probe, templates in zip(open_probes, ranked, strict=True):
             found[probe] = rank_candidates(templates, owners)[:count]
-        complete = depth >= len(index)
-        open_probes = [] if complete else [probe for probe in open_probes if len(found[probe]) < count]
+        open_probes = [probe for probe in open_probes if len(found[probe]) < wanted]
+        if open_probes and depth >= len(index):  # asked last: an engine may take long over it
+            break
         depth *= 4
     return found
 

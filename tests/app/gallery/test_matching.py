@@ -288,6 +288,24 @@ def test_a_subject_with_many_near_templates_does_not_hide_the_others() -> None:
         assert [candidate.subject_id for candidate in found] == [1, 2, 3]
 
 
+def test_a_search_that_has_found_everybody_goes_no_deeper() -> None:
+    depths = list[int]()
+
+    class Watched(ExactIndex):
+        def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+            depths.append(count)
+            return super().search(probes, count)
+
+    vectors = unit_vectors(2000, seed=0)
+    vectors[:100] = vectors[0]
+    index = Watched(DIMENSION)
+    index.add(np.arange(2000), vectors)
+    owners = owners_of({one: 1 if one < 100 else 2 + one % 2 for one in range(2000)})
+    (found,) = find_candidates(index, owners, vectors[:1], top_k=5)
+    assert sorted(candidate.subject_id for candidate in found) == [1, 2, 3]
+    assert depths == [72, 288]
+
+
 def test_removed_templates_do_not_hide_the_others() -> None:
     probe, other = unit_vectors(2, seed=0)
     index = ExactIndex(DIMENSION)
