@@ -1,6 +1,8 @@
 """`facegallery duplicates`."""
 
 import json
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -12,7 +14,9 @@ from app.gallery.doubles.likeness import alike_pairs, find_places, outlying_temp
 from app.gallery.doubles.neighbours import neighbours_of
 from app.gallery.errors import ExtractorMismatch
 from app.gallery.names import normalise_gallery_name, normalise_name
+from app.gallery.records import Gallery, TemplateBlock
 from app.gallery.service import DEFAULT_GALLERY
+from app.gallery.store import GalleryStore
 
 
 def duplicates_command(
@@ -48,11 +52,12 @@ def duplicates_command(
             )
         total = service.store.size(found).templates
         blocks = shown_blocks("reading templates", service.history.template_blocks(found.id), total)
-        places = find_places(blocks, found.dimension)
+        places = find_places(_of_one_extractor(blocks, service.store, found), found.dimension)
         with shown_progress("comparing subjects", len(places.ids)) as advance:
             near = neighbours_of(places.means)
             pairs = alike_pairs(places, near, threshold, most=most, progress=advance)
         blocks = shown_blocks("comparing templates", service.history.template_blocks(found.id), total)
+        blocks = _of_one_extractor(blocks, service.store, found)
         outliers = outlying_templates(blocks, places, near, threshold, most=most, listed=pairs)
         ids = {one.first for one in pairs} | {one.second for one in pairs} | {one.subject_id for one in outliers}
         ids |= {one.nearest_id for one in outliers if one.nearest_id is not None}
@@ -92,3 +97,17 @@ def duplicates_command(
         ),
     ):
         print_table(columns, ([row[column] for column in columns] for row in rows), title=title)
+
+
+def _of_one_extractor(blocks: Iterable[TemplateBlock], store: GalleryStore, found: Gallery) -> Iterator[TemplateBlock]:
+    """Blocks of a gallery, as long as it belongs to the extractor that it was found with.
+
+    Raises:
+        ExtractorMismatch: it moved to another meanwhile, whose embeddings cannot be compared with those before.
+    """
+    for block in chain(blocks, [None]):
+        now = store.gallery(found.name)
+        if (now.id, now.extractor) != (found.id, found.extractor):
+            raise ExtractorMismatch(f"gallery {now.name!r} moved to {now.extractor} meanwhile; run this again")
+        if block is not None:
+            yield block

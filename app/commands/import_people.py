@@ -51,6 +51,8 @@ def import_command(
     if report is not None and report.suffix not in {".json", ".csv"}:
         raise typer.BadParameter("name a file that ends in .json or .csv", param_hint="--report")
     place = None if report is None else check_place(report)
+    if place == source.resolve():
+        raise typer.BadParameter("that is what is to be imported; choose another name", param_hint="--report")
     is_archive = source.is_file() and (zipfile.is_zipfile(source) or source.suffix.lower() == ".zip")
     try:
         done = _import_archive(source, gallery) if is_archive else _import_photos(source, gallery, largest)

@@ -87,6 +87,15 @@ def test_a_report_that_cannot_be_written_is_told_before_the_import(
     assert json.loads(facegallery("import", people, "--json").stdout)["added"] == 2
 
 
+def test_a_report_is_not_written_over_the_table_that_is_imported(facegallery: Facegallery, tmp_path: Path) -> None:
+    table = tmp_path / "people.csv"
+    table.write_text("subject,file\nanna,missing.jpg\n")
+    (tmp_path / "report.csv").symlink_to(table)
+    facegallery("migrate")
+    assert facegallery("import", table, "--report", tmp_path / "report.csv").returncode == 2
+    assert table.read_text() == "subject,file\nanna,missing.jpg\n"
+
+
 def test_the_answer_is_printed_where_the_report_fails_in_the_end(
     facegallery: Facegallery, people: Path, tmp_path: Path
 ) -> None:
@@ -405,6 +414,29 @@ def test_doubles_and_misplaced_photos_are_listed(tmp_path: Path, lfw_sample: Pat
     assert json.loads(merged.stdout) == {"gallery": "default", "merged": second, "into": third, "templates": 8}
     pairs = json.loads(facegallery("duplicates", "--json").stdout)["pairs"]
     assert [pair for pair in pairs if first in (pair["subject"], pair["other"])] == []
+
+
+def test_a_gallery_that_moves_while_doubles_are_looked_for_is_not_compared_with_itself(
+    tmp_path: Path, people: Path, two_extractors: Path
+) -> None:
+    settings = {"FACEGALLERY_WEIGHTS_DIR": str(two_extractors), "FACEGALLERY_KEEP_CROPS": "true"}
+    facegallery = Facegallery(tmp_path / "gallery", **settings)
+    facegallery("migrate")
+    facegallery("import", people)
+    between = (
+        "import os, subprocess, sys\n"
+        "from app.commands import duplicates\n"
+        "compare = duplicates.alike_pairs\n"
+        "def compare_and_move(*arguments, **options):\n"
+        "    pairs = compare(*arguments, **options)\n"
+        "    move = 'from app.cli import main; main()'\n"
+        "    subprocess.run([sys.executable, '-c', move, 'reembed', '--extractor', 'other'], check=True,\n"
+        "                   stdout=subprocess.DEVNULL)\n"
+        "    return pairs\n"
+        "duplicates.alike_pairs = compare_and_move"
+    )
+    done = facegallery("duplicates", before=between)
+    assert (done.returncode, "moved to other@" in done.stderr, done.stdout) == (1, True, "")
 
 
 def test_a_fixed_distance_that_comes_with_another_extractors_embeddings_is_told(tmp_path: Path, people: Path) -> None:

@@ -19,16 +19,35 @@ _NO_DIRECTION = 1e-4  # length of a sum of unit vectors that cancel each other
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where subjects are: ids (S,), int64; sums of their templates (S, D), float32; numbers of templates (S,)."""
+    """Where subjects are, by the templates that they had when these were read.
+
+    Args:
+        ids: of the subjects (S,).
+        sums: of their templates (S, D).
+        counts: how many templates those are (S,).
+        templates: ids of all templates (T,), ascending.
+        owners: rows of the subjects that those belong to (T,).
+    """
 
     ids: NDArray[np.int64]
     sums: NDArray[np.float32]
     counts: NDArray[np.int64]
+    templates: NDArray[np.int64]
+    owners: NDArray[np.intp]
 
     @property
     def means(self) -> NDArray[np.float32]:
         """The L2-normalised means (S, D); zeros where templates cancel each other."""
         return _normalised(self.sums)
+
+    def rows_of(self, templates: NDArray[np.int64], subjects: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Rows (N,) of the subjects of templates (N,); -1 where the sum of that subject is without that template."""
+        at, found = np.searchsorted(self.templates, templates), np.full(len(templates), -1, np.intp)
+        inside = at < len(self.templates)
+        at, owners = at[inside], self.owners[at[inside]]
+        known = (self.templates[at] == templates[inside]) & (self.ids[owners] == subjects[inside])
+        found[inside] = np.where(known, owners, -1)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ def find_places(blocks: Iterable[TemplateBlock], dimension: int) -> Places:
     rows: dict[int, int] = {}
     sums = np.zeros((1024, dimension), np.float32)
     counts = np.zeros(1024, np.int64)
+    templates, owners = [np.empty(0, np.int64)], [np.empty(0, np.intp)]
     for block in blocks:
         places = np.array([rows.setdefault(one, len(rows)) for one in block.subject_ids.tolist()], np.intp)
         while len(rows) > len(sums):
@@ -71,7 +91,16 @@ def find_places(blocks: Iterable[TemplateBlock], dimension: int) -> Places:
             counts = np.concatenate([counts, np.zeros_like(counts)])
         np.add.at(sums, places, block.embeddings)
         np.add.at(counts, places, 1)
-    return Places(np.fromiter(rows, np.int64, len(rows)), sums[: len(rows)], counts[: len(rows)])
+        templates.append(block.ids)
+        owners.append(places)
+    order = np.argsort(all_ids := np.concatenate(templates))
+    return Places(
+        np.fromiter(rows, np.int64, len(rows)),
+        sums[: len(rows)],
+        counts[: len(rows)],
+        all_ids[order],
+        np.concatenate(owners)[order],
+    )
 
 
 def alike_pairs(
@@ -117,7 +146,8 @@ def outlying_templates(
     those within the threshold are left out where the pair is listed.
 
     Args:
-        blocks: the templates of the gallery, a second time; subjects that came since are passed over.
+        blocks: the templates of the gallery, a second time; those that came since, or to another subject, are passed
+            over: they are not in the sum of their subject's, from which they would be taken.
         places: of the subjects.
         near: the neighbours of their means.
         threshold: distance, 0 to 2.
@@ -127,14 +157,14 @@ def outlying_templates(
     Returns:
         No more than `most`. A subject's only template cannot lie far from the others.
     """
-    rows = {subject_id: row for row, subject_id in enumerate(places.ids.tolist())}
     doubles = {frozenset((pair.first, pair.second)) for pair in listed}
     found: list[OutlyingTemplate] = []
     for block in blocks:
         for start in range(0, len(block.ids), _BLOCK):
             part = slice(start, start + _BLOCK)
-            own = np.array([rows.get(one, -1) for one in block.subject_ids[part].tolist()], np.intp)
-            several = np.flatnonzero((own >= 0) & (places.counts[own] > 1))
+            own = places.rows_of(block.ids[part], block.subject_ids[part])
+            there = np.flatnonzero(own >= 0)
+            several = there[places.counts[own[there]] > 1]
             if len(several):
                 outlying = _outlying(
                     block.ids[part][several], block.embeddings[part][several], own[several], places, near, threshold

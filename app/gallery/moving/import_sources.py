@@ -16,7 +16,8 @@ from app.gallery.names import normalise_name, normalise_new_key
 from model.photo_folder import SUFFIXES
 
 _DELIMITERS = ",;\t"
-_CONSENT = ("consent_purpose", "consent_granted_at", "consent_reference", "consent_expires_at")
+_GRANTED = "consent_granted_at"
+_CONSENT = ("consent_purpose", _GRANTED, "consent_reference", "consent_expires_at")
 _Files = dict[str, list[str]]  # by subject; paths below a folder
 
 
@@ -141,6 +142,9 @@ def _photos_of(person: Path, folder: Path) -> tuple[list[str], list[RefusedPhoto
 
 def _below(folder: Path) -> Iterator[Path]:
     """What is not hidden below a folder: files, and folders that are links or cannot be read, which are not entered."""
+    if folder.is_symlink():
+        yield folder
+        return
     closed: list[OSError] = []
     for place, folders, files in os.walk(folder, onerror=closed.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -172,8 +176,9 @@ def people_of_table(file: Path) -> PeopleSource:
     """The people of a CSV table with a head: `subject`, `file` (relative to the table's folder), and metadata.
 
     The columns `consent_purpose`, `consent_granted_at`, `consent_reference` and `consent_expires_at` are the subject's
-    consent. Every other column with a value is metadata of the subject, as text; where rows of a subject disagree, the
-    last one counts, in whatever Unicode form each writes the subject. The separator is a comma, a semicolon or a tab.
+    consent; of one that was granted at another moment than that of the rows before, nothing comes from those. Every
+    other column with a value is metadata of the subject, as text; where rows of a subject disagree, the last one
+    counts, in whatever Unicode form each writes the subject. The separator is a comma, a semicolon or a tab.
 
     Raises:
         SourceUnreadable: it is no such table.
@@ -204,7 +209,10 @@ def people_of_table(file: Path) -> PeopleSource:
                 if values:
                     details.setdefault(subject, {}).update(values)
                 if consent:
-                    consents.setdefault(subject, {}).update(consent)
+                    own = consents.setdefault(subject, {})
+                    if own.get(_GRANTED) not in {None, consent.get(_GRANTED, own.get(_GRANTED))}:
+                        own.clear()  # an end or a proof of one consent is none of another's
+                    own.update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceUnreadable(f"{file} is no table that can be read ({error})", part=str(file)) from error
     if not files:
@@ -252,11 +260,11 @@ def _consent(values: Mapping[str, str]) -> Consent:
     Raises:
         InvalidInput: it is none.
     """
-    if not {"consent_purpose", "consent_granted_at"} <= set(values):
+    if not {"consent_purpose", _GRANTED} <= set(values):
         raise InvalidInput("a consent needs consent_purpose and consent_granted_at", part="consent")
     reference = values.get("consent_reference")
     try:
-        granted_at = moment(values["consent_granted_at"])
+        granted_at = moment(values[_GRANTED])
         expires_at = moment_or_none(values.get("consent_expires_at"))
     except ValueError as error:
         raise InvalidInput(

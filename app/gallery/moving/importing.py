@@ -201,7 +201,8 @@ class PeopleImport:
             ]
             metadata = self._changed_metadata(subject, source, create=bool(templates))
             terms = self._terms(subject, source, create=bool(templates))
-            if not templates and metadata is None and not terms:
+            if not templates:
+                self._change(subject, metadata, terms)
                 continue
             extractor = self._reader.networks.extractor
             try:
@@ -233,6 +234,12 @@ class PeopleImport:
             ]
         self._imported.remember(self._gallery, photos)
         return added, known, refused
+
+    def _change(self, subject: str, metadata: dict[str, Any] | None, terms: Terms) -> None:
+        """Change what is known of a subject that is there; who was erased a moment ago is not made again by that."""
+        if metadata is not None or terms:
+            with suppress(GalleryNotFound, SubjectNotFound, ConsentRequired):
+                self._store.update_subject(self._gallery, subject, metadata=metadata, terms=terms)
 
     def _terms(self, subject: str, source: PeopleSource, *, create: bool, same: bool = False) -> Terms:
         """The table's consent where it is newer than the stored one, or, where asked, the same."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from app.gallery.errors import TemplateNotFound
@@ -17,7 +17,7 @@ from app.gallery.sql.rows import (
     template_identity,
     template_row,
 )
-from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow
+from app.gallery.tables import GalleryRow, SetAsideRow, SubjectRow, TemplateRow
 from model.quality import Quality
 
 
@@ -129,6 +129,8 @@ def _not_found(owner: GalleryRow, template_id: int) -> TemplateNotFound:
 def erase_template(session: Session, owner: GalleryRow, template_id: int) -> str:
     """Erase one template; answers the key of its subject, which stays. `owner` is locked.
 
+    What was set aside of the same photo goes, too: nobody sees that, and it would come back if the gallery goes back.
+
     Raises:
         TemplateNotFound: as named.
     """
@@ -137,6 +139,7 @@ def erase_template(session: Session, owner: GalleryRow, template_id: int) -> str
         raise _not_found(owner, template_id)
     record_changes(session, owner, "remove", [(row.id, row.subject_id)])
     key = session.scalars(select(SubjectRow.key).filter_by(id=row.subject_id)).one()
+    session.execute(delete(SetAsideRow).filter_by(subject_id=row.subject_id, crop_sha256=row.crop_sha256))
     session.delete(row)
     session.flush()
     return key

@@ -130,3 +130,23 @@ def test_who_came_between_the_two_readings_is_passed_over() -> None:
     late = TemplateBlock(np.array([999], np.int64), np.array([7], np.int64), gallery.embeddings[:1])
     places = find_places(gallery.blocks(), 16)
     assert outlying_templates([late], places, neighbours_of(places.means), 0.1, most=10) == []
+
+
+def test_a_photo_that_came_or_was_merged_between_the_two_readings_is_no_outlier() -> None:
+    """Its subject's sum is without it: taken out of that, it would seem far from the others."""
+    random = np.random.default_rng(0)
+    vectors = np.repeat(random.normal(size=(2, 16)), 3, axis=0) + 0.6 * random.normal(size=(6, 16))
+    embeddings = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    ids, subjects = np.arange(6, dtype=np.int64), np.repeat(np.array([1, 2], np.int64), 3)
+
+    def outliers(first: TemplateBlock, second: TemplateBlock) -> list[int]:
+        places = find_places([first], 16)
+        found = outlying_templates([second], places, neighbours_of(places.means), 1.0, most=9)
+        return [one.template_id for one in found]
+
+    everybody = TemplateBlock(ids, subjects, embeddings)
+    assert outliers(everybody, everybody) == []
+    assert outliers(TemplateBlock(ids[1:], subjects[1:], embeddings[1:]), everybody) == []
+    assert outliers(TemplateBlock(ids[:0], subjects[:0], embeddings[:0]), everybody) == []
+    before = np.array([3, 1, 1, 2, 2, 2], np.int64)
+    assert 0 not in outliers(TemplateBlock(ids, before, embeddings), everybody)

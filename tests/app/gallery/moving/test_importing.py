@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import Engine
+from sqlalchemy import Engine, update
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.enrolling import Enroller
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ExtractorMismatch, SourceUnreadable
+from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
+from app.gallery.records import Subject
 from app.gallery.store import GalleryStore
+from app.gallery.tables import CropRow
 from model.image import ImageLimits
 from model.pipeline import Networks
 from model.quality import QualityLimits
@@ -144,6 +147,20 @@ def test_crops_are_kept_later_where_they_are_wanted(
     assert run(people_of_folder(folder), keep_crops=True).passed_over == 5
 
 
+def test_a_crop_that_does_not_open_any_more_is_made_whole_again(
+    folder: Path, sealed_store: GalleryStore, reader: PhotoReader
+) -> None:
+    job = PeopleImport(sealed_store, reader, "people", workers=2, max_bytes=10**7, keep_crops=True)
+    job.run(people_of_folder(folder))
+    template = sealed_store.templates("people", subject="bob", after=0, limit=1).items[0]
+    with sealed_store.engine.begin() as connection:
+        connection.execute(update(CropRow).where(CropRow.template_id == template.id).values(image=b"damaged"))
+    report = job.run(people_of_folder(folder))
+    assert (report.known, report.passed_over) == (1, 4)
+    with open_snapshot(sealed_store.engine, "people", subject="bob", seals=sealed_store.seals) as snapshot:
+        assert all(one.crop for _, one in snapshot.templates(crops=True))
+
+
 def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., ImportReport]) -> None:
     source = people_of_folder(folder)
     (folder / "anna" / "0.png").unlink()
@@ -203,6 +220,24 @@ def test_a_table_brings_metadata(folder: Path, run: Callable[..., ImportReport],
     table(folder, "subject,file,room\nAnna B.,anna/0.png,3\n")
     run(people_of_table(file))
     assert store.subject("people", "Anna B.").metadata == {"room": "3"}
+
+
+def test_who_is_erased_while_metadata_is_changed_is_not_made_again(
+    folder: Path, run: Callable[..., ImportReport], engine: Engine, reader: PhotoReader
+) -> None:
+    class Erased(GalleryStore):
+        """Erases a subject as soon as it was looked at."""
+
+        def subject(self, gallery: str, key: str) -> Subject:
+            found = super().subject(gallery, key)
+            self.delete_subject(gallery, key)
+            return found
+
+    run(people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,1\nbob,bob/3.png,1\n")))
+    source = people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,2\n"))
+    report = PeopleImport(Erased(engine), reader, "people", workers=1, max_bytes=10**7).run(source)
+    assert (report.added, report.passed_over) == (0, 1)
+    assert [one.key for one in GalleryStore(engine).subjects("people", after=0, limit=9).items] == ["bob"]
 
 
 @pytest.mark.parametrize("text", ["\ufeffsubject;file\nbob;bob/3.png\n", "file\tsubject\r\nbob/3.png\tbob\r\n"])
@@ -283,6 +318,19 @@ def test_rows_of_one_subject_in_two_unicode_forms_are_one_subjects(folder: Path,
     assert source.refused == ()
 
 
+def test_of_two_consents_of_one_subject_the_last_row_has_all(folder: Path) -> None:
+    head = "subject,file,consent_purpose,consent_granted_at,consent_reference,consent_expires_at\n"
+    rows = (
+        "anna,anna/0.png,the lab,2020-01-01T00:00:00Z,form 7,2021-01-01T00:00:00Z\n"
+        "anna,anna/1.png,the lab,2026-01-01T00:00:00Z,,\n"
+        "anna,anna/2.png,,,,\n"
+        "bob,bob/3.png,the lab,2026-01-01T00:00:00Z,,\n"
+        "bob,bob/4.png,,2026-01-01T00:00:00Z,form 8,\n"
+    )
+    source = people_of_table(table(folder, head + rows))
+    assert source.consents == {"anna": consent(), "bob": consent(reference="form 8")}
+
+
 # -- folders
 
 
@@ -306,6 +354,7 @@ def test_what_is_not_taken_from_a_folder_is_told(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "Cleo").mkdir()
     (tmp_path / "Ada" / "2019" / "link").symlink_to(tmp_path / "Dora")
+    (tmp_path / "Bob" / "all").symlink_to(tmp_path)
     source = people_of_folder(tmp_path)
     assert [photo.name for photo in source.photos] == ["Ada/1.JPG", "Ada/2.Jpeg", "Dora/9.png"]
     assert [(one.photo, one.slug) for one in source.refused] == [
@@ -314,6 +363,7 @@ def test_what_is_not_taken_from_a_folder_is_told(tmp_path: Path) -> None:
         ("Ada/2019/May/6.jpg", "too-deep"),
         ("Ada/3.heic", "not-a-photo"),
         ("Ada/4.TIF", "not-a-photo"),
+        ("Bob/all", "too-deep"),
         ("Bob/notes.txt", "not-a-photo"),
         ("Bob", "no-photos"),
         ("Cleo", "no-photos"),

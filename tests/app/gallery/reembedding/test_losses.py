@@ -204,6 +204,18 @@ def test_a_photo_enrolled_again_without_its_crop_gets_the_one_that_was_set_aside
     assert (crops_of(moved), count(moved.engine, "set_aside_template")) == ({photo.crop}, 0)
 
 
+def test_what_was_set_aside_of_a_photo_goes_with_its_template(moved: GalleryStore, new_templates: Templates) -> None:
+    photos = with_crops(new_templates(2))
+    enroll(moved, "bob", photos, NEW)
+    enroll(moved, "carl", photos, NEW)
+    move_back(moved, "people", None, without_missing=True)
+    enroll(moved, "bob", photos[:1])
+    (again,) = moved.templates("people", subject="bob", after=0, limit=9).items
+    moved.delete_template("people", again.id)
+    assert move_back(moved, "people", None).gallery.extractor == NEW
+    assert templates_of(moved) == {"anna": 1, "bob": 1, "carl": 2}
+
+
 def test_crops_that_are_set_aside_follow_a_merge(moved: GalleryStore, new_templates: Templates) -> None:
     both, one = with_crops(new_templates(2))
     enroll(moved, "bob", [both, one], NEW)
