@@ -29,10 +29,12 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
 
     Raises:
         Busy: another has been at it for longer than a minute (SQLite).
+        SchemaOutdated: the tables are those of a newer program.
     """
     config = _config()
     config.attributes["vault"] = vault
     found = _version(engine)  # makes SQLite's file, which is held
+    _check_known(found)
     if target == "head" and found == _head():  # nothing to do, also where nothing can be written
         return
     with database_errors(), _alone(engine), engine.connect() as connection:
@@ -57,8 +59,18 @@ def check_schema(engine: Engine) -> None:
     wanted, found = _head(), _version(engine)
     if found is None:
         raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
+    _check_known(found)
     if found != wanted:
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
+
+
+def _check_known(found: str | None) -> None:
+    scripts = ScriptDirectory.from_config(_config()).walk_revisions()
+    if found is not None and found not in {script.revision for script in scripts}:
+        raise SchemaOutdated(
+            f"the database has tables of version {found}, which only a newer program knows; run that one, or restore a "
+            "backup from before the upgrade"
+        )
 
 
 def _head() -> str | None:
