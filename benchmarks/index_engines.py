@@ -201,5 +201,5 @@ ENGINES: dict[str, Entry] = {
     "Milvus lite": Entry(Milvus),
 }
 if find_spec("milvus"):
-    ENGINES["Milvus server"] = Entry(MilvusServer, largest=1_000_000)
+    ENGINES["Milvus server"] = Entry(MilvusServer)
 """By the name in the tables; the first two are what `auto` grows into."""

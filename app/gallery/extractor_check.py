@@ -13,6 +13,7 @@ def check_extractor(gallery: Gallery, extractor: str) -> None:
     if gallery.extractor != extractor:
         raise ExtractorMismatch(
             f"gallery {gallery.name!r} belongs to extractor {gallery.extractor}, but {extractor} is running; "
-            "run the service with that extractor, or enroll the photos again into a new gallery",
+            "run the service with that extractor, move the gallery with `facegallery reembed`, or enroll the photos "
+            "again into a new gallery",
             part="gallery",
         )

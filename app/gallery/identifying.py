@@ -182,7 +182,7 @@ class Identifier:
         depth = top_k
         while True:
             with stage("search"):
-                ranked = replica.search(embeddings, top_k=depth, rule=self._rule)
+                ranked = replica.search(embeddings, top_k=depth, rule=self._rule, limit=limit)
             with stage("name"):
                 named, complete = self._name(gallery, ranked)
             if not complete or not any(

@@ -1,13 +1,13 @@
 """From ranked templates to candidates, and from candidates to a decision: here a name is decided."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.index import RankedTemplates, TemplateIndex
+from app.gallery.index import HALF_PRECISION, RankedTemplates, TemplateIndex
 from app.gallery.views.owners import UNKNOWN, TemplateOwners
 
 MatchingRule = Literal["best", "mean", "both"]
@@ -28,6 +28,32 @@ class Candidate:
     subject_id: int
     template_id: int
     distance: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A candidate, and the length R (0 to 1) of the plain mean of its templates: one where they are all alike.
+
+    In half precision, where each template is moved by at most δ, the normalised mean is moved by at most 2δ/R, and so
+    is what is made of it and of the nearest template.
+    """
+
+    candidate: Candidate
+    length: float
+
+    @property
+    def least(self) -> float:
+        """The distance that it has in float32 at least, where this one is of half precision."""
+        return self.candidate.distance - self._moved
+
+    @property
+    def most(self) -> float:
+        """The same at most."""
+        return self.candidate.distance + self._moved
+
+    @property
+    def _moved(self) -> float:
+        return 2 * HALF_PRECISION / max(self.length, HALF_PRECISION)
 
 
 VectorsOf = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -95,12 +121,14 @@ def find_candidates(
     *,
     top_k: int,
     rule: MatchingRule = DEFAULT_RULE,
+    limit: float | None = None,
     exact_vectors: VectorsOf | None = None,
 ) -> list[list[Candidate]]:
     """The `top_k` nearest subjects of each probe (Q, D) by the rule, fewer where the gallery has fewer.
 
-    Distances are those of float32 embeddings: the index's own, or, where the index keeps coarser ones, those that
-    `exact_vectors` gives for the shortlist.
+    Distances are those of float32 embeddings: the index's own, or, where the index keeps them in half precision, those
+    of `exact_vectors`, which is asked for those subjects alone about whom half precision leaves a doubt. Who is further
+    than `limit` beyond doubt is left out then.
 
     `best` is as exact as the index. For the other rules the subjects with the nearest templates, 4·`top_k` and no fewer
     than 32, are compared by the rule and ranked anew. A subject further back can have been missed, but only one whose
@@ -114,9 +142,13 @@ def find_candidates(
         return _nearest_subjects(index, owners, probes, count=top_k)
     count = max(_SHORTLIST_FACTOR * top_k, _LEAST_SHORTLIST)
     shortlists = _nearest_subjects(index, owners, probes, count=count)
+    pairs = list(zip(probes, shortlists, strict=True))
+    if exact_vectors is None:
+        return [_ranked_by_rule(index.vectors, owners, probe, shortlist, rule)[:top_k] for probe, shortlist in pairs]
+    rough = [_compared(index.vectors, owners, probe, shortlist, rule) for probe, shortlist in pairs]
     return [
-        _ranked_by_rule(exact_vectors or index.vectors, owners, probe, shortlist, rule, exact_vectors is None)[:top_k]
-        for probe, shortlist in zip(probes, shortlists, strict=True)
+        _ranked_exactly(exact_vectors, owners, probe, own, rule, top_k=top_k, limit=limit)
+        for probe, own in zip(probes, rough, strict=True)
     ]
 
 
@@ -125,17 +157,19 @@ def _nearest_subjects(
 ) -> list[list[Candidate]]:
     """The subjects of the nearest templates.
 
-    A subject with many templates may fill the ranking, so the search goes deeper until `count` subjects are certain.
+    A subject with many templates may fill the ranking, so the search goes deeper until `count` subjects are certain, or
+    all that there are.
     """
     found: list[list[Candidate]] = [[] for _ in probes]
     open_probes = list(range(len(probes)))
-    depth = 2 * count + 8
+    depth, wanted = 2 * count + 8, min(count, owners.subjects)
     while open_probes:
         ranked = index.search(probes[open_probes], depth)
         for probe, templates in zip(open_probes, ranked, strict=True):
             found[probe] = rank_candidates(templates, owners)[:count]
-        complete = depth >= len(index)
-        open_probes = [] if complete else [probe for probe in open_probes if len(found[probe]) < count]
+        open_probes = [probe for probe in open_probes if len(found[probe]) < wanted]
+        if open_probes and depth >= len(index):  # asked last: an engine may take long over it
+            break
         depth *= 4
     return found
 
@@ -146,24 +180,70 @@ def _ranked_by_rule(
     probe: NDArray[np.float32],
     shortlist: list[Candidate],
     rule: MatchingRule,
-    trusted: bool,
 ) -> list[Candidate]:
-    """The shortlist by the rule's distances; who has one template keeps the index's distance where it is trusted."""
-    templates = [owners.templates_of(candidate.subject_id) for candidate in shortlist]
-    compared_anew = [row for row, ids in enumerate(templates) if len(ids) > 1 or not trusted]
-    if not compared_anew:
+    """The shortlist by the rule's distances; who has one template keeps the index's distance."""
+    several = [one for one in shortlist if len(owners.templates_of(one.subject_id)) > 1]
+    if not several:
         return shortlist
-    wanted = [template_id for row in compared_anew for template_id in templates[row]]
-    vectors = vectors_of(np.array(wanted, np.int64))
-    rows = np.repeat(compared_anew, [len(templates[row]) for row in compared_anew])
-    present = ~np.isnan(vectors[:, 0])  # a template may have been removed a moment ago
-    compared, starts = np.unique(rows[present], return_index=True)
-    ranked = dict(enumerate(shortlist)) if trusted else {}
-    if len(compared):
-        distances = subject_distances(probe, vectors[present], starts, rule)
-        for row, distance in zip(compared.tolist(), distances.tolist(), strict=True):
-            ranked[row] = Candidate(shortlist[row].subject_id, shortlist[row].template_id, distance)
-    return sorted(ranked.values(), key=lambda candidate: (candidate.distance, candidate.template_id))
+    ranked = {one.subject_id: one for one in shortlist}
+    ranked |= {one.candidate.subject_id: one.candidate for one in _compared(vectors_of, owners, probe, several, rule)}
+    return sorted(ranked.values(), key=_rank)
+
+
+def _ranked_exactly(
+    vectors_of: VectorsOf,
+    owners: TemplateOwners,
+    probe: NDArray[np.float32],
+    rough: list[_Compared],
+    rule: MatchingRule,
+    *,
+    top_k: int,
+    limit: float | None,
+) -> list[Candidate]:
+    """The `top_k` nearest by exact distances, which are asked for those alone whom the rough ones do not rule out."""
+    known: list[Candidate] = []
+    unknown = [one for one in rough if limit is None or one.least <= limit]
+    while unknown:
+        most = sorted([one.distance for one in known] + [one.most for one in unknown])
+        bound = most[top_k - 1] if top_k < len(most) else np.inf
+        asked = [one.candidate for one in unknown if one.least <= bound]
+        if not asked:
+            break
+        unknown = [one for one in unknown if one.least > bound]
+        # Whose templates were removed a moment ago leaves the place to somebody who was not asked for yet.
+        known += [one.candidate for one in _compared(vectors_of, owners, probe, asked, rule)]
+    return sorted(known, key=_rank)[:top_k]
+
+
+def _compared(
+    vectors_of: VectorsOf,
+    owners: TemplateOwners,
+    probe: NDArray[np.float32],
+    candidates: list[Candidate],
+    rule: MatchingRule,
+) -> list[_Compared]:
+    """Candidates with their distances by the rule, but for those whose templates were all removed a moment ago."""
+    templates = [owners.templates_of(candidate.subject_id) for candidate in candidates]
+    wanted = np.array([template_id for own in templates for template_id in own], np.int64)
+    if not len(wanted):
+        return []
+    vectors = vectors_of(wanted)
+    present = ~np.isnan(vectors[:, 0])
+    rows = np.repeat(np.arange(len(candidates)), [len(own) for own in templates])[present]
+    if not len(rows):
+        return []
+    vectors = vectors[present]
+    there, starts, counts = np.unique(rows, return_index=True, return_counts=True)
+    distances = subject_distances(probe, vectors, starts, rule)
+    lengths = np.linalg.norm(np.add.reduceat(vectors, starts, axis=0), axis=1) / counts
+    return [
+        _Compared(replace(candidates[row], distance=distance), length)
+        for row, distance, length in zip(there.tolist(), distances.tolist(), lengths.tolist(), strict=True)
+    ]
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    return candidate.distance, candidate.template_id
 
 
 def decide(candidates: Sequence[Compared], threshold: float) -> Compared | None:

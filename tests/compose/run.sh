@@ -98,7 +98,7 @@ as_said operations.md 'docker compose exec -T facegallery sh -c'
 expect 'the vault is backed up' 'SQLite format 3' "$(head --bytes 15 "$folder/vault-new.db")"
 call --form subject=later --form images=@"$photo" "$url/enroll" >/dev/null
 expect 'somebody comes after the backup' '"subject":"later"' "$(call "$url/galleries/default/subjects")"
-for line in stop 'exec -T database pg_restore' 'run --rm' 'up --detach'; do
+for line in stop 'exec -T database dropdb' 'exec -T database createdb' 'exec -T database pg_restore' 'run --rm' 'up --detach'; do
   as_said moving.md "docker compose $line"
 done
 wait_until_ready

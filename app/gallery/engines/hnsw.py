@@ -7,7 +7,7 @@ import structlog
 from psycopg import Connection, Error, connect, sql
 
 from app.gallery.deadline import WaitLimit, check_deadline, wait_limit, waiting_at_most
-from app.gallery.engines.postgresql import options_for, postgresql_errors
+from app.gallery.engines.postgresql import options_for, postgresql_errors, vector_type
 from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 
 SCHEMA = "facegallery_index"
@@ -32,16 +32,14 @@ class GraphBuilder:
 
     Args:
         address: as libpq takes it.
-        extension_schema: where pgvector's type is.
         above: templates above which a table gets a graph.
         timeout: seconds to wait for a connection; a build may take as long as it does.
     """
 
-    def __init__(self, address: str, extension_schema: str, *, above: int, timeout: float) -> None:
+    def __init__(self, address: str, *, above: int, timeout: float) -> None:
         self.above = above
         self._options = options_for(address, timeout)
         self._address = address
-        self._search_path = f'{SCHEMA}, "{extension_schema}"'
         self._lock = threading.Lock()
         self._closed = False
         self._not_before: dict[str, float] = {}
@@ -136,7 +134,8 @@ class GraphBuilder:
     def _build(self, connection: Connection, table: str) -> bool | None:
         """Whether the graph was not there and is now; None where another process is building it."""
         graph = graph_name(table)
-        connection.execute("SELECT set_config('search_path', %s, false)", (self._search_path,))
+        search_path = f'{SCHEMA}, "{vector_type(connection).schema}"'
+        connection.execute("SELECT set_config('search_path', %s, false)", (search_path,))
         # Never waited for: a statement that waits would be waited for by the build.
         lock = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (graph,)).fetchone()
         if lock is None or not lock[0]:

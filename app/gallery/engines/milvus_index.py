@@ -1,6 +1,7 @@
 """One gallery's vectors in a Milvus collection."""
 
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.engines.milvus_client import MilvusClient
-from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
+from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import agrees, checked
 from app.gallery.points import BEFORE, Point
@@ -28,6 +30,7 @@ _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
 _GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
 _LEAST_EF, _MOST_EF = 200, 32_768  # templates that a search of a graph keeps; Milvus takes no more
+_LOOK_SECONDS = 1.0  # between two looks of searches whether the collection was made anew
 
 
 class MilvusIndex:
@@ -56,6 +59,7 @@ class MilvusIndex:
         self._timeout = timeout
         self._generation = ""
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
+        self._next_look = 0.0
 
     @property
     def dimension(self) -> int:
@@ -104,6 +108,7 @@ class MilvusIndex:
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
+        self._check_filled()
         if count > _MOST_FOUND:
             count = min(count, len(self))
             if count > _MOST_FOUND:
@@ -111,7 +116,7 @@ class MilvusIndex:
         if not count:
             return nothing_found(vectors)
         to_be_seen = self._to_be_seen
-        consistency = STRONG if self._seen < to_be_seen else _OWN
+        consistency = self._consistency
         found: list[RankedTemplates] = []
         at_once = max(1, _MOST_ROWS // count)
         for first in range(0, len(vectors), at_once):
@@ -135,12 +140,12 @@ class MilvusIndex:
         return found
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """As `TemplateIndex.vectors`."""
+        """As `TemplateIndex.vectors`; a search asks for some that it has found, and waits no more than there."""
         wanted, places = np.unique(ids, return_inverse=True)
         found = np.full((len(wanted), self._dimension), np.nan, np.float32)
         for batch in _batches(wanted):
             with self._errors():
-                for row in self._query(ids=batch, output_fields=["id", "embedding"]):
+                for row in self._query(self._consistency, ids=batch, output_fields=["id", "embedding"]):
                     found[np.searchsorted(wanted, row["id"])] = row["embedding"]
         return found[places]
 
@@ -190,16 +195,38 @@ class MilvusIndex:
 
     # -- inside
 
-    def _query(self, **what: Any) -> list[dict[str, Any]]:
-        rows = self.client.query(self.name, consistency_level=STRONG, timeout=self._timeout, **what)
+    @property
+    def _consistency(self) -> str:
+        """What a read waits for: all that others have written, until a search has seen it, and then for its own."""
+        return STRONG if self._seen < self._to_be_seen else _OWN
+
+    def _check_filled(self) -> None:
+        """Have nobody be unknown because another process fills the collection anew, which somebody had removed.
+
+        Raises:
+            DatabaseUnavailable: one does.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        with self._errors():
+            present, generation = self._stored(_OWN)
+        if generation != self._generation:
+            if present.revision < 0:
+                raise DatabaseUnavailable(FILLED_ANEW)
+            self._generation = generation
+            self._to_be_seen += 1  # what another has filled it with
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
+        rows = self.client.query(self.name, consistency_level=consistency, timeout=self._timeout, **what)
         return list(rows)
 
-    def _stored(self) -> tuple[Point, str]:
+    def _stored(self, consistency: str = STRONG) -> tuple[Point, str]:
         rows = self.client.query(
             POSITIONS,
             ids=[self.name],
             output_fields=["position", "generation"],
-            consistency_level=STRONG,
+            consistency_level=consistency,
             timeout=self._timeout,
         )
         if not rows:

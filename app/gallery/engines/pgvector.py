@@ -13,10 +13,10 @@ from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.pgvector_index import PgvectorIndex
 from app.gallery.engines.postgresql import (
     VectorConnections,
-    VectorType,
     libpq_address,
     options_for,
     postgresql_errors,
+    vector_type,
 )
 from app.gallery.engines.protocol import STORAGE, prefix_in, prefix_of, storage_name
 from app.gallery.errors import IndexEngineUnusable
@@ -50,9 +50,9 @@ class PgvectorEngine:
         address = libpq_address(database)
         options = options_for(address, timeout)
         with postgresql_errors(), BoundedConnection.connect(address, patience=timeout, **options) as connection:
-            kind = _prepared(connection)
-        self._connections = VectorConnections(address, kind, schema=SCHEMA, timeout=timeout)
-        self.builder = GraphBuilder(address, kind.schema, above=hnsw_above, timeout=timeout)
+            _prepare(connection)
+        self._connections = VectorConnections(address, schema=SCHEMA, timeout=timeout)
+        self.builder = GraphBuilder(address, above=hnsw_above, timeout=timeout)
 
     def index(self, gallery: Gallery) -> PgvectorIndex:
         """As `IndexEngine.index`."""
@@ -118,7 +118,7 @@ class PgvectorEngine:
             connection.execute("DELETE FROM storage WHERE name = %s", (name,))
 
 
-def _prepared(connection: Connection) -> VectorType:
+def _prepare(connection: Connection) -> None:
     """Make the extension, the schema and the table of positions where they are missing; nothing is asked for else."""
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SETUP_LOCK,))
     (has_schema,) = _row(connection, "SELECT to_regnamespace(%s) IS NOT NULL", (SCHEMA,))
@@ -134,13 +134,8 @@ def _prepared(connection: Connection) -> VectorType:
             )
         with _right_to("make the extension; have a superuser run CREATE EXTENSION vector in this database"):
             connection.execute(sql.SQL("CREATE EXTENSION vector SCHEMA {}").format(sql.Identifier(SCHEMA)))
-    version, schema, vector, array = _row(
-        connection,
-        "SELECT extversion, nspname, t.oid, t.typarray FROM pg_extension e "
-        "JOIN pg_namespace n ON n.oid = e.extnamespace "
-        "JOIN pg_type t ON t.typnamespace = n.oid AND t.typname = 'vector' WHERE extname = 'vector'",
-    )
-    if tuple(int(part) for part in str(version).split(".")[:2]) < _LEAST_VERSION:
+    version = vector_type(connection).version
+    if tuple(int(part) for part in version.split(".")[:2]) < _LEAST_VERSION:
         raise IndexEngineUnusable(
             f"pgvector {version} is too old, 0.8 is needed; have a superuser run ALTER EXTENSION vector UPDATE"
         )
@@ -164,7 +159,6 @@ def _prepared(connection: Connection) -> VectorType:
             connection.execute(
                 sql.SQL("ALTER TABLE {} ADD mark bigint NOT NULL DEFAULT 0").format(sql.Identifier(SCHEMA, "storage"))
             )
-    return VectorType(schema=schema, vector=vector, array=array)
 
 
 def _prefixes_of_galleries(connection: Connection) -> set[str] | None:

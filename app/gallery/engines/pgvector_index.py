@@ -10,7 +10,7 @@ from psycopg import Connection, sql
 
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, read_rows
-from app.gallery.engines.protocol import last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import agrees, checked
@@ -176,17 +176,25 @@ class PgvectorIndex:
         """The nearest of each probe and the number of templates, asked for in one go, which is one transaction.
 
         Where there is no graph yet, one that is asked for means that every distance is computed.
+
+        Raises:
+            DatabaseUnavailable: another process fills a table anew that somebody had removed.
         """
         query = self._nearest_by_graph if by_graph else self._nearest_of_all
         with ExitStack() as cursors:
             with connection.pipeline():
-                size = connection.execute("SELECT templates FROM storage WHERE name = %s", (self.name,))
+                state = connection.execute(
+                    "SELECT templates, position < 0 AND generation <> %s FROM storage WHERE name = %s",
+                    (self._generation, self.name),
+                )
                 if by_graph:
                     connection.execute(_BY_GRAPH, (str(min(max(2 * count, _LEAST_EF), _MOST_EF)),))
                 searches = [cursors.enter_context(connection.cursor(binary=True)) for _ in probes]
                 for cursor, probe in zip(searches, probes, strict=True):
                     cursor.execute(query, (Vector(probe), count))
-            (templates,) = _only(size.fetchone())
+            templates, filled_anew = _only(state.fetchone())
+            if filled_anew:
+                raise DatabaseUnavailable(FILLED_ANEW)
             pairs = zip(searches, probes, strict=True)
             return [ranked(*read_rows(cursor, self._dimension), probe) for cursor, probe in pairs], int(templates)
 

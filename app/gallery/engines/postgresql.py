@@ -27,8 +27,9 @@ _MOST_IDLE = 10
 
 @dataclass(frozen=True, slots=True)
 class VectorType:
-    """pgvector's type in one database: the schema it lives in and its object ids."""
+    """pgvector's type in one database: the extension's version, the schema it lives in and its object ids."""
 
+    version: str
     schema: str
     vector: int
     array: int
@@ -58,6 +59,22 @@ def libpq_address(address: str) -> str:
     return make_url(address).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+def vector_type(connection: Connection) -> VectorType:
+    """pgvector's type as it is in the database now.
+
+    Raises:
+        UndefinedTable: there is none; whoever has dropped it has dropped the index, too.
+    """
+    found = connection.execute(
+        "SELECT extversion, nspname::text, t.oid, t.typarray FROM pg_extension e "
+        "JOIN pg_namespace n ON n.oid = e.extnamespace "
+        "JOIN pg_type t ON t.typnamespace = n.oid AND t.typname = 'vector' WHERE extname = 'vector'"
+    ).fetchone()
+    if found is None:
+        raise psycopg.errors.UndefinedTable("there is no extension `vector`")
+    return VectorType(*found)
+
+
 class VectorConnections:
     """Connections in autocommit that know the type `vector`, kept for the next who needs one.
 
@@ -66,16 +83,14 @@ class VectorConnections:
 
     Args:
         address: as libpq takes it.
-        kind: pgvector's type in that database.
         schema: where the tables are.
         timeout: seconds to wait for a connection, and for an answer (see `BoundedConnection`).
     """
 
-    def __init__(self, address: str, kind: VectorType, *, schema: str, timeout: float) -> None:
+    def __init__(self, address: str, *, schema: str, timeout: float) -> None:
         self._address = address
-        self._kind = kind
+        self._schema = schema
         self._settings = {
-            "search_path": f'{schema}, "{kind.schema}"',
             # A plan that was made for any number of rows would be kept for all: plan for the number at hand.
             "plan_cache_mode": "force_custom_plan",
             # Compiling a scan costs more than a scan.
@@ -99,6 +114,11 @@ class VectorConnections:
             connection = self._take()
             try:
                 yield connection
+            except (psycopg.ProgrammingError, psycopg.InternalError):
+                # What was made anew in the database has other ids than its connections know.
+                connection.close()
+                self._close_idle()
+                raise
             finally:
                 if self._closed or len(self._idle) >= _MOST_IDLE or not _is_at_rest(connection):
                     connection.close()
@@ -108,6 +128,9 @@ class VectorConnections:
     def close(self) -> None:
         """Close all connections that nobody uses, and the others after their use."""
         self._closed = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         with suppress(IndexError):
             while True:
                 self._idle.pop().close()
@@ -126,12 +149,14 @@ class VectorConnections:
             self._address, autocommit=True, patience=self._timeout, **options_for(self._address, self._timeout)
         )
         try:
-            for name, value in self._settings.items():
+            kind = vector_type(connection)
+            search_path = {"search_path": f'{self._schema}, "{kind.schema}"'}
+            for name, value in (search_path | self._settings).items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
         except BaseException:
             connection.close()
             raise
-        _register(connection, self._kind)
+        _register(connection, kind)
         return connection
 
 
@@ -169,6 +194,8 @@ def postgresql_errors() -> Iterator[None]:
     except psycopg.errors.UndefinedTable as error:
         raise DatabaseUnavailable("the gallery's index is gone from the database; run `facegallery reindex`") from error
     except psycopg.Error as error:
+        if "cache lookup failed for type" in str(error):
+            raise DatabaseUnavailable("pgvector was made anew in the database; try again") from error
         translated = meaning(error, away=isinstance(error, psycopg.OperationalError))
         if translated is None:
             raise

@@ -13,6 +13,9 @@ from app.gallery.records import Gallery
 STORAGE = "gallery_"
 """What the name of every gallery's table or collection begins with."""
 
+FILLED_ANEW = "the gallery's index is being filled anew; try again"
+"""What a search says where another process is at it: who is not in it yet would be unknown."""
+
 
 class IndexEngine(Protocol):
     """Keeps the vectors of galleries outside the process; every method may be called from any thread.

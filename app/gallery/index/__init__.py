@@ -7,6 +7,7 @@ from typing import Literal
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.exact import ExactIndex
 from app.gallery.index.protocol import RankedTemplates, SharedIndex, TemplateIndex
+from app.gallery.index.rows import HALF_PRECISION
 from app.gallery.index.segmented import SegmentedIndex
 from app.gallery.index.snapshot import SnapshotDamaged
 
@@ -27,6 +28,7 @@ INDEX_KINDS: dict[IndexKind, Callable[[int], TemplateIndex]] = {
 
 __all__ = [
     "COMPRESS_FROM",
+    "HALF_PRECISION",
     "INDEX_KINDS",
     "ExactIndex",
     "IndexKind",

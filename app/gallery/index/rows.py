@@ -12,6 +12,9 @@ from app.gallery.index.codebook import Codes, bytes_of, scan
 ERASED = 4.0
 """Every component of an erased row, which is further from every unit vector than two unit vectors can be."""
 
+HALF_PRECISION = 1e-3
+"""Distance that an embedding's copy in half precision keeps within, twice what rounding comes to for a unit vector."""
+
 _DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # twice as deep changes no decision, see docs/index.md
 _DEEPER = 4
 _MOST_DEAD = 0.5  # share of removed rows that the first look allows for; upkeep lets no more gather

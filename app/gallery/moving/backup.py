@@ -12,10 +12,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import structlog
-from alembic.util.exc import CommandError
 from sqlalchemy import make_url
 
-from app.gallery.errors import BackupUnusable, Busy, InvalidInput
+from app.gallery.errors import BackupUnusable, Busy, InvalidInput, SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.moving.progress import Shown, not_shown
 from app.gallery.moving.undone_galleries import have_dropped, storage_beside
@@ -127,7 +126,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float, shown: Sh
                     raise
                 _set_aside(database)
                 _copy_into(database, copy, timeout, shown)
-    except CommandError as error:
+    except SchemaOutdated as error:
         raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in _LOCKED:

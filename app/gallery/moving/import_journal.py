@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, null, select
 
-from app.gallery.sealing.encryption import RowSeals, SealedRow
-from app.gallery.sql.rows import Sessions, gallery_row, open_embeddings, sealed_columns, template_identity
+from app.gallery.sealing.encryption import Flaw, RowSeals, SealedRow
+from app.gallery.sql.rows import (
+    Sessions,
+    crop_identity,
+    gallery_row,
+    open_embeddings,
+    sealed_columns,
+    template_identity,
+)
 from app.gallery.tables import CropRow, GalleryRow, ImportedPhotoRow, SubjectRow, TemplateRow
 
 
@@ -23,10 +30,11 @@ class ImportJournal:
             gallery: its name; need not be there.
             subject: its key; need not be there.
             photo_sha256: digest of the photo's bytes.
-            with_crop: only if the template's crop is kept, too.
+            with_crop: only if the template's crop is kept, too, and opens.
         """
+        crop = CropRow.image if with_crop else null().label("image")
         query = (
-            select(TemplateRow.id, TemplateRow.embedding, *sealed_columns(TemplateRow), GalleryRow.dimension)
+            select(TemplateRow.id, TemplateRow.embedding, *sealed_columns(TemplateRow), GalleryRow.dimension, crop)
             .join(ImportedPhotoRow, ImportedPhotoRow.template_id == TemplateRow.id)
             .join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .join(GalleryRow, GalleryRow.id == SubjectRow.gallery_id)
@@ -36,6 +44,9 @@ class ImportJournal:
             query = query.join(CropRow, CropRow.template_id == TemplateRow.id)
         with self._sessions.reading() as session:
             found = session.execute(query).all()
+        if with_crop:
+            crops = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in found])
+            found = [row for row, image in zip(found, crops, strict=True) if not isinstance(image, Flaw)]
         if not found:
             return False
         rows = [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in found]

@@ -18,6 +18,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from app.gallery.errors import KeyUnavailable, MasterKeyMissing
 from app.gallery.sealing.master_keys import KEY_BYTES, MasterKey, MasterKeys, load_master_keys
 from app.gallery.sql.database import another_value, database_errors, empty_log, values_of
+from app.gallery.sql.rows import in_parts
 from app.gallery.tables import UtcDateTime, now
 
 _MANY = 5_000  # ids of one query: SQLite takes 32 thousand
@@ -121,10 +122,9 @@ class Vault:
         """
         opened: dict[str, bytes | None] = {}
         columns = select(DataKeyRow.id, DataKeyRow.purpose, DataKeyRow.master, DataKeyRow.wrapped)
-        wanted = list(dict.fromkeys(ids))
-        for start in range(0, len(wanted), _MANY):
+        for asked in in_parts(list(dict.fromkeys(ids)), _MANY):
             with self._reading() as session:
-                rows = session.execute(columns.where(DataKeyRow.id.in_(wanted[start : start + _MANY]))).all()
+                rows = session.execute(columns.where(DataKeyRow.id.in_(asked))).all()
             for key_id, purpose, master, wrapped in rows:
                 if wrapped is None:
                     opened[key_id] = None
@@ -137,10 +137,10 @@ class Vault:
     def destroy(self, ids: Sequence[str]) -> int:
         """Destroy keys for good: their bytes are overwritten, their ids stay; answers how many were not yet."""
         destroyed = 0
-        for start in range(0, len(ids), _MANY):
+        for asked in in_parts(ids, _MANY):
             statement = (
                 update(DataKeyRow)
-                .where(DataKeyRow.id.in_(ids[start : start + _MANY]), DataKeyRow.destroyed_at.is_(None))
+                .where(DataKeyRow.id.in_(asked), DataKeyRow.destroyed_at.is_(None))
                 .values(master=None, wrapped=None, destroyed_at=now())
                 .returning(DataKeyRow.id)
             )
@@ -170,10 +170,10 @@ class Vault:
     def ids(self, purposes: Sequence[str]) -> set[str]:
         """Ids of the keys of some purposes that are there."""
         found = set[str]()
-        for start in range(0, len(purposes), _MANY):
-            own = DataKeyRow.purpose.in_(purposes[start : start + _MANY])
+        for asked in in_parts(purposes, _MANY):
+            own = select(DataKeyRow.id).where(DataKeyRow.purpose.in_(asked), DataKeyRow.destroyed_at.is_(None))
             with self._reading() as session:
-                found.update(session.scalars(select(DataKeyRow.id).where(own, DataKeyRow.destroyed_at.is_(None))))
+                found.update(session.scalars(own))
         return found
 
     def known(self, ids: Sequence[str]) -> set[str]:

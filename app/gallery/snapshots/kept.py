@@ -94,7 +94,16 @@ class Snapshots:
         return max(self.revisions if self._sealed is None else self._sealed.revisions, default=-1)
 
     def lead(self) -> bool:
-        """Whether this process is the one of its machine that writes; once it is, it stays so until it ends."""
+        """Whether this process is the one of its machine that writes; once it is, it stays so until it ends.
+
+        For who tends the gallery: others see that it is at it.
+        """
+        leads = self._lead.take()
+        self._lead.touch()
+        return leads
+
+    def lead_unseen(self) -> bool:
+        """As `lead`, for a call: that one is answered does not say that the gallery is tended."""
         return self._lead.take()
 
     def resign(self) -> None:

@@ -39,14 +39,22 @@ class SnapshotLead:
                 self._lock = None
             if self._lock is None:
                 self._lock = self._locked()
+            return self._lock is not None
+
+    def touch(self) -> None:
+        """Give a sign of life, if this process leads, and the last one was a while ago.
+
+        Raises:
+            OSError: the file does not take it.
+        """
+        with self._changing:
             if self._lock is not None and time.monotonic() - self._touched >= _EVERY:
                 os.utime(self._lock)
                 self._touched = time.monotonic()
-            return self._lock is not None
 
     @property
     def sign(self) -> int | None:
-        """The last sign of life of who leads: it changes as long as that process asks for the lead; None: nobody does.
+        """The last sign of life of who leads: it changes as long as that process gives any; None: nobody does.
 
         A moment by that process's clock, in nanoseconds, and only good for being compared with an earlier one.
         """

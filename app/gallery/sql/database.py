@@ -200,10 +200,8 @@ def let_others_write(engine: Engine) -> None:
 
 def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
     """Run a statement that SQLite takes outside of a transaction only; (1,) where it is busy."""
-    with database_errors():
-        connection = engine.raw_connection()
-    try:
-        driver = connection.driver_connection
+    with database_errors(), engine.connect() as connection:  # which begins nothing by itself
+        driver = connection.connection.driver_connection
         assert isinstance(driver, SQLiteConnection)
         (patience,) = driver.execute("PRAGMA busy_timeout").fetchone()
         driver.execute(f"PRAGMA busy_timeout={1000 * _PATIENCE:.0f}")  # nobody waits long for this
@@ -214,8 +212,6 @@ def _run_alone(engine: Engine, statement: str) -> tuple[int, ...]:
         finally:
             driver.execute(f"PRAGMA busy_timeout={patience}")
         return found or (0,)
-    finally:
-        connection.close()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ _OTHER_TABLES = re.compile(
     r"no such (table|column): |table \w+ (has no column named|already exists)|duplicate column name: "
 )
 _LOCKED = {"55P03", "40001", "40P01"}
+_ENDED = {"25P03", "25P04"}  # a transaction that took longer than PostgreSQL's own limits, with its connection
 
 
 def in_words(failure: BaseException | None) -> str:
@@ -41,6 +42,6 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return SchemaOutdated(f"the database's tables are those of another version ({failure}); stop what runs of it")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
-    if state == CANCELLED:
+    if state == CANCELLED or state in _ENDED:
         return Busy("the database took too long; try again")
     return DatabaseUnavailable("the database does not answer; try again") if away else None

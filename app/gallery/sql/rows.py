@@ -48,10 +48,11 @@ def nobody_is_due(_gallery: Gallery, _row: SubjectRow) -> bool:
     return False
 
 
-def in_parts(values: Sequence[Value]) -> Iterator[Sequence[Value]]:
-    """Some hundred at a time, as many as one question takes."""
-    for first in range(0, len(values), _ASKED):
-        yield values[first : first + _ASKED]
+def in_parts(values: Sequence[Value], most: int | None = None) -> Iterator[Sequence[Value]]:
+    """So many at a time; else some hundred, as many as one question takes."""
+    many = most or _ASKED
+    for first in range(0, len(values), many):
+        yield values[first : first + many]
 
 
 def beside_templates(session: Session, table: type[Beside], template_ids: Sequence[int]) -> list[Beside]:

@@ -30,7 +30,7 @@ class Building:
 
     def load(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
-    ) -> None:
+    ) -> bool:
         """Bring a replica up to date with its gallery; where it has an index, a new one that is wanted comes later.
 
         Args:
@@ -38,17 +38,26 @@ class Building:
             gallery: as SQL has it.
             given_up: whether the process is ending.
             leads: whether this process does; None: there is no folder for snapshots.
+
+        Returns:
+            Whether it was built here.
         """
-        replica.follow(*gallery.point, given_up=given_up, elsewhere=partial(self._elsewhere, replica, leads))
+        elsewhere = partial(self._elsewhere, replica, leads)
+        return replica.follow(*gallery.point, given_up=given_up, elsewhere=elsewhere)
 
     def bring_on(
         self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool], *, leads: bool | None
     ) -> bool:
-        """As `load`, and build the new index that is wanted; answers whether the replica has another than before."""
+        """As `load`, take up what who leads has written, and build the new index that is wanted.
+
+        Returns:
+            Whether the replica has another index than before.
+        """
         before = replica.view.index
         self.load(replica, gallery, given_up, leads=leads)
-        if replica.rebuild_wanted:
-            replica.adopt_snapshot()  # what was built meanwhile by who led, though it hangs by now, or is gone
+        # Who wants a new index may lead by now because the one that built it hangs, or is gone.
+        if not replica.lost and (leads is False or replica.rebuild_wanted):
+            replica.adopt_snapshot()
         if replica.rebuild_wanted and not self._elsewhere(replica, leads):
             replica.rebuild(given_up)
         if not replica.lost and not replica.rebuild_wanted:

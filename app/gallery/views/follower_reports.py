@@ -21,7 +21,8 @@ _LAST_PIECE = 2.0  # seconds for the report that is under way then
 class FollowerReports:
     """Reports by a thread of its own: what the upkeep does may take long, and changes that it needs must stay.
 
-    A replica that is not loaded yet is reported as well. It needs every change from then on, and so nothing is dropped.
+    A replica that is not loaded yet, or is to be built anew, is reported as well. It needs every change from then on,
+    and so nothing is dropped.
     Of thousands in which nothing moves some are reported in turn.
 
     Args:
@@ -85,14 +86,14 @@ class FollowerReports:
 
     def _report_due(self, replicas: Sequence[GalleryReplica]) -> None:
         turn = set(self._turns.take(replicas))
-        points = {one: (one.applied_revision, -1 if one.snapshots is None else one.snapshots.known) for one in replicas}
+        points = {one: (_behind(one), -1 if one.snapshots is None else one.snapshots.known) for one in replicas}
         self._report([one for one, point in points.items() if one in turn or self._told.get(one) != point])
         self._told = points
 
     def _report(self, replicas: Sequence[GalleryReplica]) -> None:
         reports = list[tuple[int, str, int]]()
         for replica in replicas:
-            reports.append((replica.gallery_id, self._name, replica.applied_revision))
+            reports.append((replica.gallery_id, self._name, _behind(replica)))
             self._quietly(self._add_snapshot, reports, replica)
         self._history.report_all(reports)
         self._history.prune_all(replica.gallery_id for replica in replicas)
@@ -107,3 +108,12 @@ class FollowerReports:
         with waiting_at_most(self._limit):
             while not self._ended.wait(_EVERY):
                 self.report_all()
+
+
+def _behind(replica: GalleryReplica) -> int:
+    """Up to which revision a replica needs no change any more; -1 until the index is there that it is to have.
+
+    What is built beside a view follows from where the building began, while calls bring the view on, and one that was
+    undone has a number that tells nothing.
+    """
+    return -1 if replica.lost or replica.rebuild_wanted else replica.applied_revision

@@ -42,7 +42,7 @@ class GalleryReplica:
         history: what is loaded and followed.
         make_index: makes an empty index, or opens one outside the process.
         snapshots: where views are kept on disk; None: nowhere.
-        tended: whether a background thread calls `follow` and `tend`, which then build what takes long; otherwise
+        tended: whether a background thread calls `follow` and `rebuild`, which then build what takes long; otherwise
             `catch_up` does.
     """
 
@@ -143,7 +143,7 @@ class GalleryReplica:
         *,
         given_up: Callable[[], bool] = never,
         elsewhere: Callable[[], bool] = never,
-    ) -> None:
+    ) -> bool:
         """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
 
         Args:
@@ -151,30 +151,42 @@ class GalleryReplica:
             mark: of that revision; None: whichever it has.
             given_up: whether the process is ending; the view stays as it is then.
             elsewhere: whether what has to be built is left to another process, whose snapshot comes; as `given_up`.
+
+        Returns:
+            Whether it was built from SQL.
         """
         with self._tending:
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
                     lost = not self._followed.brought_to(revision, mark, slices=1)
                 if lost:
-                    view = self._followed.from_snapshot(revision)
-                    try:
-                        if view is not None or not elsewhere():
-                            self._followed.switch(view or self._followed.built(given_up))
-                    except GivenUp:
-                        _log.info("index.given_up", gallery=self.name)
-                if lost or self.view.revision >= revision:
-                    return
+                    return self._loaded(revision, given_up, elsewhere)
+                if self.view.revision >= revision:
+                    break
+        return False
 
-    def search(self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
-        """The `top_k` nearest subjects of each probe (Q, D)."""
+    def _loaded(self, revision: int, given_up: Callable[[], bool], elsewhere: Callable[[], bool]) -> bool:
+        """Search a view from a snapshot, or one that is built; as `follow`."""
+        view = self._followed.from_snapshot(revision)
+        if view is None and elsewhere():
+            return False
+        try:
+            return self._followed.switch(view or self._followed.built(given_up)) and view is None
+        except GivenUp:
+            _log.info("index.given_up", gallery=self.name)
+            return False
+
+    def search(
+        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None = None
+    ) -> list[list[Candidate]]:
+        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing."""
         view = self.view  # one reading: a rebuild may switch it meanwhile
         find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
         if _keeps_exactly(view.index):
             found = find()
             if _keeps_exactly(view.index):
                 return found  # else it began to round meanwhile
-        return find(exact_vectors=self._reading.embeddings)
+        return find(limit=limit, exact_vectors=self._reading.embeddings)
 
     def rebuild(self, given_up: Callable[[], bool] = never) -> None:
         """Build everything from SQL beside the present view, which goes on answering, and switch.
@@ -191,11 +203,8 @@ class GalleryReplica:
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
 
-    def tend(self, given_up: Callable[[], bool] = never) -> bool:
+    def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""
-        if self.rebuild_wanted:
-            self.rebuild(given_up)
-            return not self.rebuild_wanted
         with self._tending:
             if self.view.owners.wants_folding:
                 self._followed.fold_owners()

@@ -279,7 +279,7 @@ class Replicas:
         if replica.snapshots is None:
             return 0
         # A command has no upkeep: either it leads, or a service does.
-        leads = (at_once or self._upkeep is None) and replica.snapshots.lead()
+        leads = (at_once or self._upkeep is None) and replica.snapshots.lead_unseen()
         try:
             return replica.erase_snapshots() if leads else None
         finally:

@@ -195,28 +195,41 @@ class Upkeep:
                 self._of(replica).erasing = None
         if replica.applied_revision < 0:
             return
-        if leads is False:
-            replica.adopt_snapshot()
         # Who leads may have no room for a snapshot.
         waits = leads is False and (replica.rebuild_wanted or not replica.neglected)
         tended = waits or self._tend_index(replica)
-        if leads and snapshots is not None and self._source.snapshot_interval:
-            if gallery.erasure is not None:
-                self._quietly(self._erase, replica)
-            self._write_if_due(replica, snapshots)
+        if leads:
+            self._keep(replica, gallery)
         if tended and self._rests(replica, gallery, leads):
             self._rounds.rest(replica)
 
     def load(self, replica: GalleryReplica, gallery: Gallery, given_up: Callable[[], bool]) -> None:
-        """Load a replica before anybody waits for it; where another process builds its index, that comes later."""
-        self._building.load(replica, gallery, given_up, leads=self._leads(replica))
+        """Load a replica before anybody waits for it; where another process builds its index, that comes later.
+
+        What takes long to build is written at once: others wait for it, and the next gallery may take as long.
+        """
+        leads = self._leads(replica)
+        if self._building.load(replica, gallery, given_up, leads=leads) and leads:
+            self._quietly(self._keep_large, replica, gallery)
+
+    def _keep_large(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        if replica.large:
+            self._keep(replica, gallery)
+
+    def _keep(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        """Erase what is owed from the snapshots, and write one if it is due; for who leads."""
+        if replica.snapshots is None or not self._source.snapshot_interval:
+            return
+        if gallery.erasure is not None:
+            self._quietly(self._erase, replica)
+        self._write_if_due(replica, replica.snapshots)
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""
         for _ in range(_PIECES):
-            if self._ended.is_set():
+            if self._ended.is_set() or replica.rebuild_wanted:  # by now: the next look leaves it to who leads
                 return False
-            if not replica.tend(self._ended.is_set):
+            if not replica.tend():
                 return True
         return False
 

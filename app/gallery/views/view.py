@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.gallery.index import TemplateIndex
+from app.gallery.index import HALF_PRECISION, TemplateIndex
 from app.gallery.points import Point
 from app.gallery.records import Change
 from app.gallery.views.owners import TemplateOwners
 
-_HALF_PRECISION = 1e-3  # distance between an embedding and its half-precision copy
 _Added = list[tuple[Change, NDArray[np.float32]]]
 
 
@@ -39,7 +38,7 @@ class View:
 
 def same_embeddings(stored: NDArray[np.float32], embeddings: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which rows an index holds as SQL does, (N,); both (N, D), and a row of NaN, of one that is gone, is like none."""
-    return np.asarray(np.linalg.norm(stored - embeddings, axis=1) < _HALF_PRECISION)
+    return np.asarray(np.linalg.norm(stored - embeddings, axis=1) < HALF_PRECISION)
 
 
 def asks_for_rebuild(changes: Sequence[Change]) -> bool:

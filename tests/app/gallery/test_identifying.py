@@ -14,7 +14,7 @@ from app.gallery.consent import Terms
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ExtractorMismatch, InvalidInput
-from app.gallery.matching import Candidate, MatchingRule
+from app.gallery.matching import Candidate
 from app.gallery.photos import Photo, PhotoReader
 from app.gallery.records import NewTemplate, Subject
 from app.gallery.service import GalleryService
@@ -139,9 +139,9 @@ def test_the_search_goes_no_deeper_than_the_threshold(service: GalleryService, m
     service.retention.clock = lambda: end
     depths, real = list[int](), GalleryReplica.search
 
-    def search(self: GalleryReplica, *arguments: Any, top_k: int, rule: MatchingRule) -> list[list[Candidate]]:
+    def search(self: GalleryReplica, *arguments: Any, top_k: int, **options: Any) -> list[list[Candidate]]:
         depths.append(top_k)
-        return real(self, *arguments, top_k=top_k, rule=rule)
+        return real(self, *arguments, top_k=top_k, **options)
 
     monkeypatch.setattr(GalleryReplica, "search", search)
     assert named(service, vectors[0]) is None

@@ -288,6 +288,24 @@ def test_a_subject_with_many_near_templates_does_not_hide_the_others() -> None:
         assert [candidate.subject_id for candidate in found] == [1, 2, 3]
 
 
+def test_a_search_that_has_found_everybody_goes_no_deeper() -> None:
+    depths = list[int]()
+
+    class Watched(ExactIndex):
+        def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+            depths.append(count)
+            return super().search(probes, count)
+
+    vectors = unit_vectors(2000, seed=0)
+    vectors[:100] = vectors[0]
+    index = Watched(DIMENSION)
+    index.add(np.arange(2000), vectors)
+    owners = owners_of({one: 1 if one < 100 else 2 + one % 2 for one in range(2000)})
+    (found,) = find_candidates(index, owners, vectors[:1], top_k=5)
+    assert sorted(candidate.subject_id for candidate in found) == [1, 2, 3]
+    assert depths == [72, 288]
+
+
 def test_removed_templates_do_not_hide_the_others() -> None:
     probe, other = unit_vectors(2, seed=0)
     index = ExactIndex(DIMENSION)
@@ -299,6 +317,105 @@ def test_removed_templates_do_not_hide_the_others() -> None:
 
 def test_an_empty_gallery_has_no_candidates() -> None:
     assert find_candidates(ExactIndex(DIMENSION), TemplateOwners(), unit_vectors(2, seed=0), top_k=5) == [[], []]
+
+
+# -- an index of half precision, and exact embeddings beside it
+
+
+class Kept:
+    """Exact embeddings of templates, of which it notes whose were asked for."""
+
+    def __init__(self, vectors: NDArray[np.float32]) -> None:
+        self.vectors = vectors.copy()
+        self.asked: list[int] = []
+
+    def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.asked += ids.tolist()
+        return self.vectors[ids]
+
+
+def index_of(vectors: NDArray[np.float32]) -> ExactIndex:
+    index = ExactIndex(vectors.shape[1])
+    index.add(np.arange(len(vectors)), vectors)
+    return index
+
+
+def in_half_precision(vectors: NDArray[np.float32]) -> ExactIndex:
+    return index_of(vectors.astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=20),
+    spread=st.floats(0, 5),
+    top_k=st.integers(1, 6),
+    limit=st.none() | st.floats(0, 2),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_half_precision_ranks_as_float32(
+    rule: MatchingRule, sizes: list[int], spread: float, top_k: int, limit: float | None, seed: int
+) -> None:
+    subjects = np.repeat(np.arange(len(sizes)), sizes)
+    centres, noise = unit_vectors(len(sizes), seed=seed), unit_vectors(len(subjects), seed=seed + 1)
+    vectors = normalised(centres[subjects] + spread * noise.astype(np.float64))
+    probe, owners = (
+        normalised(centres[:1] + 0.5 * unit_vectors(1, seed=seed + 2)),
+        owners_of(dict(enumerate(subjects.tolist()))),
+    )
+    (wanted,) = find_candidates(index_of(vectors), owners, probe, top_k=top_k, rule=rule)
+    (found,) = find_candidates(
+        in_half_precision(vectors), owners, probe, top_k=top_k, rule=rule, limit=limit, exact_vectors=Kept(vectors)
+    )
+    if limit is not None:
+        wanted, found = ([one for one in ranking if one.distance <= limit] for ranking in (wanted, found))
+    assert [one.subject_id for one in found] == [one.subject_id for one in wanted]
+    assert [one.distance for one in found] == pytest.approx([one.distance for one in wanted], abs=1e-6)
+
+
+def test_of_half_precision_only_those_are_compared_anew_who_are_in_doubt() -> None:
+    vectors = np.repeat(at_cosine(*np.linspace(0.9, 0.1, 20)), 2, axis=0)
+    index, owners = in_half_precision(vectors), owners_of({row: row // 2 for row in range(40)})
+    probe = np.eye(1, vectors.shape[1], dtype=np.float32)
+    for limit, asked in ((None, range(10)), (1.0, range(10)), (0.6, range(4)), (0.3, ())):
+        kept = Kept(vectors)
+        find_candidates(index, owners, probe, top_k=5, limit=limit, exact_vectors=kept)
+        assert kept.asked == list(asked)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("templates", [1, 2, 3])
+def test_whom_half_precision_cannot_tell_apart_are_told_apart_by_float32(rule: MatchingRule, templates: int) -> None:
+    owners = owners_of({row: row // templates for row in range(20 * templates)})
+    swapped = 0
+    for seed in range(40):
+        (probe, *aside), near = unit_vectors(1 + 20 * templates, seed=seed), np.random.default_rng(seed)
+        across = normalised(np.array(aside) - np.outer(np.array(aside) @ probe, probe))
+        cosines = 0.8 + near.uniform(0, 1e-4, (len(aside), 1))
+        vectors = normalised(cosines * probe + np.sqrt(1 - cosines * cosines) * across)
+        if rule != "best":  # templates of one subject that are much unlike each other, as alike for each subject
+            vectors[:] = np.concatenate([np.tile(vectors[:templates], (19, 1)), vectors[-templates:]])
+            vectors += near.uniform(0, 1e-4, vectors.shape).astype(np.float32)
+            vectors = normalised(vectors.astype(np.float64))
+        index, kept = in_half_precision(vectors), Kept(vectors)
+        ((wanted,),) = find_candidates(index_of(vectors), owners, probe[None], top_k=1, rule=rule)
+        ((found,),) = find_candidates(index, owners, probe[None], top_k=1, rule=rule, exact_vectors=kept)
+        ((rough,),) = find_candidates(index, owners, probe[None], top_k=1, rule=rule)
+        assert found.subject_id == wanted.subject_id
+        swapped += rough.subject_id != wanted.subject_id
+    assert swapped  # else the rounded embeddings would do
+
+
+def test_who_is_gone_from_the_exact_embeddings_leaves_the_place_to_the_next() -> None:
+    vectors = at_cosine(0.9, 0.8, 0.7, 0.6)
+    index, kept = in_half_precision(vectors), Kept(vectors)
+    kept.vectors[:2] = np.nan
+    probe = np.eye(1, vectors.shape[1], dtype=np.float32)
+    owners = owners_of({row: 10 + row for row in range(4)})
+    (found,) = find_candidates(index, owners, probe, top_k=1, exact_vectors=kept)
+    assert [one.subject_id for one in found] == [12]
+    kept.vectors[:] = np.nan
+    assert find_candidates(index, owners, probe, top_k=1, exact_vectors=kept) == [[]]
 
 
 def test_the_nearest_candidate_is_the_identity_up_to_and_at_the_threshold() -> None:

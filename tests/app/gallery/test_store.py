@@ -188,7 +188,7 @@ def test_embeddings_of_another_extractor_are_refused(store: GalleryStore, new_te
     with pytest.raises(
         ExtractorMismatch,
         match=f"^gallery 'people' belongs to extractor {EXTRACTOR}, but other@1 is running; run the service with that "
-        "extractor, or enroll the photos again into a new gallery$",
+        "extractor, move the gallery with `facegallery reembed`, or enroll the photos again into a new gallery$",
     ):
         enroll(store, "bob", new_templates(1), extractor="other@1")
     assert store.gallery("people") == before

@@ -1,9 +1,10 @@
 """What only Milvus does: searches by graph, a limit of what it answers with, a server that goes away."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from app.gallery.engines import EngineAddress, open_index_engine
 from app.gallery.engines.milvus import MilvusEngine
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.matching import find_candidates
 from app.gallery.records import Gallery
+from app.gallery.views.owners import TemplateOwners
 from tests.app.gallery.engines.conftest import milvus_server, new_gallery
 from tests.app.gallery.index.test_contract import assert_nearest, unit_vectors
 
@@ -41,6 +44,29 @@ def test_a_search_for_more_than_milvus_answers_with_reads_everything(engine: Mil
     index.add(np.arange(16_500), vectors)
     probes = unit_vectors(2, seed=1)
     assert_nearest(index.search(probes, 16_450), dict(enumerate(vectors)), probes, 16_450)
+
+
+def test_an_identify_waits_once_for_what_others_write(engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, vectors, asked = engine.index(new_gallery()), unit_vectors(200, seed=0), list[object]()
+    for name in ("search", "query"):
+        call = getattr(index.client, name)
+
+        def watched(*arguments: Any, call: Callable[..., Any] = call, **options: Any) -> Any:
+            asked.append(options["consistency_level"])
+            return call(*arguments, **options)
+
+        monkeypatch.setattr(index.client, name, watched)
+    index.add(np.arange(200), vectors)
+    owners = TemplateOwners(np.arange(200), np.arange(200) // 2)
+    for waits in (1, 0):
+        asked.clear()
+        ((nearest, *_),) = find_candidates(index, owners, vectors[:1], top_k=1)
+        assert nearest.template_id == 0
+        assert asked.count("Session") == len(asked) - waits
+    index.remove(np.array([1]))
+    asked.clear()
+    assert np.isnan(index.vectors(np.array([1]))).all()
+    assert asked == ["Strong"]
 
 
 def test_those_that_make_a_collection_at_once_all_get_it(milvus_uri: str, engine: MilvusEngine) -> None:

@@ -185,6 +185,18 @@ def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postg
         pool.submit(start).result(60)
 
 
+def test_a_transaction_that_is_longer_than_the_server_allows_is_busy(engine: PgvectorEngine) -> None:
+    def take_long() -> None:
+        with index._writing() as connection:
+            connection.execute("SELECT set_config('transaction_timeout', '50', true)")
+            connection.execute("SELECT pg_sleep(60)")
+
+    index = filled(engine, new_gallery(), 10)
+    with pytest.raises(Busy, match=r"^the database took too long; try again$"):
+        take_long()
+    assert [one.ids[0] for one in index.search(unit_vectors(10, seed=0), 1)] == list(range(10))
+
+
 def write_and_remove(address: str, gallery: Gallery, seed: int) -> None:
     """What a process does: the same ids as the others, in its own order."""
     engine, random = PgvectorEngine(address, timeout=30), np.random.default_rng(seed)
@@ -342,6 +354,29 @@ def bare_database(postgresql_server: str) -> Iterator[tuple[str, str]]:
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
             connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(role)))
+
+
+def test_what_was_dropped_and_made_anew_by_another_is_searched_without_a_start(
+    bare_database: tuple[str, str],
+) -> None:
+    (address, _), gallery, probes = bare_database, new_gallery(), unit_vectors(5, seed=0)
+    with closing(PgvectorEngine(address, timeout=5)) as engine:
+        index = filled(engine, gallery, 5)
+        for searched_meanwhile in (True, False):
+            with psycopg.connect(address, autocommit=True) as connection:  # the extension, which is in it, goes as well
+                connection.execute(sql.SQL("DROP SCHEMA {} CASCADE").format(sql.Identifier(SCHEMA)))
+            if searched_meanwhile:
+                for _ in range(2):
+                    with pytest.raises(DatabaseUnavailable, match="run `facegallery reindex`"):
+                        index.search(probes, 1)
+            with closing(PgvectorEngine(address, timeout=5)) as other:
+                filled(other, gallery, 5)
+            if not searched_meanwhile:
+                with pytest.raises(DatabaseUnavailable, match="try again"):
+                    index.search(probes, 1)
+            index = engine.index(gallery)
+            index.add(np.arange(5, 6), -probes[:1])
+            assert [one.ids.tolist() for one in index.search(probes, 1)] == [[0], [1], [2], [3], [4]]
 
 
 def test_a_role_without_rights_is_told_what_is_missing(bare_database: tuple[str, str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.gallery.engines import IndexEngine
+from app.gallery.engines import IndexEngine, storage_prefix
 from app.gallery.engines.protocol import EngineIndex
 from app.gallery.errors import DatabaseUnavailable, ExtractorMismatch
 from app.gallery.records import Change, NewTemplate, TemplateBlock
@@ -102,6 +102,22 @@ def test_a_rebuild_brings_back_what_the_engine_lost(
     GalleryHistory(store.engine).request_rebuild("people")
     assert identities(replica, store, templates) == [anna, anna]
     assert len(index) == 2
+
+
+def test_nobody_is_unknown_because_another_process_fills_anew_what_was_removed(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+    replica, shared, templates = replica_of(store, open_shared()), open_shared(), new_templates(2)
+    anna = enroll(store, "anna", templates)
+    assert identities(replica, store, templates) == [anna, anna]
+    shared.drop(storage_prefix(store.gallery("people")))  # by somebody's hand
+    index = index_of(store, shared)
+    index.add(np.array([2]), templates[1].embedding[None])
+    with pytest.raises(DatabaseUnavailable, match="filled anew"):
+        identities(replica, store, templates)
+    for one in (replica_of(store, shared), replica):
+        assert identities(one, store, templates) == [anna, anna]
 
 
 def test_an_engine_that_is_ahead_of_a_database_that_was_set_back_is_filled_once(

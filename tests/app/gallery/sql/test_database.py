@@ -96,6 +96,16 @@ def test_a_log_that_is_read_from_is_not_empty(tmp_path: Path) -> None:
         assert empty_log(engine)
 
 
+def test_a_log_of_a_file_that_is_gone_is_told_as_any_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with opened(f"sqlite:///{folder}/gallery.db") as engine:
+        migrate(engine)
+        engine.dispose()  # as where all connections are in use, so that one has to be made
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(StorageUnwritable, match=r"^the database's file cannot be opened"):
+            empty_log(engine)
+
+
 def test_an_sqlite_database_is_for_its_owner_alone(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     mask = os.umask(0o022)

@@ -74,11 +74,19 @@ def test_an_empty_database_is_not_served(empty_engine: Engine) -> None:
 
 def test_an_outdated_database_is_not_served(engine: Engine) -> None:
     with engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0000'")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(
-        SchemaOutdated, match=r"^the database has tables of version 0000, not \w+; run `facegallery migrate`$"
+        SchemaOutdated, match=r"^the database has tables of version 0001, not \w+; run `facegallery migrate`$"
     ):
         check_schema(engine)
+
+
+def test_a_database_of_a_newer_program_is_told_apart_from_an_outdated_one(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    for action in (check_schema, migrate):  # which cannot help here
+        with pytest.raises(SchemaOutdated, match="version 9999, which only a newer program knows; run that one, or"):
+            action(engine)
 
 
 def test_several_migrations_at_once_are_done_once(database_url: str) -> None:

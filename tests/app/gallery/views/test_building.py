@@ -1,13 +1,16 @@
 """Which process of a machine builds a large index, and what the others do meanwhile."""
 
+import errno
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sqlalchemy import event
 
-from app.gallery.errors import Busy
+from app.gallery.deadline import within
+from app.gallery.errors import Busy, TimedOut
 from app.gallery.index import SegmentedIndex
 from app.gallery.records import NewTemplate
 from app.gallery.sql.history import GalleryHistory
@@ -16,6 +19,7 @@ from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replicas import Replicas
 from tests.app.gallery.conftest import EXTRACTOR
+from tests.app.gallery.views.test_follower_reports import BusyMeanwhile
 from tests.app.gallery.views.test_undone_history import Counted
 from tests.app.gallery.views.test_upkeep import Process, enroll
 from tests.standby import Standby
@@ -133,6 +137,52 @@ def test_a_start_goes_on_while_another_builds(
     again.stop()
     assert ranked[0][0].subject_id == anna
     assert counted.builds == 0
+
+
+@pytest.mark.galleries("staff")
+@pytest.mark.parametrize("owes", [False, True])
+def test_what_a_start_has_built_is_taken_up_while_it_builds_the_next(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, owes: bool
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    if owes:
+        enroll(store, "bob", new_templates(1))
+        store.delete_subject("people", "bob")
+    history, follower = BusyMeanwhile(store.engine), One(store, source)
+
+    def meanwhile() -> None:
+        if history.builds == 2:
+            follower.upkeep.tick()
+
+    history.meanwhile = meanwhile
+    starting = Replicas(store, history, source, extractor=EXTRACTOR)
+    starting.start([])
+    assert follower.found(templates) == [anna] * 3
+    assert (history.builds, follower.counted.builds) == (2, 0)
+    assert store.gallery("people").erasure is None
+    starting.stop()
+
+
+@pytest.mark.galleries("staff")
+def test_a_start_goes_on_where_what_it_has_built_cannot_be_written(
+    store: GalleryStore,
+    source: IndexSource,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    enroll(store, "anna", new_templates(3))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(SegmentedIndex, "save", full)
+    starting = Replicas(store, history := BusyMeanwhile(store.engine), source, extractor=EXTRACTOR)
+    starting.start([])
+    assert (history.builds, starting.awaited()) == (2, 0)
+    assert "snapshot.failed" in "".join(capsys.readouterr())
+    starting.stop()
 
 
 def test_a_snapshot_from_before_the_wish_is_not_what_is_waited_for(
@@ -267,6 +317,29 @@ def test_a_snapshot_that_is_too_old_is_read_once_while_a_newer_one_is_waited_for
     assert (len(loads), follower.counted.builds) == (3, 0)  # who leads has looked at it as well
 
 
+def test_a_snapshot_that_cannot_be_opened_is_tried_once_at_each_look(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enroll(store, "anna", new_templates(3))
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    enroll(store, "bob", new_templates(1))
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM change")
+    leader.upkeep.tick()
+    tries = list[int]()
+
+    def load(*_: object, **_options: object) -> SegmentedIndex:
+        tries.append(1)
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(SegmentedIndex, "load", load)
+    follower.upkeep.tick()
+    assert follower.replica.awaited()
+    assert len(tries) == 1
+
+
 def test_a_wish_that_was_undone_is_not_waited_for(
     store: GalleryStore, source: IndexSource, history: GalleryHistory, new_templates: Templates
 ) -> None:
@@ -304,6 +377,36 @@ def test_a_view_that_the_database_comes_back_to_is_not_awaited(
     process.upkeep.tick()
     assert not process.replica.awaited()
     assert process.replica.write_snapshot() is not None
+
+
+def test_what_a_wish_has_built_that_comes_while_an_index_is_tended_is_written_at_once(
+    store: GalleryStore,
+    source: IndexSource,
+    history: GalleryHistory,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    leader, follower = both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    follower.damage()
+    maintain = SegmentedIndex.maintain
+
+    def meanwhile(index: SegmentedIndex) -> bool:
+        monkeypatch.setattr(SegmentedIndex, "maintain", maintain)
+        history.request_rebuild("people")
+        leader.find(templates)
+        return True
+
+    enroll(store, "bob", new_templates(1))
+    monkeypatch.setattr(SegmentedIndex, "maintain", meanwhile)
+    for process in (leader, leader, follower):
+        process.upkeep.tick()
+    assert not follower.replica.rebuild_wanted
+    assert follower.found(templates) == [anna] * 3
+    assert follower.counted.builds == 0
 
 
 @pytest.mark.parametrize("who_leads", ["is gone", "hangs"])
@@ -373,6 +476,29 @@ def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
     again.upkeep.tick()
     assert again.found(templates) == [anna] * 3
     assert again.counted.builds == 0
+
+
+def test_a_call_that_who_leads_answers_while_it_builds_is_no_look(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    history = BusyMeanwhile(store.engine)
+    leader, follower = Replicas(store, history, source, extractor=EXTRACTOR), One(store, source)
+
+    def meanwhile() -> None:
+        for _ in range(4):
+            with within(0.1), suppress(TimedOut):  # which is all that such a call can do
+                leader.erase_traces(store.gallery("people"), True)
+            follower.upkeep.tick()
+
+    history.meanwhile = meanwhile
+    leader.start([])
+    leader.stop()
+    assert follower.replica.awaited()
+    follower.upkeep.tick()
+    assert follower.found(templates) == [anna] * 3
+    assert follower.counted.builds == 0
 
 
 def test_another_replica_of_the_gallery_waits_anew(

@@ -23,6 +23,7 @@ from app.gallery.views.upkeep import Upkeep
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.views.test_replica import enroll
 from tests.app.gallery.views.test_upkeep import Endless
+from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")
 Templates = Callable[[int], list[NewTemplate]]
@@ -50,6 +51,18 @@ class WrittenMeanwhile(GalleryHistory):
         self.prune(gallery_id)
 
 
+class BusyMeanwhile(GalleryHistory):
+    """In which something is done each time that everything has been read."""
+
+    builds = 0
+    meanwhile: Callable[[], object] = list
+
+    def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+        yield from super().template_blocks(gallery_id)
+        self.builds += 1
+        self.meanwhile()
+
+
 def test_a_new_process_loads_once_while_others_write(store: GalleryStore, new_templates: Templates) -> None:
     enroll(store, "anna", new_templates(2))
     history = WrittenMeanwhile(store, new_templates)
@@ -70,6 +83,43 @@ def test_a_gallery_that_comes_later_is_loaded_once(store: GalleryStore, new_temp
     Upkeep(lambda: [replica], history, IndexSource(kind="flat")).tick()
     replica.catch_up(*store.gallery("people").point)
     assert (history.builds, replica.templates) == (1, 3)
+
+
+@pytest.mark.parametrize("why", ["a new one is wanted", "the database went back"])
+def test_changes_stay_that_an_index_which_is_built_beside_the_old_one_needs(
+    store: GalleryStore, new_templates: Templates, why: str
+) -> None:
+    enroll(store, "anna", new_templates(2))
+    standby, gallery, history = Standby(store.engine), store.gallery("people"), BusyMeanwhile(store.engine)
+    replica = GalleryReplica(gallery, history, partial(IndexSource(kind="flat").make, gallery), tended=True)
+    reports = FollowerReports("me", lambda: [replica], history, quietly=lambda work, *values: work(*values))
+    for number in range(3):
+        enroll(store, f"subject {number}", new_templates(1))
+    replica.follow(*store.gallery("people").point)
+    if why == "the database went back":
+        reports.report_all()
+        standby.promote()
+    else:
+        history.request_rebuild("people")
+        replica.follow(*store.gallery("people").point)
+        reports.report_all()
+
+    def meanwhile() -> None:
+        enroll(store, f"late {history.builds}", new_templates(1))
+        if replica.rebuild_wanted:
+            replica.catch_up(*store.gallery("people").point)  # as where a call searches
+        reports.report_all()
+
+    history.meanwhile, history.builds = meanwhile, 0
+    if why == "a new one is wanted":
+        replica.rebuild()
+    else:
+        replica.follow(*store.gallery("people").point)
+    assert (history.builds, replica.lost, replica.rebuild_wanted) == (1, False, False)
+    assert replica.point == store.gallery("people").point
+    reports.report_all()
+    with store.engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(ChangeRow)) == 0
 
 
 def test_reports_go_on_while_an_index_is_built(

@@ -144,10 +144,17 @@ def test_a_decision_on_embeddings_of_half_precision_is_made_on_exact_ones(
         pass
     rounded = index.vectors(index.ids())
     assert (rounded == rounded.astype(np.float16)).all()
-    for probe, candidates in zip(probes, search(replica, store, probes, rule=rule), strict=True):
+    found = search(replica, store, probes, rule=rule)
+    for probe, candidates in zip(probes, found, strict=True):
         for candidate in candidates:
             own = np.stack([template.embedding for template in by_subject[candidate.subject_id]])
             assert candidate.distance == subject_distances(probe, own, np.array([0]), rule)[0]
+    nearest = [candidates[0].distance for candidates in found]
+    limited = replica.search(probes, top_k=5, rule=rule, limit=max(nearest))
+    assert [near and near[0].distance for near in limited] == nearest
+    statements.clear()
+    assert replica.search(probes, top_k=5, rule=rule, limit=0.9 * min(nearest)) == [[], [], []]
+    assert not statements  # nobody is near enough to be compared with
 
 
 @pytest.mark.parametrize("rule", ["mean", "both"])
