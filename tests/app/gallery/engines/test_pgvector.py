@@ -176,6 +176,28 @@ def test_a_build_that_a_stuck_server_process_holds_up_is_left_behind(
     engine.builder.wait(index.name)
 
 
+def test_a_graph_takes_as_long_as_it_does_whatever_limits_the_server_sets_for_statements(
+    postgresql_server: str,
+) -> None:
+    limits = "-cstatement_timeout=1000 -clock_timeout=1000"
+    address = make_url(postgresql_server).update_query_dict({"options": limits}).render_as_string(hide_password=False)
+    with (
+        closing(PgvectorEngine(address, timeout=10, hnsw_above=1000)) as engine,
+        psycopg.connect(postgresql_server) as writing,
+        psycopg.connect(postgresql_server, autocommit=True) as asking,
+    ):
+        index = filled(engine, new_gallery(), 100)
+        # The build waits for whoever writes.
+        writing.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(SCHEMA, index.name)))
+        engine.builder.consider(index.name, templates=2000, dimension=DIMENSION)
+        long = "SELECT FROM pg_stat_activity WHERE query LIKE %s AND clock_timestamp() > query_start + interval '1.5s'"
+        while asking.execute(long, (f"CREATE INDEX CONCURRENTLY%{index.name}%",)).fetchone() is None:
+            assert not engine.builder.wait(index.name, 0.05)
+        writing.rollback()
+        assert engine.builder.wait(index.name, 60)
+        assert graph_is_valid(postgresql_server, index)
+
+
 def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postgresql_server: str) -> None:
     def start() -> None:
         with waiting_at_most(WaitLimit(each=0.5)), pytest.raises(Busy, match="took too long"):
