@@ -1,6 +1,7 @@
 """What a database's failure means to who asked, whether through SQLAlchemy or the driver alone."""
 
 import re
+import sqlite3
 
 from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from model.errors import FacegalleryError
@@ -29,7 +30,9 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         failure: of the driver, SQLite's or PostgreSQL's.
         away: whether a failure that is none of those known means that the database is away.
     """
-    text, state = in_words(failure).lower(), getattr(failure, "sqlstate", None)
+    # PostgreSQL's words are not looked at: they hold names, as of a host `readonly`.
+    text = in_words(failure).lower() if isinstance(failure, sqlite3.Error) else ""
+    state = getattr(failure, "sqlstate", None)
     if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
         return StorageUnwritable("the database's disk is full; the change was not stored")
     if state == _READ_ONLY or "readonly" in text:

@@ -291,9 +291,10 @@ def test_a_read_only_postgresql_database_is_read(postgresql_url: str) -> None:
         assert [gallery.name for gallery in store.galleries()] == ["people"]
 
 
-def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["socket", "readonly", "unlocked"])
+def test_a_database_that_is_not_there_is_unavailable_whatever_it_is_called(tmp_path: Path, folder: str) -> None:
     with (
-        opened(f"postgresql://postgres@/people?host={tmp_path}") as engine,
+        opened(f"postgresql://postgres@/people?host={tmp_path / folder}") as engine,
         pytest.raises(DatabaseUnavailable, match=r"^the database does not answer; try again$"),
     ):
         GalleryStore(engine).galleries()
