@@ -13,6 +13,7 @@ _DISK_FULL, _READ_ONLY = "53100", "25006"
 _OTHER_TABLES = re.compile(
     r"no such (table|column): |table \w+ (has no column named|already exists)|duplicate column name: "
 )
+_NO_TABLE, _NO_COLUMN = "42P01", "42703"
 _LOCKED = {"55P03", "40001", "40P01"}
 _ENDED = {"25P03", "25P04"}  # a transaction that took longer than PostgreSQL's own limits, with its connection
 
@@ -41,8 +42,10 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "malformed" in text or "not a database" in text:
         return DatabaseUnavailable("the database's file is damaged; restore a backup (`facegallery restore`)")
-    if _OTHER_TABLES.match(text):  # an operational error to SQLite's driver, as if the database were away
-        return SchemaOutdated(f"the database's tables are those of another version ({failure}); stop what runs of it")
+    # To SQLite's driver an operational error, as if the database were away.
+    if _OTHER_TABLES.match(text) or state in {_NO_TABLE, _NO_COLUMN}:
+        what = str(failure).partition("\n")[0]
+        return SchemaOutdated(f"the database's tables are those of another version ({what}); stop what runs of it")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
     if state == CANCELLED or state in _ENDED:

@@ -305,15 +305,15 @@ def test_a_database_that_is_not_there_is_unavailable_whatever_it_is_called(tmp_p
     ["DROP TABLE change", "ALTER TABLE subject DROP COLUMN seen_at", "ALTER TABLE gallery RENAME COLUMN revision TO r"],
 )
 def test_tables_of_another_version_are_no_database_that_is_away(
-    sqlite_url: str, new_templates: Templates, change: str
+    database_url: str, new_templates: Templates, change: str
 ) -> None:
-    with opened(sqlite_url) as engine:
+    with opened(database_url) as engine:
         migrate(engine)
         store = GalleryStore(engine)
         make_gallery(store)
         with engine.begin() as connection:
             connection.exec_driver_sql(change)
-        with pytest.raises(SchemaOutdated, match="tables are those of another version"):
+        with pytest.raises(SchemaOutdated, match=r"^the database's tables are those of another version \(.*\); stop"):
             store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
 
 
