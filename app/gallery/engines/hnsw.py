@@ -22,6 +22,11 @@ _LOOK_AGAIN_SECONDS = 600.0  # at a graph that was there: another process may ha
 _CANCEL_SECONDS = 0.2
 _SECONDS_TO_CANCEL, _LAST_SECONDS = 5.0, 1.0  # that the server may take over it
 _SECONDS_TO_CLOSE = 2.0  # for all that is being built
+# Limits that the address or the role sets are meant for what a request waits for.
+_NO_LIMITS = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout')
+"""
 _log = structlog.get_logger()
 
 
@@ -136,6 +141,7 @@ class GraphBuilder:
         graph = graph_name(table)
         search_path = f'{SCHEMA}, "{vector_type(connection).schema}"'
         connection.execute("SELECT set_config('search_path', %s, false)", (search_path,))
+        connection.execute(_NO_LIMITS)
         # Never waited for: a statement that waits would be waited for by the build.
         lock = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (graph,)).fetchone()
         if lock is None or not lock[0]:

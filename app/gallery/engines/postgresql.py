@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from psycopg import Connection, Cursor
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper, Loader
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Format, TransactionStatus
 from sqlalchemy import make_url
 
@@ -55,8 +55,10 @@ def options_for(address: str, timeout: float) -> dict[str, Any]:
 
 
 def libpq_address(address: str) -> str:
-    """What libpq calls the database of an SQLAlchemy address."""
-    return make_url(address).set(drivername="postgresql").render_as_string(hide_password=False)
+    """What libpq calls the database of an SQLAlchemy address: spaces and several hosts are written otherwise there."""
+    url = make_url(address).set(drivername="postgresql+psycopg")
+    _, options = url.get_dialect()().create_connect_args(url)
+    return make_conninfo(**options)
 
 
 def vector_type(connection: Connection) -> VectorType:

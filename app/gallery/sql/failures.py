@@ -1,6 +1,7 @@
 """What a database's failure means to who asked, whether through SQLAlchemy or the driver alone."""
 
 import re
+import sqlite3
 
 from app.gallery.errors import Busy, DatabaseUnavailable, SchemaOutdated, StorageUnwritable
 from model.errors import FacegalleryError
@@ -12,6 +13,7 @@ _DISK_FULL, _READ_ONLY = "53100", "25006"
 _OTHER_TABLES = re.compile(
     r"no such (table|column): |table \w+ (has no column named|already exists)|duplicate column name: "
 )
+_NO_TABLE, _NO_COLUMN = "42P01", "42703"
 _LOCKED = {"55P03", "40001", "40P01"}
 _ENDED = {"25P03", "25P04"}  # a transaction that took longer than PostgreSQL's own limits, with its connection
 
@@ -29,7 +31,9 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         failure: of the driver, SQLite's or PostgreSQL's.
         away: whether a failure that is none of those known means that the database is away.
     """
-    text, state = in_words(failure).lower(), getattr(failure, "sqlstate", None)
+    # PostgreSQL's words are not looked at: they hold names, as of a host `readonly`.
+    text = in_words(failure).lower() if isinstance(failure, sqlite3.Error) else ""
+    state = getattr(failure, "sqlstate", None)
     if state == _DISK_FULL or "disk is full" in text or "no space left" in text:
         return StorageUnwritable("the database's disk is full; the change was not stored")
     if state == _READ_ONLY or "readonly" in text:
@@ -38,8 +42,10 @@ def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | 
         return StorageUnwritable("the database's file cannot be opened; its folder must exist and be writable")
     if "malformed" in text or "not a database" in text:
         return DatabaseUnavailable("the database's file is damaged; restore a backup (`facegallery restore`)")
-    if _OTHER_TABLES.match(text):  # an operational error to SQLite's driver, as if the database were away
-        return SchemaOutdated(f"the database's tables are those of another version ({failure}); stop what runs of it")
+    # To SQLite's driver an operational error, as if the database were away.
+    if _OTHER_TABLES.match(text) or state in {_NO_TABLE, _NO_COLUMN}:
+        what = str(failure).partition("\n")[0]
+        return SchemaOutdated(f"the database's tables are those of another version ({what}); stop what runs of it")
     if state in _LOCKED or "locked" in text:
         return Busy("another request is writing; try again")
     if state == CANCELLED or state in _ENDED:

@@ -14,6 +14,7 @@ import numpy as np
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import inspect, make_url
 
 from app.gallery.deadline import WaitLimit, waiting_at_most
@@ -21,6 +22,7 @@ from app.gallery.engines import EngineAddress, open_index_engine, storage_prefix
 from app.gallery.engines.hnsw import SCHEMA, graph_name
 from app.gallery.engines.pgvector import _SETUP_LOCK, PgvectorEngine
 from app.gallery.engines.pgvector_index import PgvectorIndex
+from app.gallery.engines.postgresql import libpq_address
 from app.gallery.errors import Busy, DatabaseUnavailable, IndexEngineUnusable
 from app.gallery.records import Gallery
 from app.gallery.sql.database import open_engine
@@ -172,6 +174,28 @@ def test_a_build_that_a_stuck_server_process_holds_up_is_left_behind(
             os.kill(found[0], signal.SIGCONT)
             writing.rollback()
     engine.builder.wait(index.name)
+
+
+def test_a_graph_takes_as_long_as_it_does_whatever_limits_the_server_sets_for_statements(
+    postgresql_server: str,
+) -> None:
+    limits = "-cstatement_timeout=1000 -clock_timeout=1000"
+    address = make_url(postgresql_server).update_query_dict({"options": limits}).render_as_string(hide_password=False)
+    with (
+        closing(PgvectorEngine(address, timeout=10, hnsw_above=1000)) as engine,
+        psycopg.connect(postgresql_server) as writing,
+        psycopg.connect(postgresql_server, autocommit=True) as asking,
+    ):
+        index = filled(engine, new_gallery(), 100)
+        # The build waits for whoever writes.
+        writing.execute(sql.SQL("LOCK TABLE {} IN ROW EXCLUSIVE MODE").format(sql.Identifier(SCHEMA, index.name)))
+        engine.builder.consider(index.name, templates=2000, dimension=DIMENSION)
+        long = "SELECT FROM pg_stat_activity WHERE query LIKE %s AND clock_timestamp() > query_start + interval '1.5s'"
+        while asking.execute(long, (f"CREATE INDEX CONCURRENTLY%{index.name}%",)).fetchone() is None:
+            assert not engine.builder.wait(index.name, 0.05)
+        writing.rollback()
+        assert engine.builder.wait(index.name, 60)
+        assert graph_is_valid(postgresql_server, index)
 
 
 def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postgresql_server: str) -> None:
@@ -336,6 +360,28 @@ def test_who_waits_to_drop_a_table_keeps_nobody_from_making_one(engine: Pgvector
         building.rollback()
         dropping.result(60)
     assert engine.names(storage_prefix(gallery)) == []
+
+
+@pytest.mark.parametrize(
+    ("address", "known"),
+    [
+        (
+            "postgresql://ann:a+%20%40b@one:5433/people?options=-csearch_path%3Dapp%20-cjit%3Doff",
+            {
+                "user": "ann",
+                "password": "a+ @b",
+                "host": "one",
+                "port": "5433",
+                "options": "-csearch_path=app -cjit=off",
+            },
+        ),
+        ("postgres://ann@/people?host=/run/post%20gres", {"user": "ann", "host": "/run/post gres"}),
+        ("postgresql://ann@/people?host=one:1&host=two:2", {"user": "ann", "host": "one,two", "port": "1,2"}),
+        ("postgresql+psycopg://one,two/people", {"host": "one,two"}),
+    ],
+)
+def test_an_address_means_to_pgvector_what_it_means_to_the_database(address: str, known: dict[str, str]) -> None:
+    assert conninfo_to_dict(libpq_address(address)) == {"dbname": "people"} | known
 
 
 @pytest.fixture

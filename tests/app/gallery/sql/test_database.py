@@ -291,9 +291,10 @@ def test_a_read_only_postgresql_database_is_read(postgresql_url: str) -> None:
         assert [gallery.name for gallery in store.galleries()] == ["people"]
 
 
-def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["socket", "readonly", "unlocked"])
+def test_a_database_that_is_not_there_is_unavailable_whatever_it_is_called(tmp_path: Path, folder: str) -> None:
     with (
-        opened(f"postgresql://postgres@/people?host={tmp_path}") as engine,
+        opened(f"postgresql://postgres@/people?host={tmp_path / folder}") as engine,
         pytest.raises(DatabaseUnavailable, match=r"^the database does not answer; try again$"),
     ):
         GalleryStore(engine).galleries()
@@ -304,15 +305,15 @@ def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     ["DROP TABLE change", "ALTER TABLE subject DROP COLUMN seen_at", "ALTER TABLE gallery RENAME COLUMN revision TO r"],
 )
 def test_tables_of_another_version_are_no_database_that_is_away(
-    sqlite_url: str, new_templates: Templates, change: str
+    database_url: str, new_templates: Templates, change: str
 ) -> None:
-    with opened(sqlite_url) as engine:
+    with opened(database_url) as engine:
         migrate(engine)
         store = GalleryStore(engine)
         make_gallery(store)
         with engine.begin() as connection:
             connection.exec_driver_sql(change)
-        with pytest.raises(SchemaOutdated, match="tables are those of another version"):
+        with pytest.raises(SchemaOutdated, match=r"^the database's tables are those of another version \(.*\); stop"):
             store.enroll("people", "anna", new_templates(1), metadata=None, extractor="net@1", dimension=8)
 
 
