@@ -669,7 +669,7 @@ def test_who_leads_and_was_stopped_does_not_hold_back_an_erasure_for_ever(
     upkeep.tick()
     assert owes_erasure(machine)  # it may be busy
     assert machine.sealed() != []
-    monkeypatch.setattr("app.gallery.views.upkeep._LEADER_SILENT", 0)
+    monkeypatch.setattr("app.gallery.views.snapshot_keeping._LEADER_SILENT", 0)
     upkeep.tick()
     assert not owes_erasure(machine)
     assert (machine.sealed(), machine.holds(machine.memory, templates[0])) == ([], False)

@@ -560,7 +560,7 @@ def test_where_files_cannot_be_locked_nobody_leads_and_what_was_erased_leaves_th
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("app.gallery.snapshots.lead.fcntl.flock", flock)
-    monkeypatch.setattr("app.gallery.views.upkeep._LEADER_SILENT", 0)
+    monkeypatch.setattr("app.gallery.views.snapshot_keeping._LEADER_SILENT", 0)
     process = Process(store, source)
     process.upkeep.tick()
     store.delete_subject("people", "anna")
