@@ -118,7 +118,9 @@ class PeopleImport:
         """
         self._gallery_id = None
         with suppress(GalleryNotFound):
-            check_extractor(self._store.gallery(self._gallery), self._reader.extractor)
+            found = self._store.gallery(self._gallery)
+            check_extractor(found, self._reader.extractor)
+            self._gallery_id = found.id
         added = known = passed_over = 0
         refused = list(source.refused)
         results = self._results(source)
@@ -240,7 +242,7 @@ class PeopleImport:
         return added, known, refused
 
     def _require_same_gallery(self) -> None:
-        """See to it that the gallery of the last transaction is still there."""
+        """See to it that the gallery is still there that was when the import began, or was made by it."""
         try:
             found = self._store.gallery(self._gallery).id
         except GalleryNotFound:

@@ -157,6 +157,26 @@ def test_a_gallery_that_is_erased_meanwhile_is_not_made_again(
     assert run(source).added == 5
 
 
+def test_a_gallery_that_is_erased_while_known_photos_are_passed_over_is_not_made_again(
+    folder: Path, run: Callable[..., ImportReport], store: GalleryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importing, "_BATCH", 2)
+    source = people_of_folder(folder)
+    run(source)
+    store.delete_subject("people", "bob")
+    told = list[int]()
+
+    def erase(_count: int, passed_over: int) -> None:
+        told.append(passed_over)
+        if len(told) == 1:
+            store.delete_gallery("people")
+
+    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+        run(source, erase)
+    assert told[0] == 2
+    assert store.galleries() == ()
+
+
 def test_crops_are_kept_later_where_they_are_wanted(
     folder: Path, run: Callable[..., ImportReport], engine: Engine
 ) -> None:
