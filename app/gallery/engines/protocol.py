@@ -13,8 +13,8 @@ from app.gallery.records import Gallery
 STORAGE = "gallery_"
 """What the name of every gallery's table or collection begins with."""
 
-FILLED_ANEW = "the gallery's index is being filled anew; try again"
-"""What a search says where another process is at it: who is not in it yet would be unknown."""
+FILLED_ANEW = "the gallery's index is being filled anew; try again, or run `facegallery reindex` if this lasts"
+"""What a search says where another process is at it, or died over it: who is not in it yet would be unknown."""
 
 
 class IndexEngine(Protocol):

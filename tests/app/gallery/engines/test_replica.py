@@ -120,6 +120,22 @@ def test_nobody_is_unknown_because_another_process_fills_anew_what_was_removed(
         assert identities(one, store, templates) == [anna, anna]
 
 
+def test_what_a_process_died_over_while_it_filled_it_anew_is_filled_by_a_reindex(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+    replica, shared, templates = replica_of(store, open_shared()), open_shared(), new_templates(3)
+    anna = enroll(store, "anna", templates[:2])
+    assert identities(replica, store, templates[:2]) == [anna, anna]
+    shared.drop(storage_prefix(store.gallery("people")))  # by somebody's hand
+    index_of(store, shared).add(np.array([2]), templates[1].embedding[None])
+    bob = enroll(store, "bob", templates[2:])  # what others write does not fill it
+    with pytest.raises(DatabaseUnavailable, match="or run `facegallery reindex` if this lasts"):
+        identities(replica, store, templates)
+    GalleryHistory(store.engine).request_rebuild("people")
+    assert identities(replica, store, templates) == [anna, anna, bob]
+
+
 def test_an_engine_that_is_ahead_of_a_database_that_was_set_back_is_filled_once(
     store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, tmp_path: Path
 ) -> None:
