@@ -210,7 +210,7 @@ def people_of_table(file: Path) -> PeopleSource:
                     details.setdefault(subject, {}).update(values)
                 if consent:
                     own = consents.setdefault(subject, {})
-                    if own.get(_GRANTED) not in {None, consent.get(_GRANTED, own.get(_GRANTED))}:
+                    if {_GRANTED} <= own.keys() & consent.keys() and not _same(own[_GRANTED], consent[_GRANTED]):
                         own.clear()  # an end or a proof of one consent is none of another's
                     own.update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -252,6 +252,14 @@ def _checked(
             continue
         photos.setdefault(key, []).extend(own)
     return PeopleSource(PhotosBelow(folder, photos), metadata, tuple(refused), consents)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether both are one moment, in whatever zone each is written."""
+    try:
+        return moment(one) == moment(other)
+    except ValueError:
+        return one == other
 
 
 def _consent(values: Mapping[str, str]) -> Consent:

@@ -364,7 +364,7 @@ def test_of_two_consents_of_one_subject_the_last_row_has_all(folder: Path) -> No
         "anna,anna/1.png,the lab,2026-01-01T00:00:00Z,,\n"
         "anna,anna/2.png,,,,\n"
         "bob,bob/3.png,the lab,2026-01-01T00:00:00Z,,\n"
-        "bob,bob/4.png,,2026-01-01T00:00:00Z,form 8,\n"
+        "bob,bob/4.png,,2026-01-01T01:00:00+01:00,form 8,\n"
     )
     source = people_of_table(table(folder, head + rows))
     assert source.consents == {"anna": consent(), "bob": consent(reference="form 8")}
