@@ -174,8 +174,12 @@ class Upkeep:
         What takes long to build is written at once: others wait for it, and the next gallery may take as long.
         """
         leads = self._keeping.leads(replica)
-        if self._building.load(replica, gallery, given_up, leads=leads) and leads and replica.large:
-            self._quietly(self._keeping.keep, replica, gallery)
+        if self._building.load(replica, gallery, given_up, leads=leads) and leads:
+            self._quietly(self._keep_large, replica, gallery)
+
+    def _keep_large(self, replica: GalleryReplica, gallery: Gallery) -> None:
+        if replica.large:  # asked of the database, where a failure of it does not refuse what is loaded
+            self._keeping.keep(replica, gallery)
 
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import event
 
 from app.gallery.deadline import within
-from app.gallery.errors import Busy, TimedOut
+from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 from app.gallery.index import SegmentedIndex
 from app.gallery.records import NewTemplate
 from app.gallery.sql.history import GalleryHistory
@@ -452,6 +452,21 @@ def test_a_start_does_not_wait_for_an_index_that_was_asked_for_meanwhile(
     assert (starting.replica.rebuild_wanted, starting.counted.builds) == (True, 0)
     starting.upkeep.tick()
     assert (starting.replica.rebuild_wanted, starting.counted.builds) == (False, 1)
+
+
+def test_what_a_start_has_built_is_not_refused_where_nobody_can_say_whether_it_is_large(
+    store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates = new_templates(3)
+    anna = enroll(store, "anna", templates)
+    starting = One(store, source)
+
+    def away(*_: object) -> bool:
+        raise DatabaseUnavailable("the database does not answer; try again")
+
+    monkeypatch.setattr(starting.counted, "has_more_than", away)
+    starting.upkeep.load(starting.replica, store.gallery("people"), never)
+    assert starting.found(templates) == [anna] * 3
 
 
 def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
