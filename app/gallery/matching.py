@@ -1,7 +1,7 @@
 """From ranked templates to candidates, and from candidates to a decision: here a name is decided."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 import numpy as np
@@ -31,33 +31,28 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Compared:
-    """A candidate, and the length R (0 to 1) of the plain mean of its templates: one where they are all alike.
-
-    In half precision, where each template is moved by at most δ, the normalised mean is moved by at most 2δ/R, and so
-    is what is made of it and of the nearest template.
-    """
+class _Rough:
+    """A candidate by its templates in half precision, and how far its distance in float32 may be from that."""
 
     candidate: Candidate
-    length: float
+    templates: Sequence[int]
+    moved: float
 
     @property
     def least(self) -> float:
-        """The distance that it has in float32 at least, where this one is of half precision."""
-        return self.candidate.distance - self._moved
+        """The distance in float32 at least."""
+        return self.candidate.distance - self.moved
 
     @property
     def most(self) -> float:
-        """The same at most."""
-        return self.candidate.distance + self._moved
-
-    @property
-    def _moved(self) -> float:
-        return 2 * HALF_PRECISION / max(self.length, HALF_PRECISION)
+        """The distance in float32 at most."""
+        return self.candidate.distance + self.moved
 
 
 VectorsOf = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """The embeddings (N, D), float32, of template ids (N,), a row of NaN for an unknown one."""
+
+_Owned = Mapping[Candidate, Sequence[int]]  # ids of the templates of each candidate
 
 
 class HasDistance(Protocol):
@@ -142,12 +137,13 @@ def find_candidates(
         return _nearest_subjects(index, owners, probes, count=top_k)
     count = max(_SHORTLIST_FACTOR * top_k, _LEAST_SHORTLIST)
     shortlists = _nearest_subjects(index, owners, probes, count=count)
-    pairs = list(zip(probes, shortlists, strict=True))
+    owned = [{one: owners.templates_of(one.subject_id) for one in shortlist} for shortlist in shortlists]
+    pairs = list(zip(probes, owned, strict=True))
     if exact_vectors is None:
-        return [_ranked_by_rule(index.vectors, owners, probe, shortlist, rule)[:top_k] for probe, shortlist in pairs]
-    rough = [_compared(index.vectors, owners, probe, shortlist, rule) for probe, shortlist in pairs]
+        return [_ranked_by_rule(index.vectors, probe, own, rule)[:top_k] for probe, own in pairs]
+    rough = [_roughly_compared(index.vectors, probe, own, rule) for probe, own in pairs]
     return [
-        _ranked_exactly(exact_vectors, owners, probe, own, rule, top_k=top_k, limit=limit)
+        _ranked_exactly(exact_vectors, probe, own, rule, top_k=top_k, limit=limit)
         for probe, own in zip(probes, rough, strict=True)
     ]
 
@@ -175,26 +171,21 @@ def _nearest_subjects(
 
 
 def _ranked_by_rule(
-    vectors_of: VectorsOf,
-    owners: TemplateOwners,
-    probe: NDArray[np.float32],
-    shortlist: list[Candidate],
-    rule: MatchingRule,
+    vectors_of: VectorsOf, probe: NDArray[np.float32], shortlist: _Owned, rule: MatchingRule
 ) -> list[Candidate]:
     """The shortlist by the rule's distances; who has one template keeps the index's distance."""
-    several = [one for one in shortlist if len(owners.templates_of(one.subject_id)) > 1]
+    several = {one: own for one, own in shortlist.items() if len(own) > 1}
     if not several:
-        return shortlist
+        return list(shortlist)
     ranked = {one.subject_id: one for one in shortlist}
-    ranked |= {one.candidate.subject_id: one.candidate for one in _compared(vectors_of, owners, probe, several, rule)}
+    ranked |= {one.subject_id: one for one in _compared(vectors_of, probe, several, rule)}
     return sorted(ranked.values(), key=_rank)
 
 
 def _ranked_exactly(
     vectors_of: VectorsOf,
-    owners: TemplateOwners,
     probe: NDArray[np.float32],
-    rough: list[_Compared],
+    rough: list[_Rough],
     rule: MatchingRule,
     *,
     top_k: int,
@@ -206,40 +197,61 @@ def _ranked_exactly(
     while unknown:
         most = sorted([one.distance for one in known] + [one.most for one in unknown])
         bound = most[top_k - 1] if top_k < len(most) else np.inf
-        asked = [one.candidate for one in unknown if one.least <= bound]
+        asked = {one.candidate: one.templates for one in unknown if one.least <= bound}
         if not asked:
             break
         unknown = [one for one in unknown if one.least > bound]
         # Whose templates were removed a moment ago leaves the place to somebody who was not asked for yet.
-        known += [one.candidate for one in _compared(vectors_of, owners, probe, asked, rule)]
+        known += _compared(vectors_of, probe, asked, rule)
     return sorted(known, key=_rank)[:top_k]
 
 
 def _compared(
-    vectors_of: VectorsOf,
-    owners: TemplateOwners,
-    probe: NDArray[np.float32],
-    candidates: list[Candidate],
-    rule: MatchingRule,
-) -> list[_Compared]:
+    vectors_of: VectorsOf, probe: NDArray[np.float32], candidates: _Owned, rule: MatchingRule
+) -> list[Candidate]:
     """Candidates with their distances by the rule, but for those whose templates were all removed a moment ago."""
-    templates = [owners.templates_of(candidate.subject_id) for candidate in candidates]
-    wanted = np.array([template_id for own in templates for template_id in own], np.int64)
-    if not len(wanted):
+    there, vectors, starts = _vectors_there(vectors_of, candidates)
+    if not there:
         return []
-    vectors = vectors_of(wanted)
-    present = ~np.isnan(vectors[:, 0])
-    rows = np.repeat(np.arange(len(candidates)), [len(own) for own in templates])[present]
-    if not len(rows):
-        return []
-    vectors = vectors[present]
-    there, starts, counts = np.unique(rows, return_index=True, return_counts=True)
-    distances = subject_distances(probe, vectors, starts, rule)
-    lengths = np.linalg.norm(np.add.reduceat(vectors, starts, axis=0), axis=1) / counts
+    distances = subject_distances(probe, vectors, starts, rule).tolist()
     return [
-        _Compared(replace(candidates[row], distance=distance), length)
-        for row, distance, length in zip(there.tolist(), distances.tolist(), lengths.tolist(), strict=True)
+        Candidate(one.subject_id, one.template_id, distance) for one, distance in zip(there, distances, strict=True)
     ]
+
+
+def _roughly_compared(
+    vectors_of: VectorsOf, probe: NDArray[np.float32], candidates: _Owned, rule: MatchingRule
+) -> list[_Rough]:
+    """As `_compared`, of embeddings in half precision.
+
+    Where each template is moved by at most δ, the normalised mean is moved by at most 2δ/R, R being the length of the
+    plain mean (1 where the templates are all alike), and so is what is made of it and of the nearest template.
+    """
+    there, vectors, starts = _vectors_there(vectors_of, candidates)
+    if not there:
+        return []
+    distances = subject_distances(probe, vectors, starts, rule)
+    lengths = np.linalg.norm(np.add.reduceat(vectors, starts, axis=0), axis=1) / np.diff(starts, append=len(vectors))
+    moved = 2 * HALF_PRECISION / np.maximum(lengths, HALF_PRECISION)
+    return [
+        _Rough(Candidate(one.subject_id, one.template_id, distance), candidates[one], by)
+        for one, distance, by in zip(there, distances.tolist(), moved.tolist(), strict=True)
+    ]
+
+
+def _vectors_there(
+    vectors_of: VectorsOf, candidates: _Owned
+) -> tuple[list[Candidate], NDArray[np.float32], NDArray[np.intp]]:
+    """Candidates that have templates still, those (T, D) side by side, and the row of each candidate's first one."""
+    wanted = [template_id for own in candidates.values() for template_id in own]
+    if not wanted:
+        return [], np.empty((0, 0), np.float32), np.empty(0, np.intp)
+    vectors = vectors_of(np.array(wanted, np.int64))
+    present = ~np.isnan(vectors[:, 0])  # a template may have been removed a moment ago
+    rows = np.repeat(np.arange(len(candidates)), [len(own) for own in candidates.values()])[present]
+    there, starts = np.unique(rows, return_index=True)
+    all_of = list(candidates)
+    return [all_of[row] for row in there.tolist()], vectors[present], starts
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:

@@ -139,7 +139,7 @@ class GraphBuilder:
     def _build(self, connection: Connection, table: str) -> bool | None:
         """Whether the graph was not there and is now; None where another process is building it."""
         graph = graph_name(table)
-        search_path = f'{SCHEMA}, "{vector_type(connection).schema}"'
+        search_path = vector_type(connection).search_path(SCHEMA)
         connection.execute("SELECT set_config('search_path', %s, false)", (search_path,))
         connection.execute(_NO_LIMITS)
         # Never waited for: a statement that waits would be waited for by the build.

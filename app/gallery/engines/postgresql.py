@@ -34,6 +34,10 @@ class VectorType:
     vector: int
     array: int
 
+    def search_path(self, schema: str) -> str:
+        """Where a connection finds the tables of a schema, and the type."""
+        return f'{schema}, "{self.schema}"'
+
 
 @dataclass(frozen=True, slots=True)
 class Vector:
@@ -152,8 +156,7 @@ class VectorConnections:
         )
         try:
             kind = vector_type(connection)
-            search_path = {"search_path": f'{self._schema}, "{kind.schema}"'}
-            for name, value in (search_path | self._settings).items():
+            for name, value in {"search_path": kind.search_path(self._schema), **self._settings}.items():
                 connection.execute("SELECT set_config(%s, %s, false)", (name, value))
         except BaseException:
             connection.close()

@@ -34,9 +34,9 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
     config = _config()
     config.attributes["vault"] = vault
     found = _version(engine)  # makes SQLite's file, which is held
-    _check_known(found)
     if target == "head" and found == _head():  # nothing to do, also where nothing can be written
         return
+    _check_known(found)
     with database_errors(), _alone(engine), engine.connect() as connection:
         config.attributes["connection"] = connection
         move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
@@ -59,8 +59,8 @@ def check_schema(engine: Engine) -> None:
     wanted, found = _head(), _version(engine)
     if found is None:
         raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
-    _check_known(found)
     if found != wanted:
+        _check_known(found)
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
 
 

@@ -22,8 +22,7 @@ class FollowerReports:
     """Reports by a thread of its own: what the upkeep does may take long, and changes that it needs must stay.
 
     A replica that is not loaded yet, or is to be built anew, is reported as well. It needs every change from then on,
-    and so nothing is dropped.
-    Of thousands in which nothing moves some are reported in turn.
+    and so nothing is dropped. Of thousands in which nothing moves some are reported in turn.
 
     Args:
         name: of the process.
