@@ -41,6 +41,14 @@ class One(Process):
         assert self.replica.snapshots.lead()
 
 
+def up_to_date(store: GalleryStore, source: IndexSource) -> tuple[One, One]:
+    """A process that leads and one that follows."""
+    both = One(store, source), One(store, source)
+    for process in both:
+        process.upkeep.tick()
+    return both
+
+
 @pytest.fixture(autouse=True)
 def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.gallery.views.gallery_reading._LARGE", 0)
@@ -66,9 +74,7 @@ def test_who_leads_builds_and_the_others_take_it_up(
 ) -> None:
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
-    leader, follower = both = One(store, source), One(store, source)
-    for process in both:
-        process.upkeep.tick()
+    leader, follower = both = up_to_date(store, source)
     for process in both:
         process.damage()
     history.request_rebuild("people")
@@ -321,9 +327,7 @@ def test_a_snapshot_that_cannot_be_opened_is_tried_once_at_each_look(
     store: GalleryStore, source: IndexSource, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enroll(store, "anna", new_templates(3))
-    leader, follower = both = One(store, source), One(store, source)
-    for process in both:
-        process.upkeep.tick()
+    leader, follower = up_to_date(store, source)
     enroll(store, "bob", new_templates(1))
     with store.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM change")
@@ -345,9 +349,7 @@ def test_a_wish_that_was_undone_is_not_waited_for(
 ) -> None:
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
-    _, follower = both = One(store, source), One(store, source)
-    for process in both:
-        process.upkeep.tick()
+    _, follower = both = up_to_date(store, source)
     standby = Standby(store.engine)
     history.request_rebuild("people")
     follower.upkeep.tick()
@@ -388,9 +390,7 @@ def test_what_a_wish_has_built_that_comes_while_an_index_is_tended_is_written_at
 ) -> None:
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
-    leader, follower = both = One(store, source), One(store, source)
-    for process in both:
-        process.upkeep.tick()
+    leader, follower = up_to_date(store, source)
     follower.damage()
     maintain = SegmentedIndex.maintain
 
@@ -420,9 +420,7 @@ def test_what_was_built_before_who_leads_fell_silent_is_taken_up(
 ) -> None:
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
-    leader, follower = both = One(store, source), One(store, source)
-    for process in both:
-        process.upkeep.tick()
+    leader, follower = up_to_date(store, source)
     follower.damage()
     history.request_rebuild("people")
     follower.upkeep.tick()
