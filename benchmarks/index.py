@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/index"), help="gets the CSV, the plots and the page")
     parser.add_argument("--probes", type=int, default=4000, help="mated ones, and as many non-mated ones")
     parser.add_argument("--scratch", type=Path, help="folder for the drawn templates, 0.5 GB for each million")
-    parser.add_argument("--build-cores", type=int, default=1, help="on which FAISS and pgvector build, not search")
+    parser.add_argument("--build-cores", type=int, default=1, help="to build FAISS, pgvector, Milvus on")
     parser.add_argument("--device", default="", help="torch's name of one that finds the exact decisions, as cuda")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)

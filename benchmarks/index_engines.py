@@ -179,10 +179,11 @@ def _ivf(size: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """How an engine is made, and the most templates that it is measured with."""
+    """How an engine is made, the most templates it is measured with, and whether more cores than one may build it."""
 
     make: Callable[[], Engine]
     largest: int = 10**9
+    built_on_more: bool = False
 
 
 ENGINES: dict[str, Entry] = {
@@ -190,16 +191,17 @@ ENGINES: dict[str, Entry] = {
     "compressed, half": Entry(lambda: Ours(COMPRESS_FROM["compressed"], half=True)),
     "flat": Entry(lambda: Ours(None)),
     "numpy": Entry(Numpy),
-    "FAISS flat": Entry(lambda: Faiss(lambda _: faiss.IndexFlatL2(DIMENSION))),
+    "FAISS flat": Entry(lambda: Faiss(lambda _: faiss.IndexFlatL2(DIMENSION)), built_on_more=True),
     "FAISS flat, half": Entry(
-        lambda: Faiss(lambda _: faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_fp16))
+        lambda: Faiss(lambda _: faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_fp16)),
+        built_on_more=True,
     ),
-    "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False)),
-    "FAISS IVF": Entry(lambda: Faiss(_ivf, with_map=False), largest=1_000_000),
-    "pgvector exact": Entry(lambda: Postgresql(hnsw=False)),
-    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True)),
+    "FAISS HNSW32": Entry(lambda: Faiss(_hnsw, removes=False), built_on_more=True),
+    "FAISS IVF": Entry(lambda: Faiss(_ivf, with_map=False), largest=1_000_000, built_on_more=True),
+    "pgvector exact": Entry(lambda: Postgresql(hnsw=False), built_on_more=True),
+    "pgvector HNSW": Entry(lambda: Postgresql(hnsw=True), built_on_more=True),
     "Milvus lite": Entry(Milvus),
 }
 if find_spec("milvus"):
-    ENGINES["Milvus server"] = Entry(MilvusServer)
+    ENGINES["Milvus server"] = Entry(MilvusServer, built_on_more=True)
 """By the name in the tables; the first two are what `auto` grows into."""

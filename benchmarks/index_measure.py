@@ -15,8 +15,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 from index_data import Population
-from index_engines import DIMENSION, ENGINES, Engine, Faiss, Ids, Ours, Vectors
-from index_servers import Postgresql
+from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
+from index_servers import MilvusServer, Postgresql
 from numpy.typing import NDArray
 from withheld import Watched, watching
 
@@ -121,23 +121,25 @@ def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray
 def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, float]:
     """All figures of an engine, in a process of its own; those that it does not have are left out.
 
-    On one core, but for the building of FAISS's own indexes and of pgvector's, which may have the first so many.
+    On one core, but for the building of FAISS's own indexes, pgvector's and of Milvus's server, which may have the
+    first so many.
     """
-    faiss.omp_set_num_threads(1)
+    cores, own = build_cores if ENGINES[name].built_on_more else 1, os.sched_getaffinity(0)
+    if cores > 1:
+        os.sched_setaffinity(0, range(cores))
+    faiss.omp_set_num_threads(cores)
     templates, probes, fresh = gallery.array("templates"), gallery.array("probes"), gallery.array("fresh")
     ids = np.arange(len(templates))
     engine = ENGINES[name].make()
     try:
         before, start = _anonymous_memory(), time.perf_counter()
-        cores, processes = 1, [0]
-        if isinstance(engine, Faiss | Postgresql):
-            cores = build_cores
         if isinstance(engine, Postgresql):
             engine.build_cores = cores
-            processes += engine.processes()
-        with _cores(cores, processes):
-            engine.build(ids, templates)
+        engine.build(ids, templates)
         figures = {"build_s": time.perf_counter() - start, "build_cores": float(cores)}
+        faiss.omp_set_num_threads(1)
+        if cores > 1:
+            _give([os.getpid(), *(engine.processes() if isinstance(engine, Postgresql | MilvusServer) else ())], own)
         gc.collect()
         held = engine.bytes_held()
         figures["bytes"] = (_anonymous_memory() - before if held is None else held) / len(templates)
@@ -161,22 +163,12 @@ def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, floa
         engine.close()
 
 
-@contextmanager
-def _cores(count: int, processes: list[int]) -> Iterator[None]:
-    """Let processes (0: this thread) and FAISS's threads have the first so many cores for a while; one: as it is."""
-    if count == 1:
-        yield
-        return
-    own = {process: os.sched_getaffinity(process) for process in processes}
+def _give(processes: list[int], cores: set[int]) -> None:
+    """Let all threads of processes have these cores from now on, and no others."""
     for process in processes:
-        os.sched_setaffinity(process, range(count))
-    faiss.omp_set_num_threads(count)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(1)
-        for process, cores in own.items():
-            os.sched_setaffinity(process, cores)
+        for thread in Path(f"/proc/{process}/task").iterdir():
+            with suppress(ProcessLookupError):  # it ended
+                os.sched_setaffinity(int(thread.name), cores)
 
 
 def _anonymous_memory() -> int:

@@ -59,9 +59,10 @@ class Postgresql:
         self._connection.execute("VACUUM ANALYZE template")
 
     def processes(self) -> list[int]:
-        """Those that build: the one of this connection, and the server's, whose cores its workers have."""
+        """The server's, which hands its cores on to those that it starts, and all that it has started."""
         server = (self._data / "postmaster.pid").read_text(encoding="utf-8").split()[0]
-        return [self._connection.info.backend_pid, int(server)]
+        started = Path(f"/proc/{server}/task/{server}/children").read_text(encoding="ascii").split()
+        return [int(server), *map(int, started)]
 
     def search(self, probes: Vectors, count: int) -> Ids:
         """One statement for each probe."""
@@ -198,6 +199,10 @@ class MilvusServer(Milvus):
         while self._client.describe_index("template", "embedding")["indexed_rows"] < len(ids):
             time.sleep(0.5)
         self._client.refresh_load("template")
+
+    def processes(self) -> list[int]:
+        """The server's only one."""
+        return [self._process]
 
     def bytes_held(self) -> int | None:
         """The server's memory."""
