@@ -21,7 +21,7 @@ from app.gallery.index.codebook import MOST_TRAINING, Codebook, Codes
 from app.gallery.index.rows import Rows
 from app.gallery.index.search import rank
 
-_SCANNED = 24, 48, 64, 80, 96, 128
+_SHARES = 3 / 32, 3 / 16, 1 / 4, 5 / 16, 3 / 8, 1 / 2
 _TIMED, _CHUNK, _TOGETHER = 500, 1024, 64
 
 
@@ -42,10 +42,10 @@ def main() -> None:
         print("| --- | ---: | ---: | ---: | ---: | ---: |")
         codes, seconds = _coded(codebook.no_codes(), templates)
         _print("no lists", gallery, codes, seconds)
-        codes, seconds = _coded(codebook.no_listed_codes(templates[chosen]), templates)
-        for scanned in _SCANNED:
-            codes.nprobe = scanned
-            _print(f"{scanned} of {codes.nlist}", gallery, codes, seconds)
+        codes, seconds = _coded(codebook.no_listed_codes(templates[chosen], len(templates)), templates)
+        for share in _SHARES:
+            codes.nprobe = round(share * codes.nlist)
+            _print(f"{codes.nprobe} of {codes.nlist}", gallery, codes, seconds)
 
 
 def _coded(codes: Codes, templates: NDArray[np.float32]) -> tuple[Codes, float]:

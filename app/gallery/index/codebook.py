@@ -23,7 +23,9 @@ MOST_TRAINING = 20_480
 BITS = 4
 """Of a code."""
 
-_LISTS, _SCANNED = 256, 80  # lists of a segment, and those that a search scans: a third of the rows, see docs/index.md
+_LISTS, _FEWER_LISTS = 256, 128  # of a segment; where it is small, to choose among many takes longer than it saves
+_FEWER_BELOW = 2**17  # rows
+_SCANNED = 5 / 16  # of the lists: what a search scans, see docs/index.md
 _ROUNDS = 10  # of k-means; more make the lists no better
 _WHOLE = 16  # a search for more than this part of all rows scans all lists
 _COMPONENTS = 4  # of an embedding for each code
@@ -48,17 +50,17 @@ class Codebook:
         """Codes of no rows yet, to which `add` appends."""
         return faiss.clone_index(self.empty)
 
-    def no_listed_codes(self, sample: NDArray[np.float32]) -> Codes:
-        """The same in lists, for a segment of which a sample (N, D), float32, at least `LEAST_TRAINING`, is given."""
+    def no_listed_codes(self, sample: NDArray[np.float32], size: int) -> Codes:
+        """The same in lists, for a segment of so many rows and a sample (N, D) of them, at least `LEAST_TRAINING`."""
         centroids = faiss.IndexFlatL2(self.empty.d)
-        parts = self.empty.pq.M
-        listed: Codes = faiss.IndexIVFPQFastScan(centroids, self.empty.d, _LISTS, parts, BITS, faiss.METRIC_L2)
+        parts, lists = self.empty.pq.M, _LISTS if size >= _FEWER_BELOW else _FEWER_LISTS
+        listed: Codes = faiss.IndexIVFPQFastScan(centroids, self.empty.d, lists, parts, BITS, faiss.METRIC_L2)
         listed.by_residual = False  # one table of distances for all lists
         listed.pq = self.empty.pq
         listed.cp.niter = _ROUNDS
         listed.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)
         listed.is_trained = True
-        listed.nprobe = _SCANNED
+        listed.nprobe = round(_SCANNED * lists)
         return listed
 
 

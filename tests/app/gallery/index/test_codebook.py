@@ -28,7 +28,7 @@ def rows_near(codes: Codes, probe: NDArray[np.float32]) -> set[int]:
 
 
 def test_more_than_a_sixteenth_of_all_rows_are_looked_for_in_all_lists(codebook: Codebook) -> None:
-    codes = filled(codebook.no_listed_codes(VECTORS[:4000]), VECTORS)
+    codes = filled(codebook.no_listed_codes(VECTORS[:4000], len(VECTORS)), VECTORS)
     (near,), (all_over,) = scan(codes, PROBES[:1], 500), scan(codes, PROBES[:1], 501)
     assert set(near.tolist()) <= rows_near(codes, PROBES[0])
     assert not set(all_over.tolist()) <= rows_near(codes, PROBES[0])
@@ -36,7 +36,7 @@ def test_more_than_a_sixteenth_of_all_rows_are_looked_for_in_all_lists(codebook:
 
 def test_all_lists_are_scanned_where_those_near_one_of_the_probes_hold_too_little(codebook: Codebook) -> None:
     here = VECTORS[VECTORS @ PROBES[0] > 0.1]
-    codes = filled(codebook.no_listed_codes(VECTORS[:4000]), here)
+    codes = filled(codebook.no_listed_codes(VECTORS[:4000], len(VECTORS)), here)
     probes = np.stack([PROBES[0], -PROBES[0]])
     codes.nprobe = 10
     near = len(rows_near(codes, probes[1]))
@@ -47,8 +47,14 @@ def test_all_lists_are_scanned_where_those_near_one_of_the_probes_hold_too_littl
         assert [len(set(own)) for own in rows.tolist()] == [depth, depth]
 
 
+@pytest.mark.parametrize(("size", "lists", "scanned"), [(2**17 - 1, 128, 40), (2**17, 256, 80)])
+def test_a_small_segment_has_fewer_lists(codebook: Codebook, size: int, lists: int, scanned: int) -> None:
+    codes = codebook.no_listed_codes(VECTORS, size)
+    assert (codes.nlist, codes.nprobe) == (lists, scanned)
+
+
 def test_codes_rank_the_same_in_lists_as_without_them(codebook: Codebook) -> None:
-    plain, in_lists = codebook.no_codes(), codebook.no_listed_codes(VECTORS[:4000])
+    plain, in_lists = codebook.no_codes(), codebook.no_listed_codes(VECTORS[:4000], len(VECTORS))
     of_plain, of_lists = (set(scan(filled(one, VECTORS), PROBES[:1], 501)[0].tolist()) for one in (plain, in_lists))
     assert len(of_plain & of_lists) > 480
 
@@ -67,7 +73,7 @@ def test_four_components_have_a_code_and_fewer_where_embeddings_are_short(dimens
 
 def test_memory_counts_codes_and_in_lists_the_numbers_of_their_rows(codebook: Codebook) -> None:
     assert bytes_of(filled(codebook.no_codes(), VECTORS)) == 8 * 8064  # whole blocks of 128
-    assert bytes_of(filled(codebook.no_listed_codes(VECTORS[:4000]), VECTORS)) == (8 + 8) * 8000
+    assert bytes_of(filled(codebook.no_listed_codes(VECTORS[:4000], len(VECTORS)), VECTORS)) == (8 + 8) * 8000
 
 
 def test_another_index_is_no_codes() -> None:
