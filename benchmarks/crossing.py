@@ -16,13 +16,13 @@ from functools import partial
 import faiss
 import numpy as np
 from index_data import Population
-from index_engines import COMPRESS_FROM, DIMENSION
+from index_engines import DIMENSION
 from index_measure import COUNT, STOP, step_back
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from app.gallery.index import SegmentedIndex
+from app.gallery.index import COMPRESS_FROM, SegmentedIndex
 
 _LESS, _MORE, _PROBES = 10, 100, 1000
 
