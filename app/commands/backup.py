@@ -23,10 +23,11 @@ def backup_command(
     replace: Annotated[bool, typer.Option("--replace", help="Replace a copy that is there.")] = False,
 ) -> None:
     """Copy the SQLite database, or its vault, while services use it; for PostgreSQL there is pg_dump."""
-    if file.exists() and not replace:
-        raise typer.BadParameter(f"{file} is there already; choose another name, or --replace", param_hint="FILE")
     settings = Settings()
     place = check_place(file)
+    there = [path for path in backup.files_of(place) if path.exists()]
+    if there and not replace:
+        raise typer.BadParameter(f"{there[0]} is there already; choose another name, or --replace", param_hint="FILE")
     address, tables = settings.sqlalchemy_url, backup.GALLERY_TABLES
     if vault:
         address, tables = settings.sqlalchemy_vault_url, backup.VAULT_TABLES

@@ -204,6 +204,11 @@ def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: P
     facegallery("import", people)
     assert facegallery("backup", tmp_path / "copy.db").returncode == 0
     assert facegallery("backup", tmp_path / "copy.db").returncode == 2
+    (tmp_path / "moved.db-wal").touch()  # of a copy that was moved away without it
+    assert facegallery("backup", tmp_path / "moved.db").returncode == 2
+    assert not (tmp_path / "moved.db").exists()
+    assert facegallery("backup", tmp_path / "moved.db", "--replace").returncode == 0
+    assert [path.name for path in tmp_path.glob("moved.db*")] == ["moved.db"]
     other = Facegallery(tmp_path / "other")
     done = other("restore", tmp_path / "copy.db")
     assert (done.returncode, done.stdout) == (

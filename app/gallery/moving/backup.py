@@ -42,7 +42,7 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
 
     Args:
         address: SQLAlchemy address of an SQLite database.
-        file: the copy; one that is there is replaced.
+        file: the copy; one that is there is replaced, with its log.
         tables: that the database must have.
         shown: shows how much is copied, in MiB.
 
@@ -63,6 +63,8 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
                 copy.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
                 _check(copy, tables)
             size = draft.stat().st_size
+            for log in files_of(file)[1:]:  # before: SQLite would replay it over the new file
+                log.unlink(missing_ok=True)
             draft.replace(file)
             flush_folder(file.parent)
             return size
@@ -254,6 +256,11 @@ def _check(copy: sqlite3.Connection, wanted: frozenset[str]) -> None:
         raise BackupUnusable("that is a database, but none of Facegallery's")
 
 
+def files_of(database: Path) -> list[Path]:
+    """What an SQLite database consists of, there or not: first its file, then what SQLite keeps beside it."""
+    return [_with_suffix(database, suffix) for suffix in _BESIDE]
+
+
 def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
     """See to it that a file which is about to be written is none of a database's own.
 
@@ -264,7 +271,7 @@ def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
         url = make_url(address)
         if url.get_backend_name() == "sqlite" and url.database:
             own = Path(url.database).resolve()
-            if file.resolve() in {_with_suffix(own, suffix) for suffix in _BESIDE}:
+            if file.resolve() in files_of(own):
                 raise InvalidInput(f"{file} belongs to the running database; choose another name", part="file")
 
 

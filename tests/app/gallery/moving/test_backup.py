@@ -157,6 +157,23 @@ def test_what_was_restored_is_what_was_copied(
         assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
 
 
+def test_a_new_copy_is_not_read_with_the_log_of_the_one_before(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    database, copies = str(make_url(sqlite_url).database), tmp_path / "copies"
+    copies.mkdir()
+    for suffix in ("", "-wal", "-shm"):  # as `cp` takes it while a service runs
+        shutil.copy(f"{database}{suffix}", copies / f"copy.db{suffix}")
+    assert (copies / "copy.db-wal").stat().st_size > 0
+    (copies / "copy.db-journal").touch()
+    enroll(store, "bob", new_templates(1))
+    back_up(sqlite_url, copies / "copy.db")
+    assert [path.name for path in copies.iterdir()] == ["copy.db"]
+    restore(copies / "copy.db", sqlite_url, timeout=30)
+    assert [subject.key for subject in store.subjects("people", after=0, limit=10).items] == ["anna", "bob"]
+
+
 def test_a_restore_undoes_a_merge(
     sealed_store: GalleryStore, forgetting: Forgetting, sqlite_url: str, new_templates: Templates, tmp_path: Path
 ) -> None:
@@ -471,11 +488,12 @@ def test_the_vault_is_copied_on_its_own(vault: Vault, store: GalleryStore, sqlit
 
 def test_a_copy_that_fails_leaves_the_one_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "gallery.db").write_text("no database")
-    (tmp_path / "copy.db").write_text("old")
+    for name in ("copy.db", "copy.db-wal"):
+        (tmp_path / name).write_text("old")
     with pytest.raises(BackupUnusable, match="cannot be copied"):
         back_up(f"sqlite:///{(tmp_path / 'gallery.db').as_posix()}", tmp_path / "copy.db")
-    assert (tmp_path / "copy.db").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "gallery.db"]
+    assert [(tmp_path / name).read_text() for name in ("copy.db", "copy.db-wal")] == ["old", "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy.db", "copy.db-wal", "gallery.db"]
 
 
 def test_postgresql_has_tools_of_its_own(tmp_path: Path) -> None:
