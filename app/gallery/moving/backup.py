@@ -32,6 +32,7 @@ _DRAFT, _COPY = ".restoring-", ".copying-"
 _OURS = ("draft.db", "moved.db")  # what lies in it, and what SQLite keeps beside these
 _PIECE = 256  # pages that are copied in one go, a MiB
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _log = structlog.get_logger()
 
 
@@ -121,13 +122,9 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float, shown: Sh
             _check(copy, GALLERY_TABLES)
             if copy.execute("SELECT count(*) FROM gallery").fetchone() != (galleries,):
                 raise BackupUnusable(f"the copy beside {database} was changed meanwhile; run this again")
-            try:
-                _copy_into(database, copy, timeout, shown)
-            except sqlite3.DatabaseError as error:
-                if error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-                    raise
+            if _is_damaged(database, timeout):
                 _set_aside(database)
-                _copy_into(database, copy, timeout, shown)
+            _copy_into(database, copy, timeout, shown)
     except SchemaOutdated as error:
         raise BackupUnusable(f"{file} was made by a newer version of Facegallery ({error})") from error
     except sqlite3.Error as error:
@@ -236,8 +233,23 @@ def _remove_other_copies(file: Path) -> None:
             _remove_drafts(file.with_name(other), _COPY)
 
 
+def _is_damaged(database: Path, timeout: float) -> bool:
+    """Whether a database is damaged in any page: a copy is written over a damaged one without SQLite's noticing."""
+    if not database.is_file():
+        return False
+    try:
+        with closing(sqlite3.connect(database, timeout=timeout, isolation_level=None)) as present:
+            present.execute("BEGIN IMMEDIATE")  # as for the copy: damage may also show when it is written to
+            found: tuple[str] = present.execute("PRAGMA quick_check(1)").fetchone()
+            return found != ("ok",)
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in _DAMAGED:
+            raise
+        return True
+
+
 def _set_aside(database: Path) -> None:
-    """Give a file that is no database any more another name, with what SQLite keeps beside it."""
+    """Give the file of a damaged database another name, with what SQLite keeps beside it."""
     aside = f"{database.name}.damaged-{uuid.uuid4().hex[:8]}"
     for suffix in _BESIDE:
         with suppress(FileNotFoundError):

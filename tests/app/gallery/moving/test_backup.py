@@ -188,28 +188,33 @@ def test_a_restore_undoes_a_merge(
         assert len(sealed_store.subject_embeddings(sealed_store.subject("people", key).id).ids) == 2
 
 
-@pytest.mark.parametrize("damage", ["the first page", "cut off", "another file"])
+@pytest.mark.parametrize("damage", ["the first page", "a page in the middle", "cut off", "another file"])
 def test_a_copy_is_restored_over_a_damaged_database(
     store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path, damage: str
 ) -> None:
     (template,) = new_templates(1)
     enroll(store, "anna", [template])
     back_up(sqlite_url, tmp_path / "copy.db")
+    with store.engine.connect() as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'subject'"
+        before = 4096 * (int(connection.exec_driver_sql(query).scalar_one()) - 1)
     store.close()
     database = Path(str(make_url(sqlite_url).database))
     content = database.read_bytes()
-    database.write_bytes(
-        {"the first page": b"\xff" * 4096 + content[4096:], "cut off": content[:5000], "another file": b"x" * 9000}[
-            damage
-        ]
-    )
+    damaged = {
+        "the first page": b"\xff" * 4096 + content[4096:],
+        "a page in the middle": content[:before] + b"\xff" * 4096 + content[before + 4096 :],
+        "cut off": content[:5000],
+        "another file": b"x" * 9000,
+    }[damage]
+    database.write_bytes(damaged)
     with pytest.raises(DatabaseUnavailable, match="damaged; restore a backup"):
-        opened(sqlite_url).gallery("people")
+        opened(sqlite_url).subject("people", "anna")
     assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
     again = opened(sqlite_url)
     assert nearest(again, replica_of(again), template) == "anna"
     again.close()
-    assert len(list(database.parent.glob(f"{database.name}.damaged-*"))) >= 1
+    assert damaged in [path.read_bytes() for path in database.parent.glob(f"{database.name}.damaged-*")]
 
 
 def test_nothing_is_written_over_the_running_database(sqlite_url: str) -> None:
