@@ -14,7 +14,7 @@ from app.gallery.engines.milvus_client import MilvusClient
 from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
-from app.gallery.index.protocol import agrees, checked
+from app.gallery.index.protocol import SetBack, checked, leads_on
 from app.gallery.points import BEFORE, Point
 
 POSITIONS = "facegallery_positions"
@@ -38,7 +38,7 @@ class MilvusIndex:
 
     Milvus has no transactions. Adding and removing may be repeated, so a process that dies in between leaves rows that
     the next one writes again; and a position that two processes set at once may end as the lower one, which only makes
-    the next start replay changes again.
+    the next that looks replay changes again.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class MilvusIndex:
         self._position_lock = position_lock
         self._timeout = timeout
         self._generation = ""
+        self._told = -1  # the revision up to which it was, through this object
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
 
@@ -173,10 +174,13 @@ class MilvusIndex:
         with self._position_lock, self._errors():
             present, generation = self._stored()
             known = present.revision >= 0 or generation == self._generation
-            if revision <= present.revision or not known or not agrees(present, trail):
+            if not known or not leads_on(present, trail):
                 return present
-            self._store(Point(revision, mark), generation)
-        return Point(revision, mark)
+            if revision > present.revision:
+                present = Point(revision, mark)
+                self._store(present, generation)
+        self._told = max(self._told, revision)
+        return present
 
     def put_position(self, revision: int, mark: int = 0) -> None:
         """As `SharedIndex.put_position`; passed over where the collection was made anew."""
@@ -184,6 +188,7 @@ class MilvusIndex:
             present, generation = self._stored()
             if present.revision >= 0 or generation == self._generation:
                 self._store(Point(revision, mark), generation)
+                self._told = revision
 
     def begin(self) -> None:
         """Remember that the collection, which is about to be made, holds nothing yet.
@@ -205,16 +210,21 @@ class MilvusIndex:
 
         Raises:
             DatabaseUnavailable: one does.
+            SetBack: the server has lost what was written last, or another process has overtaken it with less.
         """
         if time.monotonic() < self._next_look:
             return
         with self._errors():
             present, generation = self._stored(_OWN)
+            if generation != self._generation or present.revision < self._told:  # or that is old
+                present, generation = self._stored()
         if generation != self._generation:
             if present.revision < 0:
                 raise DatabaseUnavailable(FILLED_ANEW)
             self._generation = generation
             self._to_be_seen += 1  # what another has filled it with
+        if present.revision < self._told:
+            raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
