@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from app.gallery.engines.milvus_client import MilvusClient
 from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
-from app.gallery.index.protocol import agrees, checked
+from app.gallery.index.protocol import SetBack, checked, leads_on
 from app.gallery.points import BEFORE, Point
 
 POSITIONS = "facegallery_positions"
@@ -38,7 +38,7 @@ class MilvusIndex:
 
     Milvus has no transactions. Adding and removing may be repeated, so a process that dies in between leaves rows that
     the next one writes again; and a position that two processes set at once may end as the lower one, which only makes
-    the next start replay changes again.
+    the next that looks replay changes again.
     """
 
     def __init__(
@@ -54,12 +54,15 @@ class MilvusIndex:
         self.name = name
         self.client = client
         self._dimension = dimension
-        self._errors = errors
+        self._client_errors = errors
         self._position_lock = position_lock
         self._timeout = timeout
         self._generation = ""
+        self._told = -1  # the revision up to which it was, through this object
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
+        self._doubtful = False  # whether the next look cannot wait
+        self._there = 0  # templates that a search has found, and that were not removed since
 
     @property
     def dimension(self) -> int:
@@ -89,9 +92,10 @@ class MilvusIndex:
 
         All are deleted, there or not: one that is being added by a call which its caller has given up may be late.
         """
-        removed = 0
+        removed, unique = 0, np.unique(ids)
+        self._there = max(0, self._there - len(unique))
         try:
-            for batch in _batches(np.unique(ids)):
+            for batch in _batches(unique):
                 with self._errors():
                     removed += len(self._query(ids=batch, output_fields=["id"]))
                     self.client.delete(self.name, ids=batch, timeout=self._timeout)
@@ -109,6 +113,15 @@ class MilvusIndex:
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
         self._check_filled()
+        found = self._nearest(vectors, count)
+        if _fewest(found) < min(count, self._there):  # as where the collection was made anew since the last look
+            self._doubtful, self._there = True, 0
+            self._check_filled()
+            found = self._nearest(vectors, count)
+        self._there = max(self._there, _fewest(found))
+        return found
+
+    def _nearest(self, vectors: NDArray[np.float32], count: int) -> list[RankedTemplates]:
         if count > _MOST_FOUND:
             count = min(count, len(self))
             if count > _MOST_FOUND:
@@ -173,10 +186,13 @@ class MilvusIndex:
         with self._position_lock, self._errors():
             present, generation = self._stored()
             known = present.revision >= 0 or generation == self._generation
-            if revision <= present.revision or not known or not agrees(present, trail):
+            if not known or not leads_on(present, trail):
                 return present
-            self._store(Point(revision, mark), generation)
-        return Point(revision, mark)
+            if revision > present.revision:
+                present = Point(revision, mark)
+                self._store(present, generation)
+        self._told = max(self._told, revision)
+        return present
 
     def put_position(self, revision: int, mark: int = 0) -> None:
         """As `SharedIndex.put_position`; passed over where the collection was made anew."""
@@ -184,6 +200,7 @@ class MilvusIndex:
             present, generation = self._stored()
             if present.revision >= 0 or generation == self._generation:
                 self._store(Point(revision, mark), generation)
+                self._told = revision
 
     def begin(self) -> None:
         """Remember that the collection, which is about to be made, holds nothing yet.
@@ -200,21 +217,38 @@ class MilvusIndex:
         """What a read waits for: all that others have written, until a search has seen it, and then for its own."""
         return STRONG if self._seen < self._to_be_seen else _OWN
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """As the client's; what failed, as the collection was gone, may find it made anew the next time."""
+        try:
+            with self._client_errors():
+                yield
+        except DatabaseUnavailable:
+            self._doubtful = True
+            raise
+
     def _check_filled(self) -> None:
         """Have nobody be unknown because another process fills the collection anew, which somebody had removed.
 
         Raises:
             DatabaseUnavailable: one does.
+            SetBack: the server has lost what was written last, or another process has overtaken it with less.
         """
-        if time.monotonic() < self._next_look:
+        doubtful = self._doubtful
+        if not doubtful and time.monotonic() < self._next_look:
             return
+        self._doubtful = False
         with self._errors():
-            present, generation = self._stored(_OWN)
-        if generation != self._generation:
-            if present.revision < 0:
-                raise DatabaseUnavailable(FILLED_ANEW)
-            self._generation = generation
-            self._to_be_seen += 1  # what another has filled it with
+            present, generation = self._stored(STRONG if doubtful else _OWN)
+            if generation != self._generation or present.revision < self._told:  # or that is old
+                present, generation = self._stored()
+            if generation != self._generation:
+                if present.revision < 0:
+                    raise DatabaseUnavailable(FILLED_ANEW)
+                self._generation = generation
+                self._to_be_seen += 1  # what another has filled it with
+        if present.revision < self._told:
+            raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
     def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
@@ -268,6 +302,11 @@ class MilvusIndex:
                     yield block
             finally:
                 rows.close()
+
+
+def _fewest(found: list[RankedTemplates]) -> int:
+    """How many templates were found for each probe at least."""
+    return min(len(one.ids) for one in found)
 
 
 def _batches(ids: NDArray[np.int64]) -> Iterator[list[int]]:

@@ -13,7 +13,7 @@ from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, r
 from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
-from app.gallery.index.protocol import agrees, checked
+from app.gallery.index.protocol import SetBack, checked, leads_on
 from app.gallery.points import Point
 
 _BATCH = 5_000  # rows of one statement: 2.6 MB at 128 dimensions
@@ -37,6 +37,7 @@ class PgvectorIndex:
         self.builder = builder
         self._dimension = dimension
         self._generation = -1
+        self._told = -1  # the revision up to which it was, through this object
         self._size_seen = 0  # chooses how to search; either way is right at any size
         table = sql.Identifier(SCHEMA, name)
         self._lock = sql.SQL("SELECT pg_advisory_xact_lock(hashtextextended({}, 0))").format(sql.Literal(name))
@@ -136,26 +137,29 @@ class PgvectorIndex:
         """
         with self._writing() as connection:
             present = Point(*self._stored(connection, "position, mark"))
-            if not agrees(present, trail):
+            if not leads_on(present, trail):
                 return present
             stored = connection.execute(
                 "UPDATE storage SET position = %s, mark = %s WHERE name = %s AND position < %s "
                 "AND (position >= 0 OR generation = %s) RETURNING templates",
                 (revision, mark, self.name, revision, self._generation),
             ).fetchone()
-        if stored is None:
-            return present
-        self._size_seen = int(stored[0])
-        self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
-        return Point(revision, mark)
+        if stored is not None:
+            present = Point(revision, mark)
+            self._size_seen = int(stored[0])
+            self.builder.consider(self.name, templates=self._size_seen, dimension=self._dimension)
+        self._told = max(self._told, min(revision, present.revision))
+        return present
 
     def put_position(self, revision: int, mark: int = 0) -> None:
         """As `SharedIndex.put_position`; passed over where the table was made anew, as `set_position`."""
         with self._writing() as connection:
-            connection.execute(
+            put = connection.execute(
                 "UPDATE storage SET position = %s, mark = %s WHERE name = %s AND (position >= 0 OR generation = %s)",
                 (revision, mark, self.name, self._generation),
-            )
+            ).rowcount
+        if put:
+            self._told = revision
 
     # -- inside
 
@@ -179,22 +183,25 @@ class PgvectorIndex:
 
         Raises:
             DatabaseUnavailable: another process fills a table anew that somebody had removed.
+            SetBack: the server has lost what was written last.
         """
         query = self._nearest_by_graph if by_graph else self._nearest_of_all
         with ExitStack() as cursors:
             with connection.pipeline():
                 state = connection.execute(
-                    "SELECT templates, position < 0 AND generation <> %s FROM storage WHERE name = %s",
-                    (self._generation, self.name),
+                    "SELECT templates, position < 0 AND generation <> %s, position < %s FROM storage WHERE name = %s",
+                    (self._generation, self._told, self.name),
                 )
                 if by_graph:
                     connection.execute(_BY_GRAPH, (str(min(max(2 * count, _LEAST_EF), _MOST_EF)),))
                 searches = [cursors.enter_context(connection.cursor(binary=True)) for _ in probes]
                 for cursor, probe in zip(searches, probes, strict=True):
                     cursor.execute(query, (Vector(probe), count))
-            templates, filled_anew = _only(state.fetchone())
+            templates, filled_anew, set_back = _only(state.fetchone())
             if filled_anew:
                 raise DatabaseUnavailable(FILLED_ANEW)
+            if set_back:
+                raise SetBack
             pairs = zip(searches, probes, strict=True)
             return [ranked(*read_rows(cursor, self._dimension), probe) for cursor, probe in pairs], int(templates)
 

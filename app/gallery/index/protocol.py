@@ -11,6 +11,10 @@ from app.gallery.points import Point
 from app.gallery.unit_length import of_unit_length
 
 
+class SetBack(Exception):
+    """An index outside the process holds less than it was told: its server has lost the last writes."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankedTemplates:
     """The nearest templates of one probe: ids (K,), int64; distances (K,), float32, ascending, ties by id."""
@@ -39,7 +43,11 @@ class TemplateIndex(Protocol):
         """Remove templates and answer how many were there; unknown ids are passed over."""
 
     def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
-        """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer."""
+        """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer.
+
+        Raises:
+            SetBack: a shared index holds less than it was told through this object.
+        """
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """The embeddings (N, D) of these templates as they were added; a row of NaN for an unknown id."""
@@ -69,7 +77,8 @@ class SharedIndex(TemplateIndex, Protocol):
                 and has another mark, somebody wrote here what the database has undone since.
 
         Returns:
-            What is remembered now. One that does not agree with the trail stays, and all is to be filled anew.
+            What is remembered now. One that does not agree with the trail stays, and all is to be filled anew. So does
+            one from before the trail, as what lies in between is to be told first.
         """
 
     def put_position(self, revision: int, mark: int = 0) -> None:
@@ -98,6 +107,11 @@ def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | Non
     if not np.all(of_unit_length(vectors)):
         raise ValueError("embeddings must be L2-normalised")
     return vectors
+
+
+def leads_on(present: Point, trail: Mapping[int, int] | None) -> bool:
+    """Whether a trail leads on from a remembered position, or begins before it."""
+    return trail is None or (present.revision >= min(trail) and agrees(present, trail))
 
 
 def agrees(present: Point, trail: Mapping[int, int] | None) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from app.gallery.engines import EngineIndex
 from app.gallery.index import SharedIndex
@@ -12,6 +13,7 @@ from app.gallery.views.course import Course, Gap
 from app.gallery.views.gallery_reading import GalleryReading
 from app.gallery.views.view import View, asks_for_rebuild, replay
 
+_PIECE = 10_000  # templates that are read and added together
 _log = structlog.get_logger()
 
 
@@ -34,11 +36,11 @@ class EngineViews:
         """
         trusted = position.revision >= 0 and self._reading.contradiction(position) is None
         owners = self._reading.owners(course)
-        if fill or not trusted or not self._filled_up(View(index, owners, position), course.start):
+        if fill or not trusted or not self.filled_up(View(index, owners, position), course.start):
             for block in self._reading.blocks(course, given_up):
                 index.add(block.ids, block.embeddings)
                 _log.info("index.building", gallery=self._reading.name, templates=len(index))
-            self.remove_surplus(index)
+            self.set_right(index)
         if position.revision >= 0 and not trusted:
             index.put_position(*course.start)
         else:
@@ -46,27 +48,43 @@ class EngineViews:
         _log.info("index.ready", gallery=self._reading.name, templates=len(index), revision=course.start.revision)
         return View(index, owners, course.start)
 
-    def remove_surplus(self, index: SharedIndex) -> None:
-        """Remove what SQL does not have.
+    def set_right(self, index: SharedIndex) -> None:
+        """Add what SQL has and the index has not, as its server has lost it, and remove what SQL does not have.
 
         Only what SQL has committed is ever written to an engine, so what is there and then not in SQL was erased, or
         undone by a backup. The latter may give an id away again at any moment; hence the second look.
         """
         if not isinstance(index, EngineIndex):
             return
-        there = index.ids()
-        surplus = np.setdiff1d(there, self._reading.owners().pairs()[0])
+        there, known = index.ids(), self._known()
+        if added := self._add(index, np.setdiff1d(known, there)):
+            _log.warning("index.missing_added", gallery=self._reading.name, templates=added)
+            there, known = index.ids(), self._known()  # one of them may have been erased meanwhile
+        surplus = np.setdiff1d(there, known)
         if not len(surplus):
             return
         index.remove(surplus)
-        back = np.intersect1d(surplus, self._reading.owners().pairs()[0])
-        embeddings = self._reading.embeddings(back)
-        opened = ~np.isnan(embeddings[:, 0])
-        if opened.any():
-            index.add(back[opened], embeddings[opened])
+        back = np.intersect1d(surplus, self._known())
+        self._add(index, back)
         _log.warning("index.surplus_removed", gallery=self._reading.name, templates=len(surplus) - len(back))
 
-    def _filled_up(self, view: View, present: Point) -> bool:
+    def _known(self) -> NDArray[np.int64]:
+        """The ids of all templates in SQL, ascending, shape (N,)."""
+        return self._reading.owners().pairs()[0]
+
+    def _add(self, index: SharedIndex, ids: NDArray[np.int64]) -> int:
+        """Add some templates that open; answers how many do."""
+        added = 0
+        for first in range(0, len(ids), _PIECE):
+            piece = ids[first : first + _PIECE]
+            embeddings = self._reading.embeddings(piece)
+            opened = ~np.isnan(embeddings[:, 0])
+            if opened.any():
+                index.add(piece[opened], embeddings[opened])
+            added += int(np.count_nonzero(opened))
+        return added
+
+    def filled_up(self, view: View, present: Point) -> bool:
         """Tell an index outside the process what it has missed; False where it must be filled anew.
 
         Its position stays until all is told, so that a wish for a rebuild is met by whoever comes next.

@@ -41,6 +41,7 @@ class FollowedView:
         self._tended = tended
         self._view = source.empty()
         self._halfway: Point | None = None  # of changes that an engine failed in the middle of
+        self._set_back = False  # whether an engine has lost what it was told of the view
         self._too_old: int | None = None  # revision of a snapshot from before changes that were pruned
 
     @property
@@ -50,11 +51,16 @@ class FollowedView:
 
     def is_at(self, revision: int, mark: int | None) -> bool:
         """Whether the view is true up to a revision, holds nothing beyond, and nothing is to be done to know that."""
-        return self._halfway is None and not self.lost and self._view.is_at(revision, mark)
+        known = self._halfway is None and not self._set_back and not self.lost
+        return known and self._view.is_at(revision, mark)
+
+    def doubt(self) -> None:
+        """Have the next call that brings the view on tell an engine what it has lost of it."""
+        self._set_back = True
 
     def put(self, view: View) -> None:
         """Search another view; the lock is held."""
-        self._view, self._halfway, self.lost = view, None, False
+        self._view, self._halfway, self._set_back, self.lost = view, None, False, False
 
     def reach(self, index: SegmentedIndex) -> Point:
         """The last point of which a view's index may hold something by now.
@@ -78,6 +84,13 @@ class FollowedView:
         if self._halfway is not None and self._reading.contradiction(self._halfway) is not None:
             self._warn_of_undoing(revision)  # of which the view holds a part
             return False
+        if self._set_back:
+            try:
+                self._source.told_again(self._view)
+            except Gap:
+                self._warn_of_gap(revision)
+                return False
+            self._set_back = False
         if self._view.revision >= revision and not self._view.is_at(revision, mark):
             # Another call was faster, or SQL is behind this view: an older copy of the database has taken its place.
             present = self._reading.present()
@@ -94,8 +107,7 @@ class FollowedView:
                 self._warn_of_undoing(revision)
                 return False
             except Gap:
-                if not self.lost:
-                    _log.warning("index.gap", gallery=self._name, applied=self._view.revision, revision=revision)
+                self._warn_of_gap(revision)
                 return False
             slices = None if slices is None else slices - 1
         return True
@@ -125,7 +137,7 @@ class FollowedView:
         """
         # An engine that may hold what this process wrote there of an undone history is filled whatever it says.
         view = self._source.built(fill=self._view.revision >= 0, given_up=given_up)
-        return self._source.without_surplus(view) if self._tended else view
+        return self._source.set_right(view) if self._tended else view
 
     def switch(self, view: View) -> bool:
         """Bring a view that was made beside the present one up to date, and put it in its place."""
@@ -176,6 +188,10 @@ class FollowedView:
                 raise Undone
             view = self._source.replayed(view, present.revision)
         return view
+
+    def _warn_of_gap(self, revision: int) -> None:
+        if not self.lost:
+            _log.warning("index.gap", gallery=self._name, applied=self._view.revision, revision=revision)
 
     def _warn_of_undoing(self, revision: int) -> None:
         if not self.lost:  # else it was told already

@@ -10,8 +10,9 @@ import structlog
 from numpy.typing import NDArray
 
 from app.gallery.deadline import holding
-from app.gallery.errors import Busy
+from app.gallery.errors import Busy, DatabaseUnavailable
 from app.gallery.index import SegmentedIndex, TemplateIndex
+from app.gallery.index.protocol import SetBack
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.points import Point
 from app.gallery.records import Gallery
@@ -25,7 +26,7 @@ from app.gallery.views.owners import TemplateOwners
 from app.gallery.views.view import View
 from app.gallery.views.view_source import ViewSource
 
-_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew
+_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew; at a search
 _log = structlog.get_logger()
 
 
@@ -179,7 +180,22 @@ class GalleryReplica:
     def search(
         self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None = None
     ) -> list[list[Candidate]]:
-        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing."""
+        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing.
+
+        Raises:
+            Busy: an engine has lost the index, and must be filled anew, which takes longer than a request may wait.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._found(probes, top_k=top_k, rule=rule, limit=limit)
+            except SetBack:
+                self._followed.doubt()
+                self.catch_up(*self.point)
+        raise DatabaseUnavailable("the gallery's index loses what it is told; try again")
+
+    def _found(
+        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None
+    ) -> list[list[Candidate]]:
         view = self.view  # one reading: a rebuild may switch it meanwhile
         find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
         if _keeps_exactly(view.index):

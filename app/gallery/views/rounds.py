@@ -44,7 +44,7 @@ class Rounds:
         turn = self._turns.take(replicas)
         self._resting.intersection_update(replicas)  # the others were let go
         self.idle = not changed and len(self._resting) == len(replicas)
-        self._resting.difference_update(turn, [one for one in replicas if one.gallery_id in changed])
+        self._resting.difference_update(turn, [one for one in replicas if one.lost or one.gallery_id in changed])
         return [one for one in replicas if one not in self._resting]
 
     def rest(self, replica: GalleryReplica) -> None:

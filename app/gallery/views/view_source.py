@@ -60,13 +60,14 @@ class ViewSource:
                 fill = True
                 _log.warning("index.undone", gallery=self._reading.name)
 
-    def without_surplus(self, view: View) -> View:
-        """The view, with nothing in an engine that SQL does not have.
+    def set_right(self, view: View) -> View:
+        """The view, with as many templates in an engine as SQL has.
 
-        A process may have died between writing a template there and hearing that it was erased meanwhile.
+        A process may have died between writing a template there and hearing that it was erased meanwhile, and the
+        engine's server may have lost some.
         """
         if isinstance(view.index, SharedIndex) and len(view.index) != len(view.owners):
-            self._engine_views.remove_surplus(view.index)
+            self._engine_views.set_right(view.index)
         return view
 
     def _of_this_process(self, index: TemplateIndex, course: Course, given_up: Callable[[], bool]) -> View:
@@ -136,20 +137,41 @@ class ViewSource:
             self._remember(index, steps.trail)
         return followed
 
-    def _remember(self, index: SharedIndex, trail: Sequence[Point]) -> None:
-        """Have an index outside the process remember where a trail ends, unless it is further.
+    def told_again(self, view: View) -> None:
+        """Have an engine that has lost its last writes hold what a view does.
+
+        Raises:
+            Gap: it must be filled anew.
+            ExtractorMismatch: the gallery has moved to another extractor meanwhile.
+        """
+        if isinstance(view.index, SharedIndex) and self._remember(view.index, [view.point]).revision < 0:
+            raise Gap
+
+    def _remember(self, index: SharedIndex, trail: Sequence[Point]) -> Point:
+        """Have an index outside the process remember where a trail ends, unless it is further; answers where it is.
+
+        One that has fallen back behind the trail is told first what it has lost; who owns what, the view knows.
 
         Raises:
             Undone: it is where the gallery's history does not go through any more.
+            Gap: what it has lost is not written down any more.
+            ExtractorMismatch: the gallery has moved to another extractor meanwhile.
         """
         marks = dict(trail)
         there = index.set_position(*trail[-1], trail=marks)
+        while 0 <= there.revision < min(marks):
+            _log.info("index.told_again", gallery=self._reading.name, position=there.revision, applied=min(marks))
+            if not self._engine_views.filled_up(View(index, TemplateOwners(), there), trail[-1]):
+                raise Gap
+            marks[there.revision] = there.mark
+            there = index.set_position(*trail[-1], trail=marks)
         if (
             there != trail[-1]
             and there.revision >= 0
             and (not agrees(there, marks) or self._reading.contradiction(there))
         ):
             raise Undone
+        return there
 
     def _reopened(self) -> TemplateIndex:
         """The index outside the process, opened anew: a gallery that leaves an extractor and comes back loses it.

@@ -62,7 +62,7 @@ def test_a_position_is_lowered_on_purpose_alone(open_shared: OpenEngine) -> None
 def test_a_position_of_another_history_is_told_and_stays(open_shared: OpenEngine) -> None:
     gallery, large = new_gallery(), 2**63 - 1
     index, other = open_shared().index(gallery), open_shared().index(gallery)
-    assert index.set_position(7, large, trail={}) == (7, large)
+    assert index.set_position(7, large) == (7, large)
     for trail, there in (({5: 1, 6: 2, 7: 3, 8: 4}, (7, large)), ({6: 2, 7: large, 8: 4}, (8, 4)), ({8: 1}, (8, 4))):
         assert other.set_position(8, 4, trail=trail) == there
         assert index.point() == there

@@ -293,7 +293,7 @@ def test_an_id_that_is_given_away_anew_while_surplus_is_removed_stays(
             return int(super().remove(ids))
 
     index.__class__ = Meanwhile
-    EngineViews(GalleryReading(store.gallery("people"), process.history)).remove_surplus(index)
+    EngineViews(GalleryReading(store.gallery("people"), process.history)).set_right(index)
     assert index.ids().tolist() == [1, 2]  # before anybody replays it, whom others may have done with by then
     np.testing.assert_allclose(index.vectors(np.array([2])), templates[1].embedding[None], atol=1e-6)
     monkeypatch.setattr(shared, "index", lambda _gallery: index)

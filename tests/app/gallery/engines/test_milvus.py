@@ -3,14 +3,17 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from app.gallery.engines import EngineAddress, open_index_engine
 from app.gallery.engines.milvus import MilvusEngine
+from app.gallery.engines.milvus_index import MilvusIndex
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.matching import find_candidates
 from app.gallery.records import Gallery
@@ -67,6 +70,63 @@ def test_an_identify_waits_once_for_what_others_write(engine: MilvusEngine, monk
     asked.clear()
     assert np.isnan(index.vectors(np.array([1]))).all()
     assert asked == ["Strong"]
+
+
+def found_by(index: MilvusIndex, vectors: NDArray[np.float32]) -> list[list[int]]:
+    return [one.ids.tolist() for one in index.search(vectors, 2)]
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "search", "vectors"])
+def test_a_collection_that_another_fills_anew_is_not_searched_between_two_looks(
+    milvus_uri: str, engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 3600.0)
+    gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
+    index = engine.index(gallery)
+    index.add(np.arange(3), vectors)
+    index.set_position(1)
+    nearest = found_by(index, vectors)
+    assert [ids[0] for ids in nearest] == [0, 1, 2]
+    with closing(MilvusEngine(milvus_uri, timeout=30)) as other:
+        index.client.drop_collection(index.name)  # by somebody's hand
+        if meanwhile != "nothing":
+            with pytest.raises(DatabaseUnavailable, match="Milvus does not"):
+                index.search(vectors, 2) if meanwhile == "search" else index.vectors(np.arange(3))
+        again = other.index(gallery)
+        for count in (1, 2):
+            again.add(np.arange(count), vectors[:count])
+            with pytest.raises(DatabaseUnavailable, match="filled anew"):
+                index.search(vectors, 2)
+        again.add(np.arange(3), vectors)
+        again.set_position(1)
+        assert found_by(index, vectors) == nearest
+
+
+def test_who_is_in_a_collection_that_another_has_filled_anew_is_found_between_two_looks(
+    milvus_uri: str, engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 3600.0)
+    gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
+    index, search = engine.index(gallery), engine._client.search
+    index.add(np.arange(3), vectors)
+    index.set_position(1)
+    nearest = found_by(index, vectors)
+    with closing(MilvusEngine(milvus_uri, timeout=30)) as other:
+        index.client.drop_collection(index.name)
+        again = other.index(gallery)
+
+        def filled_meanwhile(*arguments: Any, **options: Any) -> Any:
+            answer = search(*arguments, **options)
+            again.add(np.arange(3), vectors)
+            again.set_position(1)
+            return answer
+
+        with monkeypatch.context() as patched:
+            patched.setattr(index.client, "search", filled_meanwhile)
+            assert found_by(index, vectors) == nearest
+        index.remove(np.array([1, 2]))  # fewer than before, and no reason to look
+        monkeypatch.setattr(index, "_stored", None)
+        assert found_by(index, vectors) == [[0]] * 3
 
 
 def test_those_that_make_a_collection_at_once_all_get_it(milvus_uri: str, engine: MilvusEngine) -> None:

@@ -110,6 +110,18 @@ def test_what_has_changed_is_visited_until_its_snapshot_is_written(
     assert len(visits) <= 2
 
 
+def test_what_is_to_be_loaded_anew_is_visited_at_the_next_look(
+    store: GalleryStore, source: IndexSource, visits: list[str]
+) -> None:
+    process = Process(store, source)
+    for _ in range(3):
+        for replica in process.replicas.all():
+            replica._followed.lost = True  # as a search finds it, with no change in SQL
+        visits.clear()
+        process.upkeep.tick()
+        assert sorted(visits) == NAMES
+
+
 def test_a_visit_that_failed_is_made_again_at_the_next_look(
     store: GalleryStore, source: IndexSource, new_templates: Templates
 ) -> None:

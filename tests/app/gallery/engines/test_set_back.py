@@ -1,0 +1,201 @@
+"""An engine that falls back behind what running processes have written into it, while the database does not."""
+
+import shutil
+import subprocess
+from contextlib import closing
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.gallery.engines import EngineIndex, IndexEngine
+from app.gallery.engines.pgvector import PgvectorEngine
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
+from app.gallery.store import GalleryStore
+from app.gallery.views.engine_views import EngineViews
+from app.gallery.views.gallery_reading import GalleryReading
+from app.gallery.views.replica import GalleryReplica
+from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
+from tests.app.gallery.engines.test_replica import CountedHistory, OpenEngine, Templates, index_of
+from tests.app.gallery.views.test_replica import enroll, identities
+from tests.postgresql import postgresql
+
+pytestmark = pytest.mark.galleries("people")
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """The engine is what is set back here."""
+    return sqlite_url
+
+
+@pytest.fixture(autouse=True)
+def looks_at_every_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Milvus cannot be asked in the same go, and is looked at once a second."""
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+
+
+class EngineCopy:
+    """What an engine has of a gallery now."""
+
+    def __init__(self, index: EngineIndex) -> None:
+        self._ids, self._point = index.ids(), index.point()
+        self._vectors = index.vectors(self._ids)
+
+    def put_back(self, index: EngineIndex) -> None:
+        """Undo whatever has been written since."""
+        index.remove(np.setdiff1d(index.ids(), self._ids))
+        index.add(self._ids, self._vectors)
+        index.put_position(*self._point)
+
+
+def process(store: GalleryStore, shared: IndexEngine) -> tuple[GalleryReplica, CountedHistory]:
+    """A process of a service."""
+    history = CountedHistory(store.engine)
+    made = GalleryReplica(store.gallery("people"), history, lambda: index_of(store, shared), tended=True)
+    return made, history
+
+
+def test_who_an_engine_has_lost_is_told_to_it_again_before_a_search_is_answered(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates, index = new_templates(3), index_of(store, open_shared())
+    (here, history), (there, _) = process(store, open_shared()), process(store, open_shared())
+    anna = enroll(store, "anna", templates[:1])
+    for one in (here, there):
+        assert identities(one, store, templates) == [anna, None, None]
+    copy = EngineCopy(index)
+    bob = enroll(store, "bob", templates[1:2])
+    for one in (here, there):
+        assert identities(one, store, templates) == [anna, bob, None]
+    copy.put_back(index)
+    fills = history.fills
+    for one in (here, there):
+        assert identities(one, store, templates) == [anna, bob, None]
+    assert (index.point(), history.fills) == (store.gallery("people").point, fills)
+
+
+def test_what_an_engine_has_lost_is_told_to_it_before_what_comes_next(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates, index = new_templates(4), index_of(store, open_shared())
+    replica, history = process(store, open_shared())
+    found = [enroll(store, key, [one]) for key, one in zip(("anna", "bob"), templates, strict=False)]
+    assert identities(replica, store, templates) == [*found, None, None]
+    copy = EngineCopy(index)
+    store.delete_subject("people", "anna")
+    carl = enroll(store, "carl", templates[2:3])
+    assert identities(replica, store, templates) == [None, found[1], carl, None]
+    copy.put_back(index)  # with Anna, who was erased
+    dora, fills = enroll(store, "dora", templates[3:]), history.fills
+    replica.catch_up(*store.gallery("people").point)
+    assert (index.point(), index.ids().tolist()) == (store.gallery("people").point, [2, 3, 4])
+    for one in (replica, process(store, open_shared())[0]):
+        assert identities(one, store, templates) == [None, found[1], carl, dora]
+    assert history.fills == fills
+
+
+@pytest.mark.parametrize("searched", [True, False])
+def test_an_engine_that_has_lost_what_is_not_written_down_any_more_is_filled_anew(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, searched: bool
+) -> None:
+    templates, index = new_templates(4), index_of(store, open_shared())
+    replica, history = process(store, open_shared())
+    found = [enroll(store, key, [one]) for key, one in zip(("anna", "bob"), templates, strict=False)]
+    assert identities(replica, store, templates) == [*found, None, None]
+    copy = EngineCopy(index)
+    store.delete_subject("people", "anna")
+    carl = enroll(store, "carl", templates[2:3])
+    assert identities(replica, store, templates) == [None, found[1], carl, None]
+    copy.put_back(index)
+    gallery = store.gallery("people")
+    history.report(gallery.id, "this", gallery.revision)
+    assert history.prune(gallery.id)
+    dora = None if searched else enroll(store, "dora", templates[3:])
+    fills = history.fills
+    assert identities(replica, store, templates) == [None, found[1], carl, dora]
+    assert history.fills == fills + 1
+    assert (index.point(), len(index)) == (store.gallery("people").point, 2 + (dora is not None))
+
+
+def test_an_engine_that_has_lost_its_first_filling_is_filled_anew(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates, index = new_templates(3), index_of(store, open_shared())
+    copy = EngineCopy(index)
+    anna = enroll(store, "anna", templates[:2])
+    replica, _ = process(store, open_shared())
+    assert identities(replica, store, templates) == [anna, anna, None]
+    copy.put_back(index)
+    bob = enroll(store, "bob", templates[2:])
+    for one in (replica, process(store, open_shared())[0]):
+        assert identities(one, store, templates) == [anna, anna, bob]
+    assert index.point() == store.gallery("people").point
+
+
+def test_a_start_adds_who_an_engine_lacks(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates, index = new_templates(3), index_of(store, open_shared())
+    anna, bob = (enroll(store, key, own) for key, own in (("anna", templates[:2]), ("bob", templates[2:])))
+    assert identities(process(store, open_shared())[0], store, templates) == [anna, anna, bob]
+    index.remove(np.array([2, 3]))
+    late, history = process(store, open_shared())
+    assert identities(late, store, templates) == [anna, anna, bob]
+    assert (history.fills, index.ids().tolist()) == (0, [1, 2, 3])
+
+
+def test_who_is_erased_while_a_start_adds_him_is_gone(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
+) -> None:
+    templates, index = new_templates(2), index_of(store, open_shared())
+    for key, own in (("anna", templates[:1]), ("bob", templates[1:])):
+        enroll(store, key, own)
+    replica, history = process(store, open_shared())
+    replica.catch_up(*store.gallery("people").point)
+    index.remove(np.array([1, 2]))
+
+    class Meanwhile(type(index)):  # type: ignore[misc]
+        def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
+            store.delete_subject("people", "bob")
+            replica.catch_up(*store.gallery("people").point)
+            super().add(ids, embeddings)
+
+    index.__class__ = Meanwhile
+    EngineViews(GalleryReading(store.gallery("people"), history)).set_right(index)
+    assert index.ids().tolist() == [1]
+
+
+def test_a_server_that_has_lost_the_end_of_its_log_is_told_again_what_it_has_lost(new_templates: Templates) -> None:
+    """The log ends between the database's commit and the engine's own."""
+    from tests.http.test_faults import postgres
+
+    templates = new_templates(3)
+    with postgresql() as server:
+        options = '"' + (server.data / "postmaster.opts").read_text().split('"', 1)[1].strip()
+        copy = server.data.with_name("copy")
+        database = open_engine(server.address, timeout=10)
+        migrate(database)
+        store = GalleryStore(database)
+        store.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
+        with closing(PgvectorEngine(server.address, timeout=10)) as engine:
+            replica, _ = process(store, engine)
+            found = [enroll(store, "anna", templates[:1]), None, None]
+            assert identities(replica, store, templates) == found
+            found[1] = enroll(store, "bob", templates[1:2])
+            postgres(server.data, "stop", "-m", "fast")
+            subprocess.run(["cp", "-a", server.data, copy], check=True)
+            postgres(server.data, "start", "-o", options)
+            database.dispose()  # its connections
+            assert identities(replica, store, templates) == found
+            postgres(server.data, "stop", "-m", "immediate")
+            shutil.rmtree(server.data)
+            copy.rename(server.data)
+            postgres(server.data, "start", "-o", options)
+            database.dispose()  # its connections
+            assert identities(replica, store, templates) == found
+            found[2] = enroll(store, "carl", templates[2:])
+            for one in (replica, process(store, engine)[0]):
+                assert identities(one, store, templates) == found
+        database.dispose()
