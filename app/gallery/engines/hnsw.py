@@ -4,11 +4,12 @@ import threading
 import time
 
 import structlog
-from psycopg import Connection, Error, connect, sql
+from psycopg import Connection, Error, sql
 
 from app.gallery.deadline import WaitLimit, check_deadline, wait_limit, waiting_at_most
 from app.gallery.engines.postgresql import options_for, postgresql_errors, vector_type
 from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
+from app.gallery.sql.bounded_connection import BoundedConnection
 
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
@@ -121,13 +122,13 @@ class GraphBuilder:
     def _run(self, table: str) -> None:
         started = time.monotonic()
         try:
-            with connect(self._address, autocommit=True, **self._options) as connection:
+            with BoundedConnection.connect(self._address, autocommit=True, **self._options) as connection:
                 self._connections[table] = connection
                 built = self._build(connection, table)
             self._not_before[table] = time.monotonic() + (_RETRY_SECONDS if built is None else _LOOK_AGAIN_SECONDS)
             if built:
                 _log.info("index.graph_ready", table=table, seconds=round(time.monotonic() - started, 1))
-        except Error as error:
+        except (Error, DatabaseUnavailable) as error:
             self._not_before[table] = time.monotonic() + _RETRY_SECONDS
             if not self._closed:
                 _log.warning("index.graph_failed", table=table, reason=str(error))

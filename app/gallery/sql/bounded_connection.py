@@ -9,11 +9,17 @@ from psycopg import Connection, Error, OperationalError
 from psycopg.abc import ConnParam, PQGen
 
 from app.gallery.deadline import WaitLimit, seconds_left, wait_limit
+from app.gallery.errors import DatabaseUnavailable
 from app.gallery.sql.failures import CANCELLED
 
 _PROBES = 3
 _CANCEL_SECONDS = 1.0
 _FAR_LONGER_THAN_A_CONNECTION = 60.0  # seconds; what is set for connections stays then
+# What is read must not hang on how the server, the database, the role or the address is set: a moment of the year 9999
+# is one of the year 10000 east of UTC, which Python does not have. Said by SET, as a pooler between takes no options at
+# the beginning of a connection, and knows these three of each of its callers.
+_ALIKE = "SET TimeZone = 'UTC'; SET DateStyle = 'ISO'; SET client_encoding = 'UTF8'"
+_UNICODE = "UTF8"
 Answer = TypeVar("Answer")
 
 
@@ -55,10 +61,11 @@ class BoundedConnection(Connection[Any]):
 
     @classmethod
     def connect(cls, *arguments: Any, patience: float = 0.0, **options: ConnParam) -> Self:  # type: ignore[override]
-        """As `psycopg.connect`, with the patience of the connection.
+        """As `psycopg.connect`, with the patience of the connection, and with moments and texts in one form.
 
         Raises:
             OperationalError: there is no server, or no time left for it.
+            DatabaseUnavailable: the database's encoding does not hold every name.
         """
         limit, begin = wait_limit(), time.monotonic()
         if limit is not None and limit.left < _FAR_LONGER_THAN_A_CONNECTION:
@@ -71,7 +78,24 @@ class BoundedConnection(Connection[Any]):
             if limit is not None:
                 limit.spend(time.monotonic() - begin)
         connection.patience = patience
+        try:
+            connection._set_up()
+        except BaseException:
+            connection.close()
+            raise
         return connection
+
+    def _set_up(self) -> None:
+        encoding = self.info.parameter_status("server_encoding")
+        if encoding != _UNICODE:  # SQL_ASCII takes names, and counts their bytes
+            raise DatabaseUnavailable(
+                f"the database has the encoding {encoding}, which does not hold every name; make one that has "
+                f"{_UNICODE} (`createdb --encoding=UTF8 --template=template0`)"
+            )
+        autocommit = self.autocommit
+        self.autocommit = True  # what is set in a transaction goes with it, should it be rolled back
+        self.execute(_ALIKE)
+        self.autocommit = autocommit
 
     def wait(self, gen: PQGen[Answer], *arguments: Any, **options: Any) -> Answer:
         """As of psycopg's connection, which calls this whenever it waits for the server.

@@ -198,6 +198,14 @@ def test_a_graph_takes_as_long_as_it_does_whatever_limits_the_server_sets_for_st
         assert graph_is_valid(postgresql_server, index)
 
 
+def test_what_the_server_is_set_to_holds_for_no_connection_of_the_engine(postgresql_server: str) -> None:
+    url = make_url(postgresql_server).update_query_dict({"options": "-c TimeZone=Asia/Tokyo -c DateStyle=German"})
+    address = url.render_as_string(hide_password=False)
+    with closing(PgvectorEngine(address, timeout=10)) as engine, engine._connections.one() as connection:
+        known = connection.info.parameter_status
+        assert (known("TimeZone"), known("DateStyle"), known("client_encoding")) == ("UTC", "ISO, DMY", "UTF8")
+
+
 def test_a_start_does_not_wait_for_ever_for_another_that_prepares_the_same(postgresql_server: str) -> None:
     def start() -> None:
         with waiting_at_most(WaitLimit(each=0.5)), pytest.raises(Busy, match="took too long"):

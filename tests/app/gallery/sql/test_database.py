@@ -3,9 +3,11 @@
 import os
 import socket
 import stat
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from sqlite3 import Connection
 from sqlite3 import connect as connect_sqlite
@@ -138,6 +140,57 @@ def test_a_postgresql_that_is_gone_without_a_word_is_noticed(
         str(seconds),
         "7",
     )
+
+
+@contextmanager
+def database_of(server: str, kind: str) -> Iterator[str]:
+    """Address of another database of a server, made with the words of SQL behind its name."""
+    name = f"test_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0 {kind}")
+        try:
+            yield make_url(server).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_what_a_postgresql_is_set_to_changes_nothing_that_is_read(
+    postgresql_server: str, new_templates: Templates
+) -> None:
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    with database_of(postgresql_server, "") as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            name = connection.info.dbname
+            for setting in ("TimeZone = 'Europe/Berlin'", "DateStyle = 'German'", "client_encoding = 'LATIN1'"):
+                connection.execute(f"ALTER DATABASE {name} SET {setting}")
+        url = make_url(address).update_query_dict({"options": "-c TimeZone=Asia/Tokyo"})  # an address may, too
+        with opened(url.render_as_string(hide_password=False)) as engine:
+            migrate(engine)
+            store = GalleryStore(engine)
+            for key in ("anna", "Αννα"):
+                store.enroll(
+                    "people",
+                    key,
+                    new_templates(1),
+                    metadata=None,
+                    extractor="net@1",
+                    dimension=8,
+                    terms={"expires_at": last},
+                )
+            with engine.connect() as undone:
+                undone.rollback()  # takes nothing of it away
+            found = store.subjects("people", after=0, limit=9).items
+    assert [(one.key, one.expires_at) for one in found] == [("anna", last), ("Αννα", last)]
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_postgresql_that_does_not_hold_every_name_is_refused(postgresql_server: str, encoding: str) -> None:
+    with (
+        database_of(postgresql_server, f"ENCODING {encoding} LC_COLLATE 'C' LC_CTYPE 'C'") as address,
+        opened(address) as engine,
+        pytest.raises(DatabaseUnavailable, match=f"^the database has the encoding {encoding}, which does not hold"),
+    ):
+        migrate(engine)
 
 
 def test_a_postgresql_that_is_busy_for_longer_than_a_request_may_take(postgresql_url: str) -> None:
