@@ -23,9 +23,8 @@ MOST_TRAINING = 20_480
 BITS = 4
 """Of a code."""
 
-_LISTS, _FEWER_LISTS = 256, 128  # of a segment; where it is small, to choose among many takes longer than it saves
-_FEWER_BELOW = 2**17  # rows
-_SCANNED = 5 / 16  # of the lists: what a search scans, see docs/index.md
+_LISTS, _SCANNED = 256, 80  # lists of a segment, and those that a search scans: a third of the rows, see docs/index.md
+_SMALL, _SMALL_LISTS, _SMALL_SCANNED = 2**17, 128, 48  # the same of one with fewer rows: choosing among many takes time
 _ROUNDS = 10  # of k-means; more make the lists no better
 _WHOLE = 16  # a search for more than this part of all rows scans all lists
 _COMPONENTS = 4  # of an embedding for each code
@@ -53,14 +52,15 @@ class Codebook:
     def no_listed_codes(self, sample: NDArray[np.float32], size: int) -> Codes:
         """The same in lists, for a segment of so many rows and a sample (N, D) of them, at least `LEAST_TRAINING`."""
         centroids = faiss.IndexFlatL2(self.empty.d)
-        parts, lists = self.empty.pq.M, _LISTS if size >= _FEWER_BELOW else _FEWER_LISTS
+        parts, small = self.empty.pq.M, size < _SMALL
+        lists, scanned = (_SMALL_LISTS, _SMALL_SCANNED) if small else (_LISTS, _SCANNED)
         listed: Codes = faiss.IndexIVFPQFastScan(centroids, self.empty.d, lists, parts, BITS, faiss.METRIC_L2)
         listed.by_residual = False  # one table of distances for all lists
         listed.pq = self.empty.pq
         listed.cp.niter = _ROUNDS
         listed.train_q1(len(sample), faiss.swig_ptr(sample), False, faiss.METRIC_L2)
         listed.is_trained = True
-        listed.nprobe = round(_SCANNED * lists)
+        listed.nprobe = scanned
         return listed
 
 

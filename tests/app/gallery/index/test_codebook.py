@@ -47,7 +47,7 @@ def test_all_lists_are_scanned_where_those_near_one_of_the_probes_hold_too_littl
         assert [len(set(own)) for own in rows.tolist()] == [depth, depth]
 
 
-@pytest.mark.parametrize(("size", "lists", "scanned"), [(2**17 - 1, 128, 40), (2**17, 256, 80)])
+@pytest.mark.parametrize(("size", "lists", "scanned"), [(2**17 - 1, 128, 48), (2**17, 256, 80)])
 def test_a_small_segment_has_fewer_lists(codebook: Codebook, size: int, lists: int, scanned: int) -> None:
     codes = codebook.no_listed_codes(VECTORS, size)
     assert (codes.nlist, codes.nprobe) == (lists, scanned)
