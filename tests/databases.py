@@ -40,14 +40,19 @@ def postgresql_server() -> Iterator[str]:
         yield server.address
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> str:
+def empty_schema(server: str) -> str:
     """Address of an empty schema in PostgreSQL, which is made in a hundredth of the time of a database."""
     name = f"test_{uuid.uuid4().hex}"
-    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
-    url = make_url(postgresql_server).update_query_dict({"options": f"-csearch_path={name}"})
+    url = make_url(server).update_query_dict({"options": f"-csearch_path={name}"})
     return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """Address of an empty schema in PostgreSQL."""
+    return empty_schema(postgresql_server)
 
 
 @pytest.fixture

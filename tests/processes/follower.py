@@ -9,20 +9,21 @@ from typing import cast
 import numpy as np
 
 from app.gallery.index import IndexKind, SegmentedIndex
-from app.gallery.sql.database import open_engine
-from app.gallery.sql.history import GalleryHistory
-from app.gallery.store import GalleryStore
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
 from app.telemetry import set_up_logging
+from tests.deployed import Deployed, deployed
 
 
 def main(url: str, folder: str, name: str, kind: IndexKind) -> None:
     set_up_logging(form="console", level="warning")  # to standard error; the other end reads standard output
-    engine = open_engine(url, timeout=30)
-    store, history = GalleryStore(engine), GalleryHistory(engine)
-    source = IndexSource(kind=kind, folder=Path(folder), snapshot_interval=0.5)
+    with deployed(url, Path(folder), partial(IndexSource, kind=kind, snapshot_interval=0.5)) as parts:
+        _answer(parts, name)
+
+
+def _answer(parts: Deployed, name: str) -> None:
+    store, history, source = parts.store, parts.history, parts.source
     gallery = store.gallery(name)
     replica = GalleryReplica(gallery, history, partial(source.make, gallery), source.snapshots_of(gallery), tended=True)
     replica.follow(*gallery.point)

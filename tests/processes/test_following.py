@@ -1,29 +1,29 @@
 """What one process has acknowledged, every other finds on its next call, and what it erased none finds again."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from app.gallery.records import NewTemplate
-from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
-from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
+from tests.deployed import deployed, made_database
 from tests.processes.following import following
 
 EXTRACTOR = "net@0123456789ab"
 WRITES = {"sqlite": 1000, "postgresql": 1000}
 
 
-def store_of_people(url: str) -> GalleryStore:
-    """The store of an empty gallery in a new database."""
-    engine = open_engine(url, timeout=30)
-    migrate(engine)
-    store = GalleryStore(engine)
-    store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
-    return store
+@contextmanager
+def people_in(url: str, folder: Path) -> Iterator[GalleryStore]:
+    """The store of an empty gallery in a new database, with the vault and the snapshots in a folder."""
+    made_database(url)
+    with deployed(url, folder) as parts:
+        parts.store.create_gallery("people", extractor=EXTRACTOR, dimension=8, policy=None)
+        yield parts.store
 
 
 @pytest.mark.parametrize(("kind", "processes"), [("sqlite", 2), ("postgresql", 3)])
@@ -35,10 +35,9 @@ def test_thousands_of_reads_after_writes_in_other_processes(
     new_templates: Callable[[int], list[NewTemplate]],
 ) -> None:
     url = str(request.getfixturevalue(f"{kind}_url"))
-    store = store_of_people(url)
     chance = random.Random(3)
     there: dict[str, tuple[int, NewTemplate]] = {}
-    with following(url, tmp_path / "index", processes) as followers:
+    with people_in(url, tmp_path) as store, following(url, tmp_path, processes) as followers:
         for number in range(WRITES[kind]):
             if there and chance.random() < 0.4:
                 key = chance.choice(list(there))
@@ -55,7 +54,6 @@ def test_thousands_of_reads_after_writes_in_other_processes(
                 key = chance.choice(list(there))
                 subject_id, template = there[key]
                 assert chance.choice(followers).nearest(template.embedding) == subject_id
-    store.engine.dispose()
 
 
 class People:
@@ -100,11 +98,13 @@ def test_compressed_indexes_follow_merges_deletions_and_rebuilds(
     new_templates: Callable[[int], list[NewTemplate]],
 ) -> None:
     url = str(request.getfixturevalue(f"{kind}_url"))
-    store = store_of_people(url)
-    chance, people = random.Random(4), People(store, new_templates)
-    for _ in range(12):
-        people.enroll(500)
-    with following(url, tmp_path / "index", processes, "compressed") as followers:
+    chance = random.Random(4)
+    with ExitStack() as until_the_end:
+        store = until_the_end.enter_context(people_in(url, tmp_path))
+        people = People(store, new_templates)
+        for _ in range(12):
+            people.enroll(500)
+        followers = until_the_end.enter_context(following(url, tmp_path, processes, "compressed"))
         for number in range(100):
             template_id = chance.choice(list(people.there))
             key = people.there[template_id][1]
@@ -124,4 +124,3 @@ def test_compressed_indexes_follow_merges_deletions_and_rebuilds(
             subject, _, template = people.there[chance.choice(list(people.there))]
             assert chance.choice(followers).nearest(template.embedding) == subject
         assert all(follower.compressed() for follower in followers)
-    store.engine.dispose()

@@ -9,12 +9,8 @@ import pytest
 
 from app.gallery.index import SegmentedIndex
 from app.gallery.points import Point
-from app.gallery.sql.database import open_engine
-from app.gallery.sql.history import GalleryHistory
-from app.gallery.sql.migrations import migrate
-from app.gallery.store import GalleryStore
-from app.gallery.views.index_source import IndexSource
 from app.gallery.views.owners import TemplateOwners
+from tests.deployed import deployed, made_database
 from tests.processes.following import following
 
 DIMENSION, TEMPLATES = 128, 30_000
@@ -22,24 +18,22 @@ DIMENSION, TEMPLATES = 128, 30_000
 
 def write_snapshot(url: str, folder: str) -> None:
     """A snapshot of many templates, which SQL need not have."""
-    engine = open_engine(url, timeout=30)
-    migrate(engine)
-    GalleryStore(engine).create_gallery("people", extractor="net@0123456789ab", dimension=DIMENSION, policy=None)
-    gallery = GalleryStore(engine).gallery("people")
-    assert GalleryHistory(engine).point(gallery.id) == Point(0, gallery.mark)
-    source = IndexSource(folder=Path(folder))
-    index, snapshots = source.make(gallery), source.snapshots_of(gallery)
-    assert isinstance(index, SegmentedIndex)
-    assert snapshots is not None
-    embeddings = np.random.default_rng(1).normal(size=(TEMPLATES, DIMENSION)).astype(np.float32)
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
-    ids = np.arange(1, TEMPLATES + 1)
-    index.add(ids, embeddings)
-    while index.maintain():
-        pass
-    snapshots.write(index, TemplateOwners(ids, ids), gallery.point, reach=lambda: gallery.point)
-    np.save(Path(folder, "probe.npy"), embeddings[1000])
-    engine.dispose()
+    made_database(url)
+    with deployed(url, Path(folder)) as parts:
+        parts.store.create_gallery("people", extractor="net@0123456789ab", dimension=DIMENSION, policy=None)
+        gallery = parts.store.gallery("people")
+        assert parts.history.point(gallery.id) == Point(0, gallery.mark)
+        index, snapshots = parts.source.make(gallery), parts.source.snapshots_of(gallery)
+        assert isinstance(index, SegmentedIndex)
+        assert snapshots is not None
+        embeddings = np.random.default_rng(1).normal(size=(TEMPLATES, DIMENSION)).astype(np.float32)
+        embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+        ids = np.arange(1, TEMPLATES + 1)
+        index.add(ids, embeddings)
+        while index.maintain():
+            pass
+        snapshots.write(index, TemplateOwners(ids, ids), gallery.point, reach=lambda: gallery.point)
+        np.save(Path(folder, "probe.npy"), embeddings[1000])
 
 
 def memory_of(process: int, ending: str) -> dict[str, int]:

@@ -9,28 +9,29 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 from rich.progress import Progress
 
-from app.gallery.sql.database import open_engine
-from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.gallery.views.consistency import check_gallery
+from app.gallery.views.replica import GalleryReplica
 from app.telemetry import set_up_logging
+from tests.deployed import Deployed, deployed, made_database
 from tests.postgresql import postgresql
-from tests.soak.deployed import deployed
-from tests.soak.people import BASE, DIMENSION, EXTRACTOR, GALLERY, templates_of
+from tests.soak.people import BASE, DIMENSION, EXTRACTOR, GALLERY, SAME, SOURCE, embedding_of, templates_of
 
-State = dict[str, int | None]
-"""How many templates subjects have; none: no such subject."""
+State = dict[str, list[str] | None]
+"""The names of the templates that subjects have, sorted; none: no such subject."""
 
 
 @dataclass
 class Acknowledged:
     """What the journals say must be there, must be gone, and may be as it was before a call or as it was after it."""
 
-    present: dict[str, int] = field(default_factory=dict)
+    present: dict[str, list[str]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     doubts: list[tuple[State, State]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -48,18 +49,18 @@ class Acknowledged:
                     self.present.pop(key, None)
             else:
                 _, after = begun.pop(entry["thread"])
-                self.present |= {key: count for key, count in after.items() if count is not None}
-                self.gone |= {key for key, count in after.items() if count is None}
+                self.present |= {key: names for key, names in after.items() if names is not None}
+                self.gone |= {key for key, names in after.items() if names is None}
         self.doubts += begun.values()
 
-    def check(self, stored: dict[str, int]) -> None:
-        """Hold what is stored, templates by subject, against it.
+    def check(self, stored: dict[str, list[str]]) -> None:
+        """Hold what is stored, names of templates by subject, against it.
 
         Raises:
             AssertionError: they differ.
         """
         assert self.broken == []
-        lost = {key: count for key, count in self.present.items() if stored.get(key) != count}
+        lost = {key: names for key, names in self.present.items() if stored.get(key) != names}
         assert lost == {}, f"acknowledged and lost: {lost}"
         back = self.gone & stored.keys()
         assert back == set(), f"erased and back: {back}"
@@ -85,16 +86,14 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
     """
     set_up_logging(form="console", level="error")
     chance = random.Random(seed)
-    engine = open_engine(url, timeout=30)
-    migrate(engine)
-    engine.dispose()
+    made_database(url)
     known = Acknowledged()
-    with deployed(url, folder) as parts:
+    with deployed(url, folder, SOURCE) as parts:
         parts.store.create_gallery(GALLERY, extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
         for number in range(BASE):
             key, templates = f"base-{number}", templates_of(f"base-{number}", 100)
             parts.store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
-            known.present[key] = len(templates)
+            known.present[key] = sorted(one.crop_sha256 for one in templates)
     task = progress.add_task("kills", total=rounds) if progress else None
     in_start, start_seconds = set(chance.sample(range(rounds), rounds // 3)), 0.5
     for turn in range(rounds):
@@ -117,25 +116,54 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
                 process.kill()
         if turn not in in_start:
             known.read(journal)
-        with deployed(url, folder) as parts:  # which removes what the killed process had open in memory
+        with deployed(url, folder, SOURCE) as parts:  # which removes what the killed process had open in memory
             stored = _templates_by_subject(parts.store)
             known.check(stored)
             consistency = check_gallery(parts.store.gallery(GALLERY), parts.history, parts.source)
-        assert consistency.whole, consistency
-        assert consistency.templates == sum(stored.values())
+            assert consistency.whole, consistency
+            assert consistency.templates == sum(len(names) for names in stored.values())
+            assert _not_found(parts, stored) == {}
         if progress and task is not None:
             progress.advance(task)
     return Survived(len(in_start), len(known.present) + len(known.gone))
 
 
-def _templates_by_subject(store: GalleryStore) -> dict[str, int]:
-    stored, after = dict[str, int](), 0
+def _templates_by_subject(store: GalleryStore) -> dict[str, list[str]]:
+    stored, after = dict[str, list[str]](), 0
     while True:
-        page = store.subjects(GALLERY, after=after, limit=1000)
-        stored.update({subject.key: subject.templates for subject in page.items})
-        if page.next_cursor is None:
-            return stored
-        after = page.next_cursor
+        subjects = store.subjects(GALLERY, after=after, limit=1000)
+        stored |= {subject.key: [] for subject in subjects.items}
+        if subjects.next_cursor is None:
+            break
+        after = subjects.next_cursor
+    after = 0
+    while True:
+        templates = store.templates(GALLERY, subject=None, after=after, limit=1000)
+        for template in templates.items:
+            stored[template.subject].append(template.crop_sha256)
+        if templates.next_cursor is None:
+            return {key: sorted(names) for key, names in stored.items()}
+        after = templates.next_cursor
+
+
+def _not_found(parts: Deployed, stored: dict[str, list[str]]) -> dict[str, str]:
+    """Names of templates that a process which starts now does not find as their subjects', and whom it finds there.
+
+    A template's embedding is made of its name, whatever the database has for it.
+    """
+    gallery = parts.store.gallery(GALLERY)
+    snapshots = parts.source.snapshots_of(gallery)
+    replica = GalleryReplica(gallery, parts.history, partial(parts.source.make, gallery), snapshots)
+    replica.catch_up(*gallery.point)
+    owners = {name: key for key, names in stored.items() for name in names}
+    probes = np.stack([embedding_of(name) for name in owners])
+    found = [one for (one,) in replica.search(probes, top_k=1, rule="best")]
+    subjects = parts.store.subjects_by_id(list({one.subject_id for one in found}))
+    return {
+        name: f"{subjects[one.subject_id].key} at {one.distance}"
+        for (name, key), one in zip(owners.items(), found, strict=True)
+        if one.distance > SAME or subjects[one.subject_id].key != key
+    }
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A process under mixed load, made to be killed: it enrolls, searches, deletes subjects and templates, merges.
 
-Every line of its journal is one write, whole or not there. Before a call it says how many templates the subjects that
-the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged.
+Every line of its journal is one write, whole or not there. Before a call it names the templates that the subjects
+which the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged.
 
 It says when it `starts` and when it has `loaded`, and works once it is told to: one that was not has acknowledged
 nothing.
@@ -24,16 +24,18 @@ from app.gallery.matching import Candidate
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
 from app.telemetry import set_up_logging
-from tests.soak.deployed import Deployed, deployed
-from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, embedding_of, templates_of
+from tests.deployed import Deployed, deployed
+from tests.soak.people import DIMENSION, EXTRACTOR, GALLERY, SAME, SOURCE, embedding_of, templates_of
 
-_SAME = 1e-3  # distance within which a template is found as itself
+
+def _sorted(state: dict[str, set[str] | None]) -> dict[str, list[str] | None]:
+    return {key: None if names is None else sorted(names) for key, names in state.items()}
 
 
 def main(url: str, folder: str, journal: str, turn: int) -> None:
     set_up_logging(form="console", level="warning")  # to standard error; the other end reads standard output
     print("starts", flush=True)
-    with deployed(url, Path(folder)) as parts:
+    with deployed(url, Path(folder), SOURCE) as parts:
         _work(parts, journal, turn)
 
 
@@ -62,42 +64,42 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
         mine: dict[str, dict[str, int]] = {}  # ids of templates by their names, by subject
 
         @contextmanager
-        def written(before: dict[str, int | None], after: dict[str, int | None]) -> Iterator[None]:
-            note(thread=thread, before=before, after=after)
+        def written(before: dict[str, set[str] | None], after: dict[str, set[str] | None]) -> Iterator[None]:
+            note(thread=thread, before=_sorted(before), after=_sorted(after))
             yield
             note(thread=thread, done=True)
 
         def enroll(key: str) -> None:
             templates = templates_of(key, int(chance.integers(1, 4)))
-            with written({key: None}, {key: len(templates)}):
+            with written({key: None}, {key: {one.crop_sha256 for one in templates}}):
                 made = store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
             mine[key] = {one.crop_sha256: one.id for one in made.added}
-            if nearest(f"{key}-0").distance > _SAME:
+            if nearest(f"{key}-0").distance > SAME:
                 note(broken=f"{key} was acknowledged and is not found")
 
         def delete(key: str) -> None:
-            with written({key: len(mine[key])}, {key: None}):
+            with written({key: set(mine[key])}, {key: None}):
                 store.delete_subject(GALLERY, key)
             for name in mine.pop(key):
-                if nearest(name).distance < _SAME:
+                if nearest(name).distance < SAME:
                     note(broken=f"{key} was erased and is found")
 
         def delete_template(key: str) -> None:
             name = str(chance.choice(list(mine[key])))
-            with written({key: len(mine[key])}, {key: len(mine[key]) - 1}):
+            with written({key: set(mine[key])}, {key: mine[key].keys() - {name}}):
                 store.delete_template(GALLERY, mine[key].pop(name))
-            if nearest(name).distance < _SAME:
+            if nearest(name).distance < SAME:
                 note(broken=f"{name} was erased and is found")
 
         def merge(key: str, into: str) -> None:
-            gone, kept = len(mine[key]), len(mine[into])
-            with written({key: gone, into: kept}, {key: None, into: gone + kept}):
+            gone, kept = set(mine[key]), set(mine[into])
+            with written({key: gone, into: kept}, {key: None, into: gone | kept}):
                 subject = store.merge_subjects(GALLERY, key, into)
             moved = mine.pop(key)
             mine[into] |= moved
             for name in moved:
                 found = nearest(name)
-                if found.distance > _SAME or found.subject_id != subject.id:
+                if found.distance > SAME or found.subject_id != subject.id:
                     note(broken=f"{name} is {into}'s now and is not found as such")
 
         for number in itertools.count():

@@ -1,6 +1,7 @@
 """Made-up people of the soak: their embeddings are a function of their names."""
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ QUALITY = {"detection_score": 0.9, "face_size": 80.0, "sharpness": 100.0, "yaw":
 
 
 _LIMITS = Limits(block=256, tail=32, merged=4, dead_share=0.05, least_dead=8)
+SAME = 1e-3  # distance within which a template is found as itself
 BASE = 11  # subjects of a hundred templates that are there from the start, so that there are codes
 
 
@@ -41,3 +43,6 @@ class SmallIndexSource(IndexSource):
 
     def _open(self, dimension: int, folder: Path) -> SegmentedIndex:
         return SegmentedIndex.load(folder, dimension, compress_from=LEAST_TRAINING, limits=_LIMITS)
+
+
+SOURCE = partial(SmallIndexSource, snapshot_interval=0.01)  # at every look, so that a kill often falls into a snapshot

@@ -1,6 +1,6 @@
 """What a service keeps people in, put together as it does: rows, a vault that seals them, and sealed snapshots."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,11 @@ from app.gallery.sealing.encryption import SealedRows
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.gallery.views.index_source import IndexSource, SnapshotSeal
 from app.settings import Settings
 from app.vault import vault_beside
-from tests.soak.people import SmallIndexSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +25,20 @@ class Deployed:
     source: IndexSource
 
 
+def made_database(url: str) -> None:
+    """Make the tables of a database."""
+    engine = open_engine(url, timeout=30)
+    migrate(engine)
+    engine.dispose()
+
+
 @contextmanager
-def deployed(url: str, folder: Path) -> Iterator[Deployed]:
-    """Open a migrated database with the vault, the master key and the snapshots in a folder."""
+def deployed(url: str, folder: Path, make_source: Callable[..., IndexSource] = IndexSource) -> Iterator[Deployed]:
+    """Open a database that has its tables, with the vault, the master key and the snapshots in a folder."""
     engine = open_engine(url, timeout=30)
     vault = vault_beside(Settings(database_url=url, data_dir=folder, _env_file=None), engine)
-    seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "soak")
-    # Snapshots at every look, so that a kill often falls into one.
-    seal = SnapshotSeal(vault, memory)
-    source = SmallIndexSource(folder=folder / "index", snapshot_interval=0.01, seal=seal)
+    seals, memory = SealedRows(vault), PrivateFolder(private_base(folder / "memory"), "people")
+    source = make_source(folder=folder / "index", seal=SnapshotSeal(vault, memory))
     try:
         yield Deployed(GalleryStore(engine, seals=seals), GalleryHistory(engine, seals), source)
     finally:
