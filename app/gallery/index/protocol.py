@@ -11,7 +11,10 @@ from app.gallery.points import Point
 
 
 class SetBack(Exception):
-    """An index outside the process holds less than it was told: its server has lost the last writes."""
+    """An index outside the process holds less than it was told: its server has lost the last writes.
+
+    Or who was to fill it anew has died.
+    """
 
 
 @dataclass(frozen=True, slots=True)
