@@ -4,14 +4,14 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.engines.milvus_client import MilvusClient
-from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
@@ -59,6 +59,7 @@ class MilvusIndex:
         self._timeout = timeout
         self._generation = ""
         self._told = -1  # the revision up to which it was, through this object
+        self._filling = Filling()
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
         self._doubtful = False  # whether the next look cannot wait
@@ -232,7 +233,8 @@ class MilvusIndex:
 
         Raises:
             DatabaseUnavailable: one does.
-            SetBack: the server has lost what was written last, or another process has overtaken it with less.
+            SetBack: it has died, the server has lost what was written last, or another process has overtaken that
+                with less.
         """
         doubtful = self._doubtful
         if not doubtful and time.monotonic() < self._next_look:
@@ -244,12 +246,18 @@ class MilvusIndex:
                 present, generation = self._stored()
             if generation != self._generation:
                 if present.revision < 0:
-                    raise DatabaseUnavailable(FILLED_ANEW)
+                    self._filling.meet(generation, self._so_far())
                 self._generation = generation
                 self._to_be_seen += 1  # what another has filled it with
         if present.revision < self._told:
             raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
+
+    def _so_far(self) -> int:
+        """How many templates there are; -1 where the collection is not there yet."""
+        with suppress(DatabaseUnavailable):
+            return len(self)
+        return -1
 
     def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
         rows = self.client.query(self.name, consistency_level=consistency, timeout=self._timeout, **what)

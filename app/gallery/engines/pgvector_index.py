@@ -10,7 +10,7 @@ from psycopg import Connection, sql
 
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, read_rows
-from app.gallery.engines.protocol import FILLED_ANEW, last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
@@ -38,6 +38,7 @@ class PgvectorIndex:
         self._dimension = dimension
         self._generation = -1
         self._told = -1  # the revision up to which it was, through this object
+        self._filling = Filling()
         self._size_seen = 0  # chooses how to search; either way is right at any size
         table = sql.Identifier(SCHEMA, name)
         self._lock = sql.SQL("SELECT pg_advisory_xact_lock(hashtextextended({}, 0))").format(sql.Literal(name))
@@ -183,24 +184,24 @@ class PgvectorIndex:
 
         Raises:
             DatabaseUnavailable: another process fills a table anew that somebody had removed.
-            SetBack: the server has lost what was written last.
+            SetBack: the server has lost what was written last, or that process has died.
         """
+        told = self._told
         query = self._nearest_by_graph if by_graph else self._nearest_of_all
         with ExitStack() as cursors:
             with connection.pipeline():
                 state = connection.execute(
-                    "SELECT templates, position < 0 AND generation <> %s, position < %s FROM storage WHERE name = %s",
-                    (self._generation, self._told, self.name),
+                    "SELECT templates, position, generation FROM storage WHERE name = %s", (self.name,)
                 )
                 if by_graph:
                     connection.execute(_BY_GRAPH, (str(min(max(2 * count, _LEAST_EF), _MOST_EF)),))
                 searches = [cursors.enter_context(connection.cursor(binary=True)) for _ in probes]
                 for cursor, probe in zip(searches, probes, strict=True):
                     cursor.execute(query, (Vector(probe), count))
-            templates, filled_anew, set_back = _only(state.fetchone())
-            if filled_anew:
-                raise DatabaseUnavailable(FILLED_ANEW)
-            if set_back:
+            templates, position, generation = _only(state.fetchone())
+            if position < 0 and generation != self._generation:
+                self._filling.meet(generation, templates)
+            if position < told:
                 raise SetBack
             pairs = zip(searches, probes, strict=True)
             return [ranked(*read_rows(cursor, self._dimension), probe) for cursor, probe in pairs], int(templates)

@@ -1,13 +1,16 @@
 """What an engine does, and what its indexes share."""
 
 import hashlib
+import time
 from datetime import UTC, datetime
-from typing import Protocol, runtime_checkable
+from typing import NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates, SharedIndex
+from app.gallery.index.protocol import SetBack
 from app.gallery.records import Gallery
 
 STORAGE = "gallery_"
@@ -15,6 +18,8 @@ STORAGE = "gallery_"
 
 FILLED_ANEW = "the gallery's index is being filled anew; try again, or run `facegallery reindex` if this lasts"
 """What a search says where another process is at it, or died over it: who is not in it yet would be unknown."""
+
+_STANDS_STILL = 60.0  # seconds without progress after which who fills an index anew is taken for dead
 
 
 class IndexEngine(Protocol):
@@ -58,6 +63,27 @@ class EngineIndex(SharedIndex, Protocol):
 
     def ids(self) -> NDArray[np.int64]:
         """The ids of all templates, ascending, shape (N,)."""
+
+
+class Filling:
+    """How another process comes on that fills an index anew, as searches meet it."""
+
+    def __init__(self) -> None:
+        self._met: tuple[object, float] = None, 0.0  # how far it was, and since when
+
+    def meet(self, generation: int | str, templates: int) -> NoReturn:
+        """Refuse a search; to fill an index that somebody else fills as well does no harm.
+
+        Raises:
+            DatabaseUnavailable: it is at it.
+            SetBack: it has stood still for so long that it is to be filled by who asks.
+        """
+        clock, state = time.monotonic(), (generation, templates)
+        if self._met[0] != state:
+            self._met = state, clock
+        if clock - self._met[1] < _STANDS_STILL:
+            raise DatabaseUnavailable(FILLED_ANEW)
+        raise SetBack
 
 
 def storage_name(gallery: Gallery) -> str:

@@ -12,7 +12,10 @@ from app.gallery.unit_length import of_unit_length
 
 
 class SetBack(Exception):
-    """An index outside the process holds less than it was told: its server has lost the last writes."""
+    """An index outside the process holds less than it was told: its server has lost the last writes.
+
+    Or who was to fill it anew has died.
+    """
 
 
 @dataclass(frozen=True, slots=True)

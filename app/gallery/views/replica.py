@@ -26,7 +26,8 @@ from app.gallery.views.owners import TemplateOwners
 from app.gallery.views.view import View
 from app.gallery.views.view_source import ViewSource
 
-_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew; at a search
+_TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew
+_SEARCHES = 3  # of an engine that loses what it is told meanwhile
 _log = structlog.get_logger()
 
 
@@ -185,7 +186,7 @@ class GalleryReplica:
         Raises:
             Busy: an engine has lost the index, and must be filled anew, which takes longer than a request may wait.
         """
-        for _ in range(_TRIES):
+        for _ in range(_SEARCHES):
             try:
                 return self._found(probes, top_k=top_k, rule=rule, limit=limit)
             except SetBack:

@@ -1,6 +1,7 @@
 """Processes that follow one database and share one engine."""
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -134,6 +135,25 @@ def test_what_a_process_died_over_while_it_filled_it_anew_is_filled_by_a_reindex
         identities(replica, store, templates)
     GalleryHistory(store.engine).request_rebuild("people")
     assert identities(replica, store, templates) == [anna, anna, bob]
+
+
+def test_what_a_process_died_over_while_it_filled_it_anew_is_filled_by_who_asks_after_a_while(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+    replica, shared, templates = replica_of(store, open_shared()), open_shared(), new_templates(3)
+    anna = enroll(store, "anna", templates)
+    assert identities(replica, store, templates) == [anna] * 3
+    shared.drop(storage_prefix(store.gallery("people")))  # by somebody's hand
+    index = index_of(store, shared)
+    for after, template_id in ((3600.0, 1), (0.2, 2)):
+        monkeypatch.setattr("app.gallery.engines.protocol._STANDS_STILL", after)
+        index.add(np.array([template_id]), templates[template_id - 1].embedding[None])
+        with pytest.raises(DatabaseUnavailable, match="filled anew"):  # it comes on
+            identities(replica, store, templates)
+    time.sleep(0.3)
+    assert identities(replica, store, templates) == [anna] * 3
+    assert (index.point(), len(index)) == (store.gallery("people").point, 3)
 
 
 def test_an_engine_that_is_ahead_of_a_database_that_was_set_back_is_filled_once(
