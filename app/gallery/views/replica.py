@@ -179,7 +179,11 @@ class GalleryReplica:
     def search(
         self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None = None
     ) -> list[list[Candidate]]:
-        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing."""
+        """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing.
+
+        Raises:
+            ExtractorMismatch: exact embeddings were to be read, and the gallery has moved to another extractor.
+        """
         view = self.view  # one reading: a rebuild may switch it meanwhile
         find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
         if _keeps_exactly(view.index):
