@@ -24,6 +24,7 @@ from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.tables import GalleryRow
 from app.gallery.views.index_source import IndexSource
+from app.gallery.views.owners import TemplateOwners
 from app.gallery.views.replica import GalleryReplica
 from model.image import ImageLimits
 from model.pipeline import Networks
@@ -219,6 +220,26 @@ def test_a_gallery_that_moves_while_it_is_first_searched_is_refused(engine: Engi
     service.store.write = lambda: move(engine)
     with pytest.raises(ExtractorMismatch):
         named(service, one)
+
+
+def test_who_is_merged_while_half_precision_is_searched_has_the_others_name(
+    rounding: GalleryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = np.eye(2, rounding.reader.dimension, dtype=np.float32)
+    enroll(rounding, "anna", one)
+    enroll(rounding, "hanna", other)
+    assert named(rounding, other) == "hanna"
+    real, merges = TemplateOwners.templates_of, iter([("people", "hanna", "anna")])
+
+    def templates_of(self: TemplateOwners, subject_id: int) -> tuple[int, ...]:
+        for merge in merges:  # another call follows it between the ranking and this
+            rounding.store.merge_subjects(*merge)
+            rounding.replicas.up_to_date("people")
+        return real(self, subject_id)
+
+    monkeypatch.setattr(TemplateOwners, "templates_of", templates_of)
+    assert named(rounding, other) == "anna"
+    assert next(merges, None) is None
 
 
 def switch(service: GalleryService, dimension: int) -> None:
