@@ -226,17 +226,22 @@ def _roughly_compared(
 
     Where each template is moved by at most δ, the normalised mean is moved by at most 2δ/R, R being the length of the
     plain mean (1 where the templates are all alike), and so is what is made of it and of the nearest template.
+
+    Who was found a moment ago and has no templates now is not ruled out: that one may have been merged into somebody
+    who was not found. The template is there still then, and who names the candidates finds that this one is gone.
     """
     there, vectors, starts = _vectors_there(vectors_of, candidates)
-    if not there:
-        return []
-    distances = subject_distances(probe, vectors, starts, rule)
-    lengths = np.linalg.norm(np.add.reduceat(vectors, starts, axis=0), axis=1) / np.diff(starts, append=len(vectors))
-    moved = 2 * HALF_PRECISION / np.maximum(lengths, HALF_PRECISION)
-    return [
-        _Rough(Candidate(one.subject_id, one.template_id, distance), candidates[one], by)
-        for one, distance, by in zip(there, distances.tolist(), moved.tolist(), strict=True)
-    ]
+    gone = candidates.keys() - set(there)
+    rough = [_Rough(one, candidates[one] or (one.template_id,), np.inf) for one in gone]
+    if there:
+        distances = subject_distances(probe, vectors, starts, rule)
+        lengths = np.linalg.norm(np.add.reduceat(vectors, starts, axis=0), axis=1)
+        moved = 2 * HALF_PRECISION / np.maximum(lengths / np.diff(starts, append=len(vectors)), HALF_PRECISION)
+        rough += [
+            _Rough(Candidate(one.subject_id, one.template_id, distance), candidates[one], by)
+            for one, distance, by in zip(there, distances.tolist(), moved.tolist(), strict=True)
+        ]
+    return rough
 
 
 def _vectors_there(

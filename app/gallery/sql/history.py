@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 
+from app.gallery.extractor_check import check_extractor
 from app.gallery.points import Point
 from app.gallery.records import Change, Gallery, OwnerBlock, TemplateBlock
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
@@ -20,6 +21,7 @@ from app.gallery.sql.galleries import gallery_with
 from app.gallery.sql.rows import (
     EMBEDDING,
     Sessions,
+    StoredTemplate,
     gallery_of,
     gallery_row,
     in_parts,
@@ -87,17 +89,24 @@ class GalleryHistory:
                 return
             after = int(rows[-1, 0])
 
-    def embeddings(self, template_ids: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
-        """The embeddings (N, D) of templates (N,); a row of NaN for one that is gone or does not open."""
-        found = np.full((len(template_ids), dimension), np.nan, np.float32)
+    def embeddings(self, template_ids: NDArray[np.int64], gallery: Gallery) -> NDArray[np.float32]:
+        """The embeddings (N, D) of a gallery's templates (N,); a row of NaN for one that is gone or does not open.
+
+        Raises:
+            ExtractorMismatch: they are another extractor's by now: the gallery has moved since it was read.
+        """
+        found = np.full((len(template_ids), gallery.dimension), np.nan, np.float32)
         place = {template_id: row for row, template_id in enumerate(template_ids.tolist())}
-        wanted = list(place)
+        rows = list[StoredTemplate]()
         with self._sessions.reading() as session:
-            for asked in in_parts(wanted):
-                rows = template_rows(session, TemplateRow.id.in_(asked), after=0, limit=None)
-                block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
-                for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
-                    found[place[template_id]] = embedding
+            for asked in in_parts(list(place)):
+                rows += template_rows(session, TemplateRow.id.in_(asked), after=0, limit=None)
+            present = gallery_with(session, gallery.id)  # after the rows, and by the same connection
+        if present is not None:
+            check_extractor(present, gallery.extractor)
+        block = template_block(rows, self._seals, dimension=gallery.dimension, sessions=self._sessions)
+        for template_id, embedding in zip(block.ids.tolist(), block.embeddings, strict=True):
+            found[place[template_id]] = embedding
         return found
 
     def flaws(self, template_ids: Sequence[int]) -> dict[int, Flaw]:

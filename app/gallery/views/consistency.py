@@ -261,7 +261,7 @@ def _apart(gallery: Gallery, history: GalleryHistory, view: View, suspects: _Ids
 
 def _differing(gallery: Gallery, history: GalleryHistory, view: View, ids: _Ids) -> tuple[_Ids, _Ids, _Ids]:
     """Which of some templates in SQL the view lacks, has under another subject, or has with another embedding."""
-    stored, owners = history.embeddings(ids, gallery.dimension), history.owners(gallery.id, ids.tolist())
+    stored, owners = history.embeddings(ids, gallery), history.owners(gallery.id, ids.tolist())
     opens = ~np.isnan(stored[:, 0])
     ids, stored = ids[opens], stored[opens]
     found = view.index.vectors(ids)
@@ -288,7 +288,7 @@ def _closed(gallery: Gallery, history: GalleryHistory, ids: _Ids) -> tuple[tuple
     """
     closed, forgotten = list[int](), list[int]()
     for piece in _pieces(ids):
-        shut = piece[np.isnan(history.embeddings(piece, gallery.dimension)[:, 0])].tolist()
+        shut = piece[np.isnan(history.embeddings(piece, gallery)[:, 0])].tolist()
         flaws = history.flaws(shut)
         there = history.owners(gallery.id, shut)  # asked last, so that nobody who was erased meanwhile is told
         closed += [one for one in shut if one in there]

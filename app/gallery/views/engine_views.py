@@ -53,6 +53,9 @@ class EngineViews:
 
         Only what SQL has committed is ever written to an engine, so what is there and then not in SQL was erased, or
         undone by a backup. The latter may give an id away again at any moment; hence the second look.
+
+        Raises:
+            ExtractorMismatch: the gallery has moved to another extractor meanwhile.
         """
         if not isinstance(index, EngineIndex):
             return

@@ -49,27 +49,25 @@ class GalleryReading:
 
     def __init__(self, gallery: Gallery, history: GalleryHistory) -> None:
         self.name = gallery.name
-        self._id = gallery.id
-        self._extractor = gallery.extractor
-        self._dimension = gallery.dimension
+        self._gallery = gallery
         self._history = history
 
     def gallery(self) -> Gallery | None:
         """The gallery as SQL has it now, None where it is gone."""
-        return self._history.gallery(self._id)
+        return self._history.gallery(self._gallery.id)
 
     def present(self) -> Point | None:
         """Where in its history SQL has the gallery, None where it is gone."""
-        return self._history.point(self._id)
+        return self._history.point(self._gallery.id)
 
     def contradiction(self, point: Point) -> str | None:
         """Why the gallery's history in SQL does not go through a point, None where it does."""
-        return self._history.contradiction(self._id, point)
+        return self._history.contradiction(self._gallery.id, point)
 
     @property
     def large(self) -> bool:
         """Whether building takes longer than a request may wait."""
-        return self._history.has_more_than(self._id, _LARGE)
+        return self._history.has_more_than(self._gallery.id, _LARGE)
 
     def blocks(self, course: Course, given_up: Callable[[], bool]) -> Iterator[TemplateBlock]:
         """All templates, block by block, while the course goes on.
@@ -78,7 +76,7 @@ class GalleryReading:
             GivenUp: it was.
             Undone, ExtractorMismatch: as `steps`.
         """
-        for block in self._history.template_blocks(self._id):
+        for block in self._history.template_blocks(self._gallery.id):
             if given_up():
                 raise GivenUp
             course.meet(block.point)
@@ -86,8 +84,12 @@ class GalleryReading:
             yield block
 
     def embeddings(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings (N, D) of some templates; NaN where one is gone or does not open."""
-        return self._history.embeddings(ids, self._dimension)
+        """Embeddings (N, D) of some templates; NaN where one is gone or does not open.
+
+        Raises:
+            ExtractorMismatch: the gallery has moved to another extractor.
+        """
+        return self._history.embeddings(ids, self._gallery)
 
     def owners(self, course: Course | None = None) -> TemplateOwners:
         """Who owns which template, read while the course, if there is one, goes on.
@@ -95,7 +97,7 @@ class GalleryReading:
         Raises:
             Undone: of the course.
         """
-        blocks = list(self._history.owner_blocks(self._id))
+        blocks = list(self._history.owner_blocks(self._gallery.id))
         if course is not None:
             for block in blocks:
                 course.meet(block.point)
@@ -125,10 +127,10 @@ class GalleryReading:
             Undone: they follow upon another point of that revision.
         """
         if revision - after.revision > _FEW:
-            revision, found = self._history.slice_of_changes(self._id, after=after.revision, up_to=revision)
+            revision, found = self._history.slice_of_changes(self._gallery.id, after=after.revision, up_to=revision)
             if found < revision - after.revision:
                 raise Gap
-        changes = self._history.changes(self._id, after=after.revision, up_to=revision)
+        changes = self._history.changes(self._gallery.id, after=after.revision, up_to=revision)
         trail = [after]
         for change in changes:
             before = trail[-1]
@@ -150,10 +152,10 @@ class GalleryReading:
             ExtractorMismatch: it has.
             Undone: it has, and is back already, or gone: what is read in several goes is of both.
         """
-        if all(len(embedding) == self._dimension for embedding in embeddings):
+        if all(len(embedding) == self._gallery.dimension for embedding in embeddings):
             return
         present = self.gallery()
-        if present is None or present.dimension == self._dimension:
+        if present is None or present.dimension == self._gallery.dimension:
             raise Undone
-        check_extractor(present, self._extractor)
+        check_extractor(present, self._gallery.extractor)
         raise ValueError(f"gallery {self.name!r} has embeddings of {present.dimension} numbers by this extractor")

@@ -184,6 +184,7 @@ class GalleryReplica:
         """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing.
 
         Raises:
+            ExtractorMismatch: exact embeddings were to be read, and the gallery has moved to another extractor.
             Busy: an engine has lost the index, and must be filled anew, which takes longer than a request may wait.
         """
         for _ in range(_SEARCHES):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client import REGISTRY
 from sqlalchemy import Engine, update
 from sqlalchemy.orm import Session
@@ -17,11 +18,13 @@ from app.gallery.errors import ExtractorMismatch, InvalidInput
 from app.gallery.matching import Candidate
 from app.gallery.photos import Photo, PhotoReader
 from app.gallery.records import NewTemplate, Subject
+from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.service import GalleryService
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.tables import GalleryRow
 from app.gallery.views.index_source import IndexSource
+from app.gallery.views.owners import TemplateOwners
 from app.gallery.views.replica import GalleryReplica
 from model.image import ImageLimits
 from model.pipeline import Networks
@@ -40,36 +43,62 @@ class WrittenBeside(GalleryStore):
         return super().subjects_by_id(ids)
 
 
+class ReadAfter(GalleryHistory):
+    """A history in which something is written between a search and the exact embeddings of whom it found."""
+
+    write: Callable[[], object] | None = None
+
+    def embeddings(self, *asked: Any) -> NDArray[np.float32]:
+        if (write := self.write) is not None:
+            self.write = None
+            write()
+        return super().embeddings(*asked)
+
+
+ServiceOf = Callable[[IndexSource], GalleryService]
+
+
 @pytest.fixture
-def service(engine: Engine, forgetting: Forgetting, networks: Networks) -> GalleryService:
-    reader = PhotoReader(
-        networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=1, queue_timeout=60
-    )
-    return GalleryService(
-        WrittenBeside(engine),
-        GalleryHistory(engine),
-        reader,
-        IndexSource(),
-        forgetting=forgetting,
-        retention=Retention(engine, forgetting),
-    )
+def service_of(engine: Engine, forgetting: Forgetting, networks: Networks) -> ServiceOf:
+    """Makes a service with indexes of some kind."""
+
+    def made(indexes: IndexSource) -> GalleryService:
+        reader = PhotoReader(
+            networks, image_limits=ImageLimits(), quality_limits=QualityLimits(), workers=1, queue_timeout=60
+        )
+        retention = Retention(engine, forgetting)
+        return GalleryService(
+            WrittenBeside(engine), ReadAfter(engine), reader, indexes, forgetting=forgetting, retention=retention
+        )
+
+    return made
 
 
-def enroll(
-    service: GalleryService,
-    key: str,
-    embedding: np.ndarray[tuple[int], np.dtype[np.float32]],
-    terms: Terms | None = None,
-) -> None:
+@pytest.fixture
+def service(service_of: ServiceOf) -> GalleryService:
+    return service_of(IndexSource())
+
+
+@pytest.fixture
+def rounding(service_of: ServiceOf) -> GalleryService:
+    """A service with as many strangers in its gallery as it takes to keep embeddings in half precision."""
+    service = service_of(IndexSource(kind="compressed", half=True))
+    random = np.random.default_rng(0)
+    for subject in range(40):
+        vectors = random.normal(size=(26, service.reader.dimension)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        enroll(service, f"stranger {subject}", *vectors)
+    return service
+
+
+def enroll(service: GalleryService, key: str, *embeddings: NDArray[np.float32], terms: Terms | None = None) -> None:
     quality = Quality(detection_score=0.9, face_size=80.5, sharpness=130.25, yaw=-3.5, pitch=2.0, roll=0.25)
-    template = NewTemplate(embedding, quality, key)
+    templates = [NewTemplate(embedding, quality, f"{key} {number}") for number, embedding in enumerate(embeddings)]
     extractor, dimension = service.extractor, service.reader.dimension
-    service.store.enroll(
-        "people", key, [template], metadata=None, extractor=extractor, dimension=dimension, terms=terms
-    )
+    service.store.enroll("people", key, templates, metadata=None, extractor=extractor, dimension=dimension, terms=terms)
 
 
-def named(service: GalleryService, probe: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str | None:
+def named(service: GalleryService, probe: NDArray[np.float32]) -> str | None:
     (match,) = service.identify_embedding("people", probe.tolist(), threshold=1.0).matches
     return None if match.identity is None else match.identity.subject.key
 
@@ -117,7 +146,7 @@ def test_those_whose_time_is_over_take_nobodys_place(service: GalleryService, mo
     end = datetime.now(UTC) + timedelta(hours=1)
     for number in range(40):
         old = (one + 0.001 * number * other) / np.linalg.norm(one + 0.001 * number * other)
-        enroll(service, f"of {number} years ago", old.astype(np.float32), {"expires_at": end})
+        enroll(service, f"of {number} years ago", old.astype(np.float32), terms={"expires_at": end})
     near = (one + 0.3 * other) / np.linalg.norm(one + 0.3 * other)
     enroll(service, "anna", near.astype(np.float32))
     enroll(service, "zoe", far)
@@ -135,7 +164,7 @@ def test_the_search_goes_no_deeper_than_the_threshold(service: GalleryService, m
     vectors = np.eye(40, service.reader.dimension, dtype=np.float32)
     end = datetime.now(UTC) + timedelta(hours=1)
     for number, vector in enumerate(vectors):
-        enroll(service, f"{number}", vector, {"expires_at": end})
+        enroll(service, f"{number}", vector, terms={"expires_at": end})
     service.retention.clock = lambda: end
     depths, real = list[int](), GalleryReplica.search
 
@@ -191,3 +220,46 @@ def test_a_gallery_that_moves_while_it_is_first_searched_is_refused(engine: Engi
     service.store.write = lambda: move(engine)
     with pytest.raises(ExtractorMismatch):
         named(service, one)
+
+
+def test_who_is_merged_while_half_precision_is_searched_has_the_others_name(
+    rounding: GalleryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = np.eye(2, rounding.reader.dimension, dtype=np.float32)
+    enroll(rounding, "anna", one)
+    enroll(rounding, "hanna", other)
+    assert named(rounding, other) == "hanna"
+    real, merges = TemplateOwners.templates_of, iter([("people", "hanna", "anna")])
+
+    def templates_of(self: TemplateOwners, subject_id: int) -> tuple[int, ...]:
+        for merge in merges:  # another call follows it between the ranking and this
+            rounding.store.merge_subjects(*merge)
+            rounding.replicas.up_to_date("people")
+        return real(self, subject_id)
+
+    monkeypatch.setattr(TemplateOwners, "templates_of", templates_of)
+    assert named(rounding, other) == "anna"
+    assert next(merges, None) is None
+
+
+def switch(service: GalleryService, dimension: int) -> None:
+    """Have the gallery move to an extractor that sees everybody elsewhere."""
+    moving, gallery = ReembeddingStore(service.store.engine), service.store.gallery("people")
+    ids = [one.id for one in service.store.templates("people", subject=None, after=0, limit=2000).items]
+    elsewhere = np.random.default_rng(1).normal(size=(len(ids), dimension)).astype(np.float32)
+    moving.add(gallery, "other@123", ids, elsewhere / np.linalg.norm(elsewhere, axis=1, keepdims=True))
+    moving.switch(gallery, "other@123", dimension=dimension, unusable=(), with_crops=False)
+
+
+@pytest.mark.parametrize("dimension", [128, 64])
+def test_exact_embeddings_of_another_extractor_than_that_of_the_search_are_not_compared(
+    rounding: GalleryService, dimension: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    anna = np.eye(1, rounding.reader.dimension, dtype=np.float32)[0]
+    enroll(rounding, "anna", anna)
+    assert named(rounding, anna) == "anna"
+    assert isinstance(rounding.history, ReadAfter)
+    rounding.history.write = lambda: switch(rounding, dimension)
+    with pytest.raises(ExtractorMismatch):
+        named(rounding, anna)
+    assert "template.tampered" not in capsys.readouterr().out

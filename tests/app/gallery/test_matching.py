@@ -259,18 +259,42 @@ def test_the_mean_is_that_of_the_templates_that_are_there(rule: MatchingRule) ->
     assert find_candidates(index, owners, probe[None], top_k=1, rule=rule) == [found]
 
 
-def test_a_subject_whose_templates_went_during_the_search_keeps_its_place() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_a_subject_whose_templates_went_during_the_search_keeps_its_place(half: bool) -> None:
     class Emptied(ExactIndex):
         def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
             found = super().search(probes, count)
             self.remove(np.arange(3))
             return found
 
-    vectors = unit_vectors(3, seed=0)
-    index = Emptied(DIMENSION)
+    vectors = np.eye(1, DIMENSION, dtype=np.float32).repeat(3, axis=0)
+    index, owners = Emptied(DIMENSION), owners_of({0: 7, 1: 7, 2: 7})
     index.add(np.arange(3), vectors)
-    (found,) = find_candidates(index, owners_of({0: 7, 1: 7, 2: 7}), vectors[:1], top_k=1)
+    (found,) = find_candidates(index, owners, vectors[:1], top_k=1, exact_vectors=kept_if(half, vectors))
     assert found == [Candidate(7, 0, 0.0)]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("templates", [1, 2])
+def test_a_subject_who_is_merged_during_the_search_keeps_its_place(templates: int, half: bool) -> None:
+    """So that who names it finds it gone, and looks again: the other one is not among those that were found."""
+
+    class Merging(TemplateOwners):
+        def subjects_of(self, template_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+            found = super().subjects_of(template_ids)
+            self.move([(template_id, 1) for template_id in range(templates)])
+            return found
+
+    vectors = at_cosine(*[0.6] * templates, *[0.4] * 40, 0.1)
+    owners = Merging(np.arange(templates + 41), np.array([0] * templates + list(range(2, 42)) + [1]))
+    probe = np.eye(1, vectors.shape[1], dtype=np.float32)
+    near = distance_between(probe[0], vectors[0])
+    for limit in (None, near - 0.1):  # by the mean two templates may be nearer than either
+        (found,) = find_candidates(
+            index_of(vectors), owners, probe, top_k=1, limit=limit, exact_vectors=kept_if(half, vectors)
+        )
+        assert found == [Candidate(0, 0, near)]
+        owners.move([(template_id, 0) for template_id in range(templates)])
 
 
 def test_both_is_the_default() -> None:
@@ -332,6 +356,10 @@ class Kept:
     def __call__(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         self.asked += ids.tolist()
         return self.vectors[ids]
+
+
+def kept_if(half: bool, vectors: NDArray[np.float32]) -> Kept | None:
+    return Kept(vectors) if half else None
 
 
 def index_of(vectors: NDArray[np.float32]) -> ExactIndex:
