@@ -134,14 +134,16 @@ def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[Template
             session.merge(CropRow(template_id=template.id, image=sealed))
 
 
-def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRow:
+def gallery_row(session: Session, name: str, *, lock: bool = False, gallery_id: int | None = None) -> GalleryRow:
     """The gallery's row, locked for a write where asked.
 
     Raises:
-        GalleryNotFound: no gallery has that name.
+        GalleryNotFound: no gallery has that name, or another one than that with the given id.
     """
     query = select(GalleryRow).filter_by(name=name)
     row = session.scalar(query.with_for_update() if lock else query)
+    if gallery_id is not None and (row is None or row.id != gallery_id):
+        raise GalleryNotFound(f"gallery {name!r} was erased meanwhile", part="gallery")
     if row is None:
         raise no_gallery(name)
     return row

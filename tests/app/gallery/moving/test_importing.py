@@ -27,7 +27,7 @@ from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
-from app.gallery.records import Subject
+from app.gallery.records import Enrolment, Subject
 from app.gallery.store import GalleryStore
 from app.gallery.tables import CropRow
 from model.image import ImageLimits
@@ -151,7 +151,7 @@ def test_a_gallery_that_is_erased_meanwhile_is_not_made_again(
         if len(told) == 2:
             store.delete_gallery("people")
 
-    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+    with pytest.raises(GalleryNotFound, match="was erased meanwhile"):
         run(source, erase)
     assert store.galleries() == ()
     assert run(source).added == 5
@@ -171,10 +171,30 @@ def test_a_gallery_that_is_erased_while_known_photos_are_passed_over_is_not_made
         if len(told) == 1:
             store.delete_gallery("people")
 
-    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+    with pytest.raises(GalleryNotFound, match="was erased meanwhile"):
         run(source, erase)
     assert told[0] == 2
     assert store.galleries() == ()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_gallery_that_is_erased_as_a_subject_is_about_to_be_stored_is_not_made_again(
+    folder: Path, engine: Engine, reader: PhotoReader, made_anew: bool
+) -> None:
+    class Erased(GalleryStore):
+        """Erases the gallery, and makes another one of that name, before the transaction that stores the second."""
+
+        def enroll(self, gallery: str, key: str, *args: Any, **options: Any) -> Enrolment:
+            if key == "bob":
+                former = self.delete_gallery(gallery)
+                if made_anew:
+                    self.create_gallery(gallery, extractor=former.extractor, dimension=former.dimension, policy=None)
+            return super().enroll(gallery, key, *args, **options)
+
+    store = Erased(engine)
+    with pytest.raises(GalleryNotFound, match=r"^gallery 'people' was erased meanwhile$"):
+        PeopleImport(store, reader, "people", workers=2, max_bytes=10**7).run(people_of_folder(folder))
+    assert [store.size(one).subjects for one in store.galleries()] == [0] * made_anew
 
 
 def test_crops_are_kept_later_where_they_are_wanted(
