@@ -196,10 +196,10 @@ class GalleryStore:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-        and was not kept yet. `metadata` and `terms`, where given, replace the old. A subject who is due by now is
-        erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before a
-        subject that is there gets an earlier end, and may raise. With `gallery_id` the gallery has to be that one, and
-        is not made.
+        and was not kept yet, or not whole. `metadata` and `terms`, where given, replace the old. A subject who is due
+        by now is erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before
+        a subject that is there gets an earlier end, and may raise. With `gallery_id` the gallery has to be that one,
+        and is not made.
 
         Raises:
             ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.

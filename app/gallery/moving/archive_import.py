@@ -41,7 +41,8 @@ def import_archive(
     The archive is read through and checked before anything is stored. Every transaction stores whole subjects, but of
     one with more than a thousand templates a thousand at a time. The gallery is made where it is missing, with the
     archive's threshold policy and rules of consent and retention. Where the embeddings are another extractor's, they
-    are made anew from the crops, if every template has one.
+    are made anew from the crops, if every template has one. Where crops are stored or embedded, a subject of whom one
+    is not its template's is refused.
 
     Args:
         archive: that was opened.
@@ -83,6 +84,9 @@ def import_archive(
     begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
         before, wanted = stored.added, [subject for subject in subjects if subject.key not in refused]
+        if anew or keep_crops:
+            refused |= {one.subject: _told(one, begun) for one in _with_unusable_crops(wanted, needed=anew)}
+            wanted = [subject for subject in wanted if subject.key not in refused]
         if retention is not None and wanted:
             refused |= {one.subject: one for one in _erased_for_good(store, retention, owner, wanted)}
             wanted = [subject for subject in wanted if subject.key not in refused]
@@ -95,9 +99,7 @@ def import_archive(
                 store.engine, owner, wanted, extractor=identity, journal=store.journal, seals=store.seals
             )
             stored += Stored(part.added, part.known)
-            for one in part.refused:
-                late = "; what came before of this subject was stored" if one.subject == begun else ""
-                refused[one.subject] = replace(one, detail=one.detail + late)
+            refused |= {one.subject: _told(one, begun) for one in part.refused}
         begun = subjects[-1].key
         count = sum(len(subject.templates) for subject in subjects)
         progress(count, count - (stored.added - before))
@@ -150,6 +152,23 @@ def _groups(subjects: Iterator[PortableSubject]) -> Iterator[list[PortableSubjec
         yield group
 
 
+def _told(refused: RefusedSubject, begun: str) -> RefusedSubject:
+    """The refusal, with what was stored of the subject if it is the one that was begun with."""
+    late = "; what came before of this subject was stored" if refused.subject == begun else ""
+    return replace(refused, detail=refused.detail + late)
+
+
+def _with_unusable_crops(subjects: Sequence[PortableSubject], *, needed: bool) -> Iterator[RefusedSubject]:
+    """Those of some subjects who have a crop that is not its template's, or, where each needs one, lack one."""
+    for subject in subjects:
+        try:
+            for template in subject.templates:
+                if needed or template.crop is not None:
+                    decode_crop(template.crop or b"", sha256=template.crop_sha256)
+        except UnsupportedImage as error:
+            yield RefusedSubject(subject.key, "crop-unusable", f"the archive has a crop that cannot be used: {error}")
+
+
 def _without_crops(subjects: Sequence[PortableSubject]) -> list[PortableSubject]:
     return [
         replace(subject, templates=tuple(replace(template, crop=None) for template in subject.templates))
@@ -158,14 +177,11 @@ def _without_crops(subjects: Sequence[PortableSubject]) -> list[PortableSubject]
 
 
 def _embedded_anew(subjects: Sequence[PortableSubject], extractor: Extractor) -> list[PortableSubject]:
-    try:
-        crops = [
-            decode_crop(template.crop or b"", sha256=template.crop_sha256)
-            for subject in subjects
-            for template in subject.templates
-        ]
-    except UnsupportedImage as error:
-        raise ArchiveDamaged(f"the archive has a crop that cannot be used: {error}") from error
+    crops = [
+        decode_crop(template.crop or b"", sha256=template.crop_sha256)
+        for subject in subjects
+        for template in subject.templates
+    ]
     embeddings = iter(extractor.embed(np.stack(crops)) if crops else ())
     return [
         replace(subject, templates=tuple(replace(one, embedding=next(embeddings)) for one in subject.templates))

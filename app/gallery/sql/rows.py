@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
+from app.gallery.crops import is_whole
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.points import new_mark
 from app.gallery.policy import policy_from_json
@@ -111,7 +112,9 @@ def have_snapshots_erased(owner: GalleryRow) -> None:
 
 
 def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[TemplateRow, str | None, bytes]]) -> None:
-    """Store crops of templates, sealed with the keys of their subjects; one that is there and opens is kept.
+    """Store crops of templates, sealed with the keys of their subjects; one that is there and whole is kept.
+
+    One that opens need not be the template's: an archive of another program may have brought it.
 
     Args:
         session: of a transaction that writes.
@@ -123,7 +126,11 @@ def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[Template
     rows = {row.template_id: row for row in session.scalars(query)} if ids else {}
     there = [(template, key_id) for template, key_id, _ in crops if template.id in rows]
     opened = seals.open([SealedRow(key_id, crop_identity(one), rows[one.id].image) for one, key_id in there])
-    whole = {one.id for (one, _), image in zip(there, opened, strict=True) if not isinstance(image, Flaw)}
+    whole = {
+        one.id
+        for (one, _), image in zip(there, opened, strict=True)
+        if not isinstance(image, Flaw) and is_whole(image, sha256=one.crop_sha256)
+    }
     by_key: dict[str | None, list[tuple[TemplateRow, bytes]]] = {}
     for template, key_id, image in crops:
         if template.id not in whole:

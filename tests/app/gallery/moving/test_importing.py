@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.enrolling import Enroller
@@ -218,6 +218,19 @@ def test_a_crop_that_does_not_open_any_more_is_made_whole_again(
     assert (report.known, report.passed_over) == (1, 4)
     with open_snapshot(sealed_store.engine, "people", subject="bob", seals=sealed_store.seals) as snapshot:
         assert all(one.crop for _, one in snapshot.templates(crops=True))
+
+
+def test_a_crop_that_is_not_the_templates_is_made_whole_again(
+    folder: Path, run: Callable[..., ImportReport], engine: Engine
+) -> None:
+    run(people_of_folder(folder), keep_crops=True)
+    with engine.begin() as connection:
+        images = connection.scalars(select(CropRow.image).order_by(CropRow.template_id)).all()
+        connection.execute(update(CropRow).where(CropRow.image == images[0]).values(image=images[1]))
+    report = run(people_of_folder(folder), keep_crops=True)
+    assert (report.added, report.known, report.passed_over) == (0, 1, 4)
+    with engine.connect() as connection:
+        assert connection.scalars(select(CropRow.image).order_by(CropRow.template_id)).all() == images
 
 
 def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., ImportReport]) -> None:
