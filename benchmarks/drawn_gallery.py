@@ -72,7 +72,8 @@ def keep(store: GalleryStore, keys: list[str], people: NDArray[np.float32]) -> N
         PortableSubject(key, {}, moment, moment, _templates(embeddings))
         for key, embeddings in zip(keys, people, strict=True)
     ]
-    restore_people(store.engine, "default", subjects, extractor=extractor, journal=store.journal, seals=store.seals)
+    gallery = store.gallery("default")
+    restore_people(store.engine, gallery, subjects, extractor=extractor, journal=store.journal, seals=store.seals)
 
 
 def _templates(embeddings: NDArray[np.float32]) -> tuple[PortableTemplate, ...]:

@@ -21,6 +21,15 @@ def encode_crop(crop: NDArray[np.uint8]) -> bytes:
     return bytes(file)
 
 
+def is_whole(file: bytes, *, sha256: str) -> bool:
+    """Whether a PNG file is the crop that a template was made of (see `decode_crop`)."""
+    try:
+        decode_crop(file, sha256=sha256)
+    except UnsupportedImage:
+        return False
+    return True
+
+
 def decode_crop(file: bytes, *, sha256: str) -> NDArray[np.uint8]:
     """The crop (112, 112, 3), uint8, RGB, of a PNG file.
 

@@ -162,11 +162,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Enrolment:
-    """What an enrolment stored: the subject afterwards, the templates made, and those that were there already.
+    """What an enrolment stored, and where: the subject afterwards, the templates made, and those that were there.
 
     `erased_in` is the gallery where a subject of that key was due, and erased first; None where none was.
     """
 
+    gallery_id: int
     subject: Subject
     created: bool
     added: tuple[Template, ...]

@@ -191,24 +191,28 @@ class GalleryStore:
         terms: Terms | None = None,
         due: Due = nobody_is_due,
         earlier_end: Callable[[], None] = allowed,
+        gallery_id: int | None = None,
     ) -> Enrolment:
         """Add templates to a subject; make the gallery and the subject on first use.
 
         A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-        and was not kept yet. `metadata` and `terms`, where given, replace the old. A subject who is due by now is
-        erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before a
-        subject that is there gets an earlier end, and may raise.
+        and was not kept yet, or not whole. `metadata` and `terms`, where given, replace the old. A subject who is due
+        by now is erased first, and made anew; the caller then calls `Forgetting.finish`. `earlier_end` is called before
+        a subject that is there gets an earlier end, and may raise. With `gallery_id` the gallery has to be that one,
+        and is not made.
 
         Raises:
             ConsentRequired: the gallery requires a consent, and neither the terms nor the subject have a good one.
             KeyUnavailable: the subject's key is not in the vault.
             ExtractorMismatch: the gallery belongs to another extractor.
-            GalleryNotFound: PostgreSQL alone: the gallery was there and another transaction erased it while this one
-                waited for its row; nothing was stored, and the next call makes it anew.
+            GalleryNotFound: the gallery with that id was erased. Without an id on PostgreSQL alone: the gallery was
+                there and another transaction erased it while this one waited for its row; nothing was stored, and the
+                next call makes it anew.
         """
         with self._sessions.writing() as session:
-            insert_gallery(session, gallery, extractor, dimension, None)
-            owner = gallery_row(session, gallery, lock=True)
+            if gallery_id is None:
+                insert_gallery(session, gallery, extractor, dimension, None)
+            owner = gallery_row(session, gallery, lock=True, gallery_id=gallery_id)
             check_extractor(gallery_of(owner), extractor)
             erased = self._erase_if_due(session, owner, key, due)
             row, created = subject_for_enrolment(session, self.seals, owner, key, terms or {})
@@ -222,6 +226,7 @@ class GalleryStore:
             counts = {"added": len(added), "known": len(known), "created": created} | dict.fromkeys(terms or {}, True)
             self.journal.write(session, Event("enroll", gallery, (key,), counts))
             return Enrolment(
+                gallery_id=owner.id,
                 subject=found_subject(session, owner, key),
                 created=created,
                 added=tuple(template_of(template, key) for template in added),

@@ -12,8 +12,10 @@ from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ArchiveDamaged, ClockDoubtful, ExtractorMismatch, GalleryExists, GalleryNotFound
 from app.gallery.extractor_check import check_extractor
 from app.gallery.moving.archive import ArchiveReader
+from app.gallery.moving.archive_manifest import Manifest
 from app.gallery.moving.portable import PortableSubject, RefusedSubject, Stored
 from app.gallery.moving.restoring import people_there, restore_people
+from app.gallery.records import Gallery
 from app.gallery.store import GalleryStore
 from model.errors import UnsupportedImage
 from model.extractor import Extractor
@@ -39,7 +41,8 @@ def import_archive(
     The archive is read through and checked before anything is stored. Every transaction stores whole subjects, but of
     one with more than a thousand templates a thousand at a time. The gallery is made where it is missing, with the
     archive's threshold policy and rules of consent and retention. Where the embeddings are another extractor's, they
-    are made anew from the crops, if every template has one.
+    are made anew from the crops, if every template has one. Where crops are stored or embedded, a subject of whom one
+    is not its template's is refused.
 
     Args:
         archive: that was opened.
@@ -54,10 +57,13 @@ def import_archive(
     Raises:
         ArchiveDamaged: it is not as it was written; nothing was stored, except what came before a wrong line.
         ExtractorMismatch: the gallery or the archive belongs to another extractor; nothing was stored.
+        GalleryNotFound: the gallery was erased meanwhile; it is not made again, nor is another one of its name filled.
     """
     manifest, identity = archive.manifest, extractor.card.identity
+    owner: Gallery | None = None
     with suppress(GalleryNotFound):
-        check_extractor(store.gallery(gallery), identity)
+        owner = store.gallery(gallery)
+        check_extractor(owner, identity)
     anew = manifest.extractor != identity
     if anew and manifest.crops < manifest.templates:
         name = manifest.extractor.partition("@")[0]
@@ -73,20 +79,16 @@ def import_archive(
         )
     archive.verify()
     progress(0, 0)
-    with suppress(GalleryExists):
-        store.create_gallery(
-            gallery,
-            extractor=identity,
-            dimension=extractor.dimension,
-            policy=manifest.policy,
-            privacy=None if manifest.privacy == NO_RULES else manifest.privacy,
-        )
+    owner = owner or _made(store, gallery, manifest, extractor)
     stored, refused = Stored(), dict[str, RefusedSubject]()
     begun = ""  # the subject that the last transaction ended with: more of it may come
     for subjects in _groups(archive.subjects()):
         before, wanted = stored.added, [subject for subject in subjects if subject.key not in refused]
+        if anew or keep_crops:
+            refused |= {one.subject: _told(one, begun) for one in _with_unusable_crops(wanted, needed=anew)}
+            wanted = [subject for subject in wanted if subject.key not in refused]
         if retention is not None and wanted:
-            refused |= {one.subject: one for one in _erased_for_good(store, retention, gallery, wanted)}
+            refused |= {one.subject: one for one in _erased_for_good(store, retention, owner, wanted)}
             wanted = [subject for subject in wanted if subject.key not in refused]
         if wanted:
             if anew:
@@ -94,20 +96,31 @@ def import_archive(
             if not keep_crops:
                 wanted = _without_crops(wanted)
             part = restore_people(
-                store.engine, gallery, wanted, extractor=identity, journal=store.journal, seals=store.seals
+                store.engine, owner, wanted, extractor=identity, journal=store.journal, seals=store.seals
             )
             stored += Stored(part.added, part.known)
-            for one in part.refused:
-                late = "; what came before of this subject was stored" if one.subject == begun else ""
-                refused[one.subject] = replace(one, detail=one.detail + late)
+            refused |= {one.subject: _told(one, begun) for one in part.refused}
         begun = subjects[-1].key
         count = sum(len(subject.templates) for subject in subjects)
         progress(count, count - (stored.added - before))
     return replace(stored, refused=tuple(refused.values()))
 
 
+def _made(store: GalleryStore, name: str, manifest: Manifest, extractor: Extractor) -> Gallery:
+    """The gallery, made as the archive says, or as it is where somebody else has made it by now."""
+    with suppress(GalleryExists):
+        return store.create_gallery(
+            name,
+            extractor=extractor.card.identity,
+            dimension=extractor.dimension,
+            policy=manifest.policy,
+            privacy=None if manifest.privacy == NO_RULES else manifest.privacy,
+        )
+    return store.gallery(name)
+
+
 def _erased_for_good(
-    store: GalleryStore, retention: Retention, gallery: str, subjects: Sequence[PortableSubject]
+    store: GalleryStore, retention: Retention, owner: Gallery, subjects: Sequence[PortableSubject]
 ) -> list[RefusedSubject]:
     """Erase those of some subjects that are there and whose time is over.
 
@@ -115,8 +128,8 @@ def _erased_for_good(
         Those of them whom an archive of an earlier day must not bring back: their terms were changed since. All of
         them where the clock is doubted: they stay as they are.
     """
-    found, known_until = store.gallery(gallery), {one.key: one.updated_at for one in subjects}
-    there = people_there(store.engine, gallery, list(known_until))
+    known_until = {one.key: one.updated_at for one in subjects}
+    found, there = people_there(store.engine, owner, list(known_until))
     due = [subject for subject in there if retention.is_due(found, subject)]
     try:
         if due:
@@ -139,6 +152,23 @@ def _groups(subjects: Iterator[PortableSubject]) -> Iterator[list[PortableSubjec
         yield group
 
 
+def _told(refused: RefusedSubject, begun: str) -> RefusedSubject:
+    """The refusal, with what was stored of the subject if it is the one that was begun with."""
+    late = "; what came before of this subject was stored" if refused.subject == begun else ""
+    return replace(refused, detail=refused.detail + late)
+
+
+def _with_unusable_crops(subjects: Sequence[PortableSubject], *, needed: bool) -> Iterator[RefusedSubject]:
+    """Those of some subjects who have a crop that is not its template's, or, where each needs one, lack one."""
+    for subject in subjects:
+        try:
+            for template in subject.templates:
+                if needed or template.crop is not None:
+                    decode_crop(template.crop or b"", sha256=template.crop_sha256)
+        except UnsupportedImage as error:
+            yield RefusedSubject(subject.key, "crop-unusable", f"the archive has a crop that cannot be used: {error}")
+
+
 def _without_crops(subjects: Sequence[PortableSubject]) -> list[PortableSubject]:
     return [
         replace(subject, templates=tuple(replace(template, crop=None) for template in subject.templates))
@@ -147,14 +177,11 @@ def _without_crops(subjects: Sequence[PortableSubject]) -> list[PortableSubject]
 
 
 def _embedded_anew(subjects: Sequence[PortableSubject], extractor: Extractor) -> list[PortableSubject]:
-    try:
-        crops = [
-            decode_crop(template.crop or b"", sha256=template.crop_sha256)
-            for subject in subjects
-            for template in subject.templates
-        ]
-    except UnsupportedImage as error:
-        raise ArchiveDamaged(f"the archive has a crop that cannot be used: {error}") from error
+    crops = [
+        decode_crop(template.crop or b"", sha256=template.crop_sha256)
+        for subject in subjects
+        for template in subject.templates
+    ]
     embeddings = iter(extractor.embed(np.stack(crops)) if crops else ())
     return [
         replace(subject, templates=tuple(replace(one, embedding=next(embeddings)) for one in subject.templates))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Engine, null, select
 
+from app.gallery.crops import is_whole
 from app.gallery.sealing.encryption import Flaw, RowSeals, SealedRow
 from app.gallery.sql.rows import (
     Sessions,
@@ -30,7 +31,7 @@ class ImportJournal:
             gallery: its name; need not be there.
             subject: its key; need not be there.
             photo_sha256: digest of the photo's bytes.
-            with_crop: only if the template's crop is kept, too, and opens.
+            with_crop: only if the template's crop is kept, too, and whole.
         """
         crop = CropRow.image if with_crop else null().label("image")
         query = (
@@ -46,7 +47,11 @@ class ImportJournal:
             found = session.execute(query).all()
         if with_crop:
             crops = self._seals.open([SealedRow(row.key_id, crop_identity(row), row.image) for row in found])
-            found = [row for row, image in zip(found, crops, strict=True) if not isinstance(image, Flaw)]
+            found = [
+                row
+                for row, image in zip(found, crops, strict=True)
+                if not isinstance(image, Flaw) and is_whole(image, sha256=row.crop_sha256)
+            ]
         if not found:
             return False
         rows = [(row.id, SealedRow(row.key_id, template_identity(row), row.embedding)) for row in found]

@@ -210,7 +210,6 @@ class PeopleImport:
                 self._change(subject, metadata, terms)
                 continue
             extractor = self._reader.networks.extractor
-            self._require_same_gallery()
             try:
                 enrolment = self._store.enroll(
                     self._gallery,
@@ -221,6 +220,7 @@ class PeopleImport:
                     dimension=extractor.dimension,
                     terms=terms,
                     due=nobody_is_due if self._retention is None else self._retention.is_due_still,
+                    gallery_id=self._gallery_id,
                 )
             except (
                 ConsentRequired,
@@ -230,6 +230,7 @@ class PeopleImport:
                 late = [one.photo.name for one in reads if one.face is not None]
                 refused += [RefusedPhoto(name, error.slug, str(error)) for name in late]
                 continue
+            self._gallery_id = enrolment.gallery_id
             if self._retention is not None and enrolment.erased_in is not None:
                 self._retention.finish(enrolment.erased_in)
             added += len(enrolment.added)
@@ -240,16 +241,6 @@ class PeopleImport:
             ]
         self._imported.remember(self._gallery, photos)
         return added, known, refused
-
-    def _require_same_gallery(self) -> None:
-        """See to it that the gallery is still there that was when the import began, or was made by it."""
-        try:
-            found = self._store.gallery(self._gallery).id
-        except GalleryNotFound:
-            found = None
-        if self._gallery_id not in {None, found}:
-            raise GalleryNotFound(f"gallery {self._gallery!r} was erased while people were imported into it")
-        self._gallery_id = found
 
     def _change(self, subject: str, metadata: dict[str, Any] | None, terms: Terms) -> None:
         """Change what is known of a subject that is there; who was erased a moment ago is not made again by that."""

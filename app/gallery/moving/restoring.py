@@ -19,7 +19,7 @@ from app.gallery.errors import ConsentRequired, InvalidInput, KeyUnavailable
 from app.gallery.extractor_check import check_extractor
 from app.gallery.journal import Event, Journal
 from app.gallery.moving.portable import PortableSubject, PortableTemplate, RefusedSubject, Stored
-from app.gallery.records import Subject
+from app.gallery.records import Gallery, Subject
 from app.gallery.sealing.encryption import RowSeals
 from app.gallery.sql.rows import (
     Sessions,
@@ -36,20 +36,21 @@ from app.gallery.sql.templates import closed_templates
 from app.gallery.tables import GalleryRow, SubjectRow, TemplateRow, now
 
 
-def people_there(engine: Engine, gallery: str, keys: Collection[str]) -> list[Subject]:
-    """The subjects of a gallery that have one of some keys.
+def people_there(engine: Engine, gallery: Gallery, keys: Collection[str]) -> tuple[Gallery, list[Subject]]:
+    """A gallery as it is now, and its subjects that have one of some keys.
 
     Raises:
-        GalleryNotFound: there is no such gallery.
+        GalleryNotFound: the gallery was erased, also where another one has its name.
     """
     with Sessions(engine).reading() as session:
-        owner = gallery_row(session, gallery)
-        return find_subjects(session, SubjectRow.key.in_(keys), limit=len(keys), gallery_id=owner.id)
+        owner = gallery_row(session, gallery.name, gallery_id=gallery.id)
+        there = find_subjects(session, SubjectRow.key.in_(keys), limit=len(keys), gallery_id=owner.id)
+        return gallery_of(owner), there
 
 
 def restore_people(
     engine: Engine,
-    gallery: str,
+    gallery: Gallery,
     subjects: Sequence[PortableSubject],
     *,
     extractor: str,
@@ -65,12 +66,12 @@ def restore_people(
     sweep would erase again, and whose key is missing or destroyed.
 
     Raises:
-        GalleryNotFound: there is no such gallery.
+        GalleryNotFound: the gallery was erased, also where another one has its name.
         ExtractorMismatch: the gallery belongs to another extractor.
         KeyUnavailable: the key of a new subject was lost while it was stored.
     """
     with Sessions(engine).writing() as session:
-        owner = gallery_row(session, gallery, lock=True)
+        owner = gallery_row(session, gallery.name, lock=True, gallery_id=gallery.id)
         check_extractor(gallery_of(owner), extractor)
         keys = {subject.key for subject in subjects}
         there = select(SubjectRow).where(SubjectRow.gallery_id == owner.id, SubjectRow.key.in_(keys))
@@ -122,7 +123,7 @@ def restore_people(
             record_changes(session, owner, "add", [(template.id, template.subject_id) for template in made])
         session.flush()
         counts = {"added": len(made), "known": known} | ({"consents": consents} if consents else {})
-        journal.write(session, Event("import", gallery, tuple(sorted(keys - refused.keys())), counts))
+        journal.write(session, Event("import", owner.name, tuple(sorted(keys - refused.keys())), counts))
         return Stored(len(made), known, tuple(refused.values()))
 
 

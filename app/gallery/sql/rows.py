@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Engine, Row, delete, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from app.gallery.consent import Terms, consent_from_json, ends_earlier, rules_from_json
+from app.gallery.crops import is_whole
 from app.gallery.errors import GalleryNotFound, SubjectNotFound
 from app.gallery.points import new_mark
 from app.gallery.policy import policy_from_json
@@ -112,7 +113,9 @@ def have_snapshots_erased(owner: GalleryRow) -> None:
 
 
 def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[TemplateRow, str | None, bytes]]) -> None:
-    """Store crops of templates, sealed with the keys of their subjects; one that is there and opens is kept.
+    """Store crops of templates, sealed with the keys of their subjects; one that is there and whole is kept.
+
+    One that opens need not be the template's: an archive of another program may have brought it.
 
     Args:
         session: of a transaction that writes.
@@ -124,7 +127,11 @@ def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[Template
     rows = {row.template_id: row for row in session.scalars(query)} if ids else {}
     there = [(template, key_id) for template, key_id, _ in crops if template.id in rows]
     opened = seals.open([SealedRow(key_id, crop_identity(one), rows[one.id].image) for one, key_id in there])
-    whole = {one.id for (one, _), image in zip(there, opened, strict=True) if not isinstance(image, Flaw)}
+    whole = {
+        one.id
+        for (one, _), image in zip(there, opened, strict=True)
+        if not isinstance(image, Flaw) and is_whole(image, sha256=one.crop_sha256)
+    }
     by_key: dict[str | None, list[tuple[TemplateRow, bytes]]] = {}
     for template, key_id, image in crops:
         if template.id not in whole:
@@ -135,14 +142,16 @@ def keep_crops(session: Session, seals: RowSeals, crops: Sequence[tuple[Template
             session.merge(CropRow(template_id=template.id, image=sealed))
 
 
-def gallery_row(session: Session, name: str, *, lock: bool = False) -> GalleryRow:
+def gallery_row(session: Session, name: str, *, lock: bool = False, gallery_id: int | None = None) -> GalleryRow:
     """The gallery's row, locked for a write where asked.
 
     Raises:
-        GalleryNotFound: no gallery has that name.
+        GalleryNotFound: no gallery has that name, or another one than that with the given id.
     """
     query = select(GalleryRow).filter_by(name=name)
     row = session.scalar(query.with_for_update() if lock else query)
+    if gallery_id is not None and (row is None or row.id != gallery_id):
+        raise GalleryNotFound(f"gallery {name!r} was erased meanwhile", part="gallery")
     if row is None:
         raise no_gallery(name)
     return row

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from app.gallery.crops import is_whole
 from app.gallery.sealing.encryption import Flaw, RowIdentity, RowSeals, SealedRow
 from app.gallery.sql.rows import beside_templates
 from app.gallery.sql.templates import closed_templates
@@ -23,7 +24,7 @@ def complete_twins(
     """Give the target's templates what theirs lack and the source's, which are about to go, have.
 
     That is the embedding, the crop, embeddings of other extractors; what does not open counts as lacking, on both
-    sides. Nothing is flushed.
+    sides, and so does a crop of the target that is not its template's. Nothing is flushed.
 
     Args:
         session: of a transaction that writes.
@@ -73,7 +74,13 @@ class _Between:
     def complete_crops(self) -> None:
         """Give kept templates the crops that they lack."""
         rows = {row.template_id: row for row in beside_templates(self.session, CropRow, self._ids)}
-        whole = self._whole("crop", {kept: rows[kept].image for _, kept in self.pairs if kept in rows})
+        own = {kept: rows[kept].image for _, kept in self.pairs if kept in rows}
+        opened = self._opened("crop", list(own.items()), self.target)
+        whole = {
+            kept
+            for kept, image in zip(own, opened, strict=True)
+            if image is not None and is_whole(image, sha256=self.digests[kept])
+        }
         wanted = [(gone, kept) for gone, kept in self.pairs if gone in rows and kept not in whole]
         values = [(kept, rows[gone].image) for gone, kept in wanted]
         for (_, kept), sealed in zip(wanted, self.sealed_anew("crop", values), strict=True):
@@ -88,7 +95,7 @@ class _Between:
                 theirs.append(row)
             else:
                 own.setdefault(row.extractor, {})[row.template_id] = row.embedding
-        whole = {extractor: self._whole("template", values) for extractor, values in own.items()}
+        whole = {extractor: self._whole(values) for extractor, values in own.items()}
         wanted = [row for row in theirs if kept_of[row.template_id] not in whole.get(row.extractor, set())]
         values = [(kept_of[row.template_id], row.embedding) for row in wanted]
         for row, sealed in zip(wanted, self.sealed_anew("template", values), strict=True):
@@ -118,9 +125,9 @@ class _Between:
     def _ids(self) -> list[int]:
         return [one for pair in self.pairs for one in pair]
 
-    def _whole(self, kind: str, values: dict[int, bytes]) -> set[int]:
-        """The kept templates whose own value opens."""
-        opened = self._opened(kind, list(values.items()), self.target)
+    def _whole(self, values: dict[int, bytes]) -> set[int]:
+        """The kept templates whose own embedding opens."""
+        opened = self._opened("template", list(values.items()), self.target)
         return {kept for kept, value in zip(values, opened, strict=True) if value is not None}
 
     def _opened(self, kind: str, values: Sequence[tuple[int, bytes]], subject: SubjectRow) -> list[bytes | None]:

@@ -40,8 +40,8 @@ def add_templates(
     """Add templates to a subject; answers those that were added and those that were there. `owner` is locked.
 
     A template whose crop the subject has already is not stored again; only the crop itself is, where it is given
-    and was not kept yet. One that does not open any more is sealed anew in its row, which keeps its id, its crop and
-    its place in the journal of imports, and counts as added.
+    and was not kept yet, or not whole. A template that does not open any more is sealed anew in its row, which keeps
+    its id, its crop and its place in the journal of imports, and counts as added.
 
     Raises:
         KeyUnavailable: the subject's key is missing or destroyed, also where all crops are known.

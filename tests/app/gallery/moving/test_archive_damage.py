@@ -21,6 +21,7 @@ from app.gallery.journal import Event, NoJournal
 from app.gallery.moving.archive import ArchiveReader
 from app.gallery.moving.archive_lines import template_from_line
 from app.gallery.moving.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES
+from app.gallery.moving.portable import Stored
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
 from model.quality import Quality
@@ -318,11 +319,36 @@ def test_an_import_that_dies_leaves_no_gallery_without_its_rules(
     assert other.gallery("people").privacy == rules
 
 
-def test_a_crop_that_is_not_the_templates_makes_no_embedding(
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("crop", ["another's", "no picture"])
+def test_who_has_a_crop_that_is_not_the_templates_is_refused_alone(
+    other: GalleryStore, networks: Networks, tmp_path: Path, anew: bool, crop: str
+) -> None:
+    """Whether its embeddings would be made anew from the crops, or the crops be kept for when they are to be."""
+    extractor = "old@1" if anew else networks.extractor.card.identity
+    first, second, third = templates_with_crops()(3)
+    wrong = replace(second, crop=third.crop if crop == "another's" else b"no picture")
+    for key, template in (("anna", first), ("bob", wrong), ("carl", third)):
+        other.enroll("people", key, [template], metadata=None, extractor=extractor, dimension=128)
+    export(other, tmp_path / "b.zip")
+    for added in (2, 0):
+        stored = read_back(tmp_path / "b.zip", other, networks, gallery="copy")
+        assert stored.added == added
+        assert [(one.subject, one.slug) for one in stored.refused] == [("bob", "crop-unusable")]
+    if not anew:
+        assert read_back(tmp_path / "b.zip", other, networks, gallery="copy", keep_crops=False) == Stored(1, 2)
+
+
+def test_who_lacks_a_crop_that_the_archive_promises_is_refused_alone(
     other: GalleryStore, networks: Networks, tmp_path: Path
 ) -> None:
     first, second = templates_with_crops()(2)
-    other.enroll("people", "a", [replace(first, crop=second.crop)], metadata=None, extractor="old@1", dimension=128)
+    for key, template in (("anna", replace(first, crop=None)), ("bob", second)):
+        other.enroll("people", key, [template], metadata=None, extractor="old@1", dimension=128)
     export(other, tmp_path / "b.zip")
-    with pytest.raises(ArchiveDamaged, match="not the one that its template was made of"):
-        read_back(tmp_path / "b.zip", other, networks, gallery="copy")
+
+    def promise(members: dict[str, bytes]) -> None:
+        members[MANIFEST] = members[MANIFEST].replace(b'"crops": 1', b'"crops": 2')
+
+    stored = read_back(rewritten(tmp_path / "b.zip", promise, honest=True), other, networks, gallery="copy")
+    assert (stored.added, [(one.subject, one.slug) for one in stored.refused]) == (1, [("anna", "crop-unusable")])

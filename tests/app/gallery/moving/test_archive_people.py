@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 from app.gallery.consent import Consent, PrivacyRules, Terms
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention, Sweep
+from app.gallery.errors import GalleryNotFound
 from app.gallery.moving.portable import RefusedSubject, Stored
 from app.gallery.records import Enrolment, NewTemplate
 from app.gallery.store import GalleryStore
@@ -256,3 +257,29 @@ def test_a_subject_whose_later_piece_is_refused_is_told_with_what_was_stored(
     assert sealed_store.subject("people", "anna").templates == 1000
     sealed_store.change_gallery("people", {"require_consent": False})
     assert read_back(big, sealed_store, networks) == Stored(added=1501, known=1000)
+
+
+# -- a gallery that is erased meanwhile
+
+
+@pytest.mark.parametrize("after", [0, 1000])
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_gallery_that_is_erased_meanwhile_is_not_made_again_and_no_other_of_its_name_filled(
+    big: Path, source: GalleryStore, sealed_store: GalleryStore, networks: Networks, after: int, made_anew: bool
+) -> None:
+    def make(rules: PrivacyRules) -> None:
+        extractor = source.gallery("people").extractor
+        sealed_store.create_gallery("people", extractor=extractor, dimension=128, policy=None, privacy=rules)
+
+    def erase(count: int, _passed_over: int) -> None:
+        """Once the archive is checked, or once the first piece is stored."""
+        if count == after:
+            sealed_store.delete_gallery("people")
+            if made_anew:
+                make(PrivacyRules(keep_days=30))
+
+    make(PrivacyRules())
+    with pytest.raises(GalleryNotFound, match=r"^gallery 'people' was erased meanwhile$"):
+        read_back(big, sealed_store, networks, progress=erase)
+    there = [(one.privacy.keep_days, sealed_store.size(one).subjects) for one in sealed_store.galleries()]
+    assert there == [(30, 0)] * made_anew

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, select, update
 
 from app.gallery.consent import Consent, PrivacyRules
 from app.gallery.enrolling import Enroller
@@ -27,7 +27,7 @@ from app.gallery.moving.exporting import open_snapshot
 from app.gallery.moving.import_sources import PeopleSource, people_of_folder, people_of_table
 from app.gallery.moving.importing import ImportReport, PeopleImport
 from app.gallery.photos import Photo, PhotoReader
-from app.gallery.records import Subject
+from app.gallery.records import Enrolment, Subject
 from app.gallery.store import GalleryStore
 from app.gallery.tables import CropRow
 from model.image import ImageLimits
@@ -151,7 +151,7 @@ def test_a_gallery_that_is_erased_meanwhile_is_not_made_again(
         if len(told) == 2:
             store.delete_gallery("people")
 
-    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+    with pytest.raises(GalleryNotFound, match="was erased meanwhile"):
         run(source, erase)
     assert store.galleries() == ()
     assert run(source).added == 5
@@ -171,10 +171,30 @@ def test_a_gallery_that_is_erased_while_known_photos_are_passed_over_is_not_made
         if len(told) == 1:
             store.delete_gallery("people")
 
-    with pytest.raises(GalleryNotFound, match="was erased while people were imported"):
+    with pytest.raises(GalleryNotFound, match="was erased meanwhile"):
         run(source, erase)
     assert told[0] == 2
     assert store.galleries() == ()
+
+
+@pytest.mark.parametrize("made_anew", [False, True])
+def test_a_gallery_that_is_erased_as_a_subject_is_about_to_be_stored_is_not_made_again(
+    folder: Path, engine: Engine, reader: PhotoReader, made_anew: bool
+) -> None:
+    class Erased(GalleryStore):
+        """Erases the gallery, and makes another one of that name, before the transaction that stores the second."""
+
+        def enroll(self, gallery: str, key: str, *args: Any, **options: Any) -> Enrolment:
+            if key == "bob":
+                former = self.delete_gallery(gallery)
+                if made_anew:
+                    self.create_gallery(gallery, extractor=former.extractor, dimension=former.dimension, policy=None)
+            return super().enroll(gallery, key, *args, **options)
+
+    store = Erased(engine)
+    with pytest.raises(GalleryNotFound, match=r"^gallery 'people' was erased meanwhile$"):
+        PeopleImport(store, reader, "people", workers=2, max_bytes=10**7).run(people_of_folder(folder))
+    assert [store.size(one).subjects for one in store.galleries()] == [0] * made_anew
 
 
 def test_crops_are_kept_later_where_they_are_wanted(
@@ -198,6 +218,19 @@ def test_a_crop_that_does_not_open_any_more_is_made_whole_again(
     assert (report.known, report.passed_over) == (1, 4)
     with open_snapshot(sealed_store.engine, "people", subject="bob", seals=sealed_store.seals) as snapshot:
         assert all(one.crop for _, one in snapshot.templates(crops=True))
+
+
+def test_a_crop_that_is_not_the_templates_is_made_whole_again(
+    folder: Path, run: Callable[..., ImportReport], engine: Engine
+) -> None:
+    run(people_of_folder(folder), keep_crops=True)
+    with engine.begin() as connection:
+        images = connection.scalars(select(CropRow.image).order_by(CropRow.template_id)).all()
+        connection.execute(update(CropRow).where(CropRow.image == images[0]).values(image=images[1]))
+    report = run(people_of_folder(folder), keep_crops=True)
+    assert (report.added, report.known, report.passed_over) == (0, 1, 4)
+    with engine.connect() as connection:
+        assert connection.scalars(select(CropRow.image).order_by(CropRow.template_id)).all() == images
 
 
 def test_a_file_that_cannot_be_read_is_refused(folder: Path, run: Callable[..., ImportReport]) -> None:

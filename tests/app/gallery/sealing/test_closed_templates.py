@@ -1,5 +1,6 @@
 """A template that does not open is not known: by an enrolment, an import of photos, an import of an archive."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sqlalchemy import Engine, select, text
 
+from app.gallery.crops import encode_crop
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.errors import KeyUnavailable, SubjectNotFound
 from app.gallery.index import ExactIndex
@@ -31,7 +33,7 @@ from app.gallery.tables import CropRow, SubjectRow, TemplateRow
 from app.gallery.views.replica import GalleryReplica
 from model.image import ImageLimits
 from model.pipeline import Networks
-from model.quality import QualityLimits
+from model.quality import Quality, QualityLimits
 from tests.app.gallery.archives import export, fill, read_back, templates_with_crops
 
 Templates = Callable[[int], list[NewTemplate]]
@@ -51,6 +53,16 @@ def lose_key(engine: Engine, vault: Vault, key: str) -> None:
     with engine.connect() as connection:
         key_id = connection.execute(text("SELECT key_id FROM subject WHERE key = :key"), {"key": key}).scalar_one()
     change(vault.engine, f"DELETE FROM {DataKeyRow.__tablename__} WHERE id = :id", id=key_id)
+
+
+def with_crop(seed: int) -> NewTemplate:
+    """A template with the crop of whose pixels it has the digest."""
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, 256, (112, 112, 3)).astype(np.uint8)
+    vector = random.normal(size=8).astype(np.float32)
+    quality = Quality(0.9, 80.5, 130.25, yaw=-3.5, pitch=2.0, roll=0.1)
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return NewTemplate(vector / np.linalg.norm(vector), quality, digest, encode_crop(pixels))
 
 
 def opened(store: GalleryStore, key: str) -> int:
@@ -104,18 +116,21 @@ def test_an_embedding_that_no_index_takes_holds_up_nobody_until_the_same_photo_m
     assert running.view.index.vectors(np.array([bad.id])).tolist() == [bob.embedding.tolist()]
 
 
-def test_the_same_photo_makes_a_damaged_crop_whole(
-    engine: Engine, sealed_store: GalleryStore, new_templates: Templates
+@pytest.mark.parametrize("lost", ["damaged", "another's"])
+def test_the_same_photo_makes_a_crop_whole_that_is_damaged_or_not_the_templates(
+    engine: Engine, sealed_store: GalleryStore, lost: str
 ) -> None:
     def crops() -> list[bytes]:
         moves = ReembeddingStore(sealed_store.engine, sealed_store.seals)
         return [one.image for one in moves.crops_to_embed(sealed_store.gallery("people"), "new@1", after=0, limit=9)]
 
-    templates = [replace(one, crop=b"png of " + one.crop_sha256.encode()) for one in new_templates(2)]
-    first, second = enroll(sealed_store, "anna", templates).added
+    templates = [with_crop(number) for number in range(2)]
     images = [one.crop for one in templates]
-    change(engine, "UPDATE crop SET image = :value WHERE template_id = :id", value=b"\1damaged", id=first.id)
-    assert crops() == [b"", images[1]]
+    # As an archive of another program might have brought it: sealed, but of another picture.
+    first, second = enroll(sealed_store, "anna", [replace(templates[0], crop=images[1]), templates[1]]).added
+    if lost == "damaged":
+        change(engine, "UPDATE crop SET image = :value WHERE template_id = :id", value=b"\1damaged", id=first.id)
+    assert crops() == [b"" if lost == "damaged" else images[1], images[1]]
     sealed = "SELECT image FROM crop WHERE template_id = :id"
     with engine.connect() as connection:
         before = connection.execute(text(sealed), {"id": second.id}).scalar_one()
@@ -310,6 +325,17 @@ def test_a_merge_keeps_a_crop_and_an_embedding_of_another_extractor_that_only_th
     found = sealed_store.subject_embeddings(sealed_store.subject("people", "anna").id)
     assert found.ids.tolist() == [kept]
     assert np.array_equal(found.embeddings[0], spare)
+
+
+@pytest.mark.parametrize("wrong", ["gone", "kept"])
+def test_a_merge_keeps_the_crop_of_a_twin_that_is_the_templates(
+    engine: Engine, sealed_store: GalleryStore, wrong: str
+) -> None:
+    template = with_crop(0)
+    for key, name in (("anna", "kept"), ("hanna", "gone")):
+        enroll(sealed_store, key, [replace(template, crop=with_crop(1).crop) if wrong == name else template])
+    sealed_store.merge_subjects("people", "hanna", "anna")
+    assert crop_of(engine, sealed_store.seals, "anna") == [template.crop]
 
 
 def test_a_merge_into_somebody_whose_key_is_lost_drops_no_twin(
