@@ -64,6 +64,6 @@ class RuntimeMissing(FacegalleryError):
 
 
 class ModelFileError(FacegalleryError):
-    """A network file or a model card is missing, damaged, or not the one it should be."""
+    """A network file or a model card is missing, damaged, or not the one it should be, as its answers may tell."""
 
     slug = "model-file"

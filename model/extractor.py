@@ -12,6 +12,7 @@ from model.errors import ModelFileError
 from model.runtime import Network, Precision, Runtime, open_network
 
 _BATCH = 32  # bounds the memory of a call; larger batches are not faster
+_TOLERANCE = 1e-4  # of an embedding's length; rounding stays a hundred times below
 
 
 class Extractor:
@@ -56,6 +57,7 @@ class Extractor:
 
         Raises:
             ValueError: another shape or type.
+            ModelFileError: the network's answer to a crop has no direction: zeros, or numbers that are none.
         """
         if crops.ndim != 4 or crops.shape[1:] != (CROP_SIZE, CROP_SIZE, 3) or crops.dtype != np.uint8:
             raise ValueError(f"crops must be uint8 of shape (N, 112, 112, 3), not {crops.dtype} of shape {crops.shape}")
@@ -63,5 +65,11 @@ class Extractor:
         for start in range(0, len(crops), _BATCH):
             batch = crops[start : start + _BATCH].transpose(0, 3, 1, 2).astype(np.float32, order="C")
             (embeddings[start : start + _BATCH],) = self._network(batch)
-        embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+            lengths = np.linalg.norm(embeddings, axis=1)
+        if not np.all(np.abs(lengths - 1) < _TOLERANCE):  # false for NaN as well
+            raise ModelFileError(
+                f"the network {self.card.name!r} gives no embedding of a face: its numbers are all zero, or not finite"
+            )
         return embeddings

@@ -34,7 +34,7 @@ from app.gallery.errors import (
 )
 from app.gallery.errors import RefusedPhoto as Refused
 from app.gallery.photos import FaceChoice, Photo
-from model.errors import ImageTooLarge, LowQuality, NoFace, SeveralFaces, UnsupportedImage
+from model.errors import ImageTooLarge, LowQuality, ModelFileError, NoFace, SeveralFaces, UnsupportedImage
 
 router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
 
@@ -54,6 +54,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
             ConsentRequired,
             KeyUnavailable,
             StorageUnwritable,
+            ModelFileError,
             refused=(NoFace, SeveralFaces, LowQuality, UnsupportedImage, ImageTooLarge),
         ),
     },

@@ -9,11 +9,13 @@ from app.api.photo_threads import reads_photos
 from app.api.problems import error_responses
 from app.api.schemas.faces import Detection, EmbeddedFace, Embedding
 from app.gallery.errors import StorageUnwritable
-from model.errors import ImageTooLarge, UnsupportedImage
+from model.errors import ImageTooLarge, ModelFileError, UnsupportedImage
+
+_OF_PHOTOS = (UnsupportedImage, ImageTooLarge, StorageUnwritable)
 
 router = APIRouter(
     tags=["steps"],
-    responses=error_responses(UnsupportedImage, ImageTooLarge, StorageUnwritable),
+    responses=error_responses(*_OF_PHOTOS),
     dependencies=[needs(Scope.IDENTIFY)],
     form_limits=FORM_LIMITS,
 )
@@ -27,7 +29,7 @@ def detect(service: Service, settings: ServiceSettings, image: Image, max_faces:
     return Detection(extractor=service.extractor, faces=[found_face(face) for face in faces])
 
 
-@router.post("/embed", summary="Embed the faces of a photo")
+@router.post("/embed", summary="Embed the faces of a photo", responses=error_responses(*_OF_PHOTOS, ModelFileError))
 @reads_photos
 def embed(service: Service, settings: ServiceSettings, image: Image, max_faces: MaxFaces = 20) -> Embedding:
     """As `/detect`, with the embedding of every face."""

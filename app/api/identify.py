@@ -23,7 +23,7 @@ from app.gallery.errors import ExtractorMismatch, GalleryNotFound, IndexEngineUn
 from app.gallery.identifying import Identification, Match, NamedCandidate
 from app.gallery.service import DEFAULT_GALLERY, GalleryService
 from app.settings import Settings
-from model.errors import ImageTooLarge, UnsupportedImage
+from model.errors import ImageTooLarge, ModelFileError, UnsupportedImage
 
 router = APIRouter(tags=["recognition"])
 
@@ -108,6 +108,7 @@ def _validation() -> Iterator[None]:
         ImageTooLarge,
         IndexEngineUnusable,
         StorageUnwritable,
+        ModelFileError,
         http=(415,),
     ),
 )

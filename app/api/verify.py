@@ -21,7 +21,7 @@ from app.api.schemas.verify import VerifyAnswer
 from app.gallery.errors import ExtractorMismatch, GalleryNotFound, StorageUnwritable, SubjectNotFound
 from app.gallery.photos import FaceChoice
 from app.gallery.service import DEFAULT_GALLERY
-from model.errors import ImageTooLarge, NoFace, SeveralFaces, UnsupportedImage
+from model.errors import ImageTooLarge, ModelFileError, NoFace, SeveralFaces, UnsupportedImage
 
 router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
 
@@ -39,6 +39,7 @@ router = APIRouter(tags=["recognition"], form_limits=FORM_LIMITS)
         UnsupportedImage,
         ImageTooLarge,
         StorageUnwritable,
+        ModelFileError,
     ),
 )
 @reads_photos

@@ -175,7 +175,11 @@ class PhotoReader:
             raise LowQuality(found, part=part)
 
     def embed(self, faces: Sequence[AlignedFace]) -> NDArray[np.float32]:
-        """Embeddings (N, D) of the faces' crops."""
+        """Embeddings (N, D) of the faces' crops.
+
+        Raises:
+            ModelFileError: the network gives none.
+        """
         if not faces:
             return np.empty((0, self.dimension), np.float32)
         with stage("embed"):

@@ -87,6 +87,22 @@ def test_other_shapes_and_types_are_refused(crop: NDArray[np.uint8], networks: N
         networks.extractor.embed(crop)
 
 
+@pytest.mark.parametrize("answer", [0, 1e-30, 1e30, np.inf, np.nan])
+def test_a_network_that_gives_no_direction_is_refused(
+    answer: float, crops: NDArray[np.uint8], networks: Networks
+) -> None:
+    """As one whose weights are damaged, or that leaves the range of a lower precision."""
+
+    def network(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        answers = np.ones((len(batch), 128), np.float32)
+        answers[1] = answer
+        return (answers,)
+
+    broken = Extractor(network, networks.extractor.card)
+    with pytest.raises(ModelFileError, match="'sface' gives no embedding of a face"):
+        broken.embed(crops)
+
+
 @pytest.mark.parametrize("name", ["yunet", "sface"])
 def test_a_network_written_again_has_the_same_bytes(name: str, tmp_path: Path) -> None:
     write_network(read_network(FILES[name]), tmp_path / "again.onnx", half=name == "sface")

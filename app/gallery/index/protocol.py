@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.points import Point
+from app.gallery.unit_length import of_unit_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +95,7 @@ def checked(embeddings: NDArray[np.float32], dimension: int, *, count: int | Non
         raise ValueError(f"expected embeddings of shape (N, {dimension}), got {vectors.shape}")
     if count is not None and len(vectors) != count:
         raise ValueError(f"expected {count} embeddings, one for each id, got {len(vectors)}")
-    lengths = np.linalg.norm(vectors, axis=1)
-    if not np.all(np.abs(lengths - 1) < 1e-3):  # false for NaN as well
+    if not np.all(of_unit_length(vectors)):
         raise ValueError("embeddings must be L2-normalised")
     return vectors
 

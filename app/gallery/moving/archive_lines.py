@@ -14,6 +14,7 @@ from app.gallery.metadata import check_metadata
 from app.gallery.moving.portable import OldEmbedding, PortableSubject, PortableTemplate
 from app.gallery.names import normalise_name
 from app.gallery.sql.rows import EMBEDDING
+from app.gallery.unit_length import of_unit_length
 from model.quality import Quality
 
 MAX_LINE_BYTES = 1024 * 1024
@@ -80,7 +81,7 @@ def template_from_line(line: bytes, dimension: int) -> tuple[str, PortableTempla
     """
     values = read_json(line)
     embedding = np.frombuffer(base64.b64decode(values["embedding"], validate=True), EMBEDDING)
-    if embedding.shape != (dimension,) or not abs(float(np.linalg.norm(embedding)) - 1) < 1e-3:  # true for NaN as well
+    if embedding.shape != (dimension,) or not of_unit_length(embedding[None]).all():
         raise ValueError(f"an embedding is not {dimension} numbers of length 1")
     if set(values["quality"]) != set(_QUALITY):
         raise ValueError("other measures of quality")

@@ -23,6 +23,7 @@ from app.gallery.sql.rows import (
     sealed_columns,
     subject_row,
     template_identity,
+    usable_embeddings,
 )
 from app.gallery.tables import CropRow, SetAsideRow, SpareEmbeddingRow, SubjectRow, TemplateRow
 from model.quality import Quality
@@ -102,8 +103,11 @@ class GallerySnapshot:
             for block in self._session.execute(query.execution_options(yield_per=_ROWS)).partitions():
                 key_ids = [subjects[row.subject_id].key_id for row, _ in block]
                 embeddings = self._opened(
-                    SealedRow(key_id, template_identity(row), row.embedding)
-                    for key_id, (row, _) in zip(key_ids, block, strict=True)
+                    (
+                        SealedRow(key_id, template_identity(row), row.embedding)
+                        for key_id, (row, _) in zip(key_ids, block, strict=True)
+                    ),
+                    dimension=self.gallery.dimension,
                 )
                 there = [at for at, (_, image) in enumerate(block) if image is not None]
                 images = self._opened(
@@ -167,11 +171,14 @@ class GallerySnapshot:
                         embedding = np.frombuffer(value, EMBEDDING)
                         yield OldEmbedding(row.key, row.extractor, row.crop_sha256, embedding, image_at.get(at))
 
-    def _opened(self, rows: Iterable[SealedRow]) -> list[bytes | None]:
-        """The values of rows; None for one that does not open, counted and logged unless the subject was erased."""
+    def _opened(self, rows: Iterable[SealedRow], *, dimension: int = 0) -> list[bytes | None]:
+        """The values of rows; None for one that does not open, counted and logged unless the subject was erased.
+
+        Of embeddings with a `dimension` also for what no archive may hold (see `usable_embeddings`).
+        """
         opened = list[bytes | None]()
         sealed = list(rows)
-        pairs = list(zip(sealed, self._seals.open(sealed), strict=True))
+        pairs = list(zip(sealed, usable_embeddings(self._seals.open(sealed), dimension), strict=True))
         erased = self._erased({row.identity.subject_id for row, value in pairs if value is Flaw.FORGOTTEN})
         for row, value in pairs:
             if isinstance(value, Flaw) and row.identity.subject_id not in erased:

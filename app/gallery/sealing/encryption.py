@@ -48,11 +48,12 @@ class RowIdentity:
 
 
 class Flaw(StrEnum):
-    """Why a row does not open; the value is the event that the log gets."""
+    """Why a row does not open, or to nothing of use; the value is the event that the log gets."""
 
     TAMPERED = "template.tampered"  # not what was sealed there, or not sealed at all
     KEY_MISSING = "template.key_missing"  # the vault does not have the subject's key
     FORGOTTEN = "template.forgotten"  # the key was destroyed: the row comes from a restored backup
+    NOT_NORMALISED = "template.not_normalised"  # an embedding that is not of length 1, which no index takes
 
 
 @dataclass(frozen=True, slots=True)

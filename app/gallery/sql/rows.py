@@ -29,6 +29,7 @@ from app.gallery.tables import (
     TemplateRow,
     now,
 )
+from app.gallery.unit_length import of_unit_length
 from app.telemetry import DAMAGED_TEMPLATES_TOTAL
 from model.quality import Quality
 
@@ -276,7 +277,7 @@ def template_rows(
 def template_block(
     rows: Sequence[StoredTemplate], seals: RowSeals, *, dimension: int, sessions: Sessions | None = None
 ) -> TemplateBlock:
-    """The templates of rows, opened; one that does not open, or not to D numbers, is logged and left out.
+    """The templates of rows, opened; one that does not open to D numbers of length 1 is logged and left out.
 
     See `open_embeddings`.
     """
@@ -302,11 +303,11 @@ def open_embeddings(
     Args:
         rows: as stored.
         seals: that they were sealed with.
-        dimension: D that they must have; 0: any.
+        dimension: D that they must have, and length 1; 0: any.
         sessions: to look again with, where a key was destroyed: a subject that was erased between the reading of its
             rows and that of its key is no damage, and is not logged. None: the caller reads what nobody erases.
     """
-    opened, values = list[bytes | None](), seals.open([row for _, row in rows])
+    opened, values = list[bytes | None](), usable_embeddings(seals.open([row for _, row in rows]), dimension)
     forgotten = [template_id for (template_id, _), value in zip(rows, values, strict=True) if value is Flaw.FORGOTTEN]
     erased = set[int]()
     if forgotten and sessions is not None:  # most often nobody is
@@ -316,13 +317,28 @@ def open_embeddings(
                 erased.difference_update(session.scalars(select(TemplateRow.id).where(TemplateRow.id.in_(asked))))
     for (template_id, row), value in zip(rows, values, strict=True):
         flaw = value if isinstance(value, Flaw) and template_id not in erased else None
-        if isinstance(value, bytes) and len(value) != (dimension * EMBEDDING.itemsize or len(value)):
-            flaw = Flaw.TAMPERED
         if flaw is not None:
             DAMAGED_TEMPLATES_TOTAL.labels(flaw.name.lower()).inc()
             _log.error(str(flaw), template=template_id, gallery_id=row.identity.gallery_id)
-        opened.append(value if isinstance(value, bytes) and flaw is None else None)
+        opened.append(value if isinstance(value, bytes) else None)
     return opened
+
+
+def usable_embeddings(opened: Sequence[bytes | Flaw], dimension: int) -> list[bytes | Flaw]:
+    """What rows of embeddings open to, with a flaw for what is not D numbers of length 1.
+
+    Args:
+        opened: from `RowSeals.open`.
+        dimension: D; 0: unknown, and whatever opens is taken.
+    """
+    if not dimension:
+        return list(opened)
+    size = dimension * EMBEDDING.itemsize
+    sized = [Flaw.TAMPERED if isinstance(one, bytes) and len(one) != size else one for one in opened]
+    values = [one for one in sized if isinstance(one, bytes)]
+    vectors = np.frombuffer(b"".join(values), EMBEDDING).reshape(len(values), dimension)
+    good = iter(of_unit_length(vectors).tolist())
+    return [Flaw.NOT_NORMALISED if isinstance(one, bytes) and not next(good) else one for one in sized]
 
 
 def template_identity(row: Any) -> RowIdentity:

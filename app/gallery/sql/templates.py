@@ -73,7 +73,7 @@ def add_templates(
 def closed_templates(
     seals: RowSeals, templates: Sequence[tuple[TemplateRow, str | None]], *, dimension: int
 ) -> list[TemplateRow]:
-    """Those of some templates that do not open, or not to so many numbers; the log and a metric say why.
+    """Those of some templates that do not open, or not to so many numbers of length 1; log and metric say why.
 
     Args:
         seals: with which they were sealed.

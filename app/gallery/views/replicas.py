@@ -289,11 +289,13 @@ class Replicas:
 
 @contextmanager
 def _refusing(gallery: Gallery) -> Iterator[None]:
-    """Log a gallery that cannot be served, and go on with the others."""
+    """Log a gallery that cannot be served, and go on with the others; whatever it is, they have no part in it."""
     try:
         yield
     except FacegalleryError as error:
         _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+    except Exception as error:
+        _log.error("gallery.refused", gallery=gallery.name, reason=repr(error), exc_info=error)
 
 
 def _which(gallery: Gallery) -> tuple[int, datetime]:

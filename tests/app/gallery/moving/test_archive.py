@@ -200,6 +200,18 @@ def test_who_is_forgotten_while_it_is_written_is_left_out_and_no_damage(
     assert "template.forgotten" not in capsys.readouterr().out
 
 
+def test_what_no_archive_may_hold_is_left_out_and_counted(
+    filled: GalleryStore, templates: Templates, extractor: str, other: GalleryStore, networks: Networks, tmp_path: Path
+) -> None:
+    (bad,) = templates(1)
+    bad = replace(bad, embedding=np.zeros(128, np.float32))
+    filled.enroll("people", "anna", [bad], metadata=None, extractor=extractor, dimension=128)
+    with open_snapshot(filled.engine, "people", seals=filled.seals) as snapshot:
+        assert write_archive(tmp_path / "a.zip", snapshot, subject=None, crops=True).templates == 5
+        assert snapshot.unreadable == 1
+    assert read_back(tmp_path / "a.zip", other, networks) == Stored(added=5)
+
+
 def test_where_writing_fails_the_old_file_stays(filled: GalleryStore, tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_text("old")
     with open_snapshot(filled.engine, "people") as snapshot:

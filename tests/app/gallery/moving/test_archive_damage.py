@@ -6,7 +6,7 @@ import lzma
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from sqlalchemy.orm import Session
 
 from app.gallery.consent import PrivacyRules
 from app.gallery.errors import ArchiveDamaged
+from app.gallery.index import ExactIndex
 from app.gallery.journal import Event, NoJournal
 from app.gallery.moving.archive import ArchiveReader
+from app.gallery.moving.archive_lines import template_from_line
 from app.gallery.moving.archive_manifest import MANIFEST, SUBJECTS, TEMPLATES
 from app.gallery.store import GalleryStore
 from model.pipeline import Networks
+from model.quality import Quality
 from tests.app.gallery.archives import export, fill, read_back, rewritten, templates_with_crops
 from tests.databases import store_in
 
@@ -241,6 +244,27 @@ def test_a_consistent_lie_about_one_person_stops_there_and_the_others_are_whole(
     read_back(good, other, networks)  # the true archive mends it
     size = other.size(other.gallery("people"))
     assert (size.subjects, size.templates) == (3, 5)
+
+
+def test_an_archive_and_an_index_take_the_same_embeddings_to_the_last_bit() -> None:
+    """At the limit of what counts as normalised, too: one that only the index refused would take its gallery down."""
+    random, taken = np.random.default_rng(0), 0
+    values = {"subject": "anna", "crop_sha256": "a" * 64, "created_at": "2026-01-01T00:00:00+00:00"}
+    quality = asdict(Quality(0.9, 80, 100, 0, 0, 0))
+    for _ in range(3000):
+        drawn = random.normal(size=128)
+        vector = (drawn / np.linalg.norm(drawn) * 1.00099999).astype(np.float32)
+        line = json.dumps({**values, "quality": quality, "embedding": embedding(*vector)}).encode()
+        index = ExactIndex(128)
+        try:
+            template_from_line(line, 128)
+        except ValueError:
+            with pytest.raises(ValueError, match="L2-normalised"):
+                index.add(np.array([1]), vector[None])
+        else:
+            index.add(np.array([1]), vector[None])
+            taken += 1
+    assert 0 < taken < 3000
 
 
 @pytest.mark.parametrize(

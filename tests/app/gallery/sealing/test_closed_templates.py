@@ -83,6 +83,27 @@ def test_the_same_photo_makes_a_damaged_template_whole(
     assert sealed_store.gallery("people") == gallery
 
 
+def test_an_embedding_that_no_index_takes_holds_up_nobody_until_the_same_photo_makes_it_whole(
+    sealed_store: GalleryStore, sealed_history: GalleryHistory, new_templates: Templates
+) -> None:
+    anna, bob, carl = new_templates(3)
+    enroll(sealed_store, "anna", [anna])
+    gallery = sealed_store.gallery("people")
+    running = GalleryReplica(gallery, sealed_history, partial(ExactIndex, 8))
+    running.catch_up(*gallery.point)
+    (bad,) = enroll(sealed_store, "bob", [replace(bob, embedding=np.zeros(8, np.float32))]).added
+    (good,) = enroll(sealed_store, "carl", [carl]).added
+    gallery = sealed_store.gallery("people")
+    started = GalleryReplica(gallery, sealed_history, partial(ExactIndex, 8))
+    for replica in (running, started):
+        replica.catch_up(*gallery.point)
+        assert len(replica.view.index) == 2
+        assert replica.view.index.vectors(np.array([good.id])).tolist() == [carl.embedding.tolist()]
+    assert [one.id for one in enroll(sealed_store, "bob", [bob]).added] == [bad.id]
+    running.catch_up(*sealed_store.gallery("people").point)
+    assert running.view.index.vectors(np.array([bad.id])).tolist() == [bob.embedding.tolist()]
+
+
 def test_the_same_photo_makes_a_damaged_crop_whole(
     engine: Engine, sealed_store: GalleryStore, new_templates: Templates
 ) -> None:

@@ -502,6 +502,26 @@ def test_a_gallery_is_loaded_from_a_database_that_can_only_be_read(
     process.upkeep.stop()
 
 
+@pytest.mark.galleries("broken")
+def test_a_gallery_that_cannot_be_loaded_for_an_unknown_reason_takes_no_other_down(
+    store: GalleryStore, new_templates: Templates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(GalleryHistory):
+        def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+            if gallery_id == store.gallery("broken").id:
+                raise ArithmeticError("what nobody has thought of")
+            return super().template_blocks(gallery_id)
+
+    enroll(store, "anna", new_templates(3))
+    replicas = Replicas(store, Broken(store.engine), IndexSource(), extractor=EXTRACTOR)
+    replicas.start([])
+    assert {one.name: one.applied_revision for one in replicas.all()} == {"broken": -1, "people": 1}
+    replicas.stop()
+    told = "".join(capsys.readouterr())
+    assert "gallery.refused" in told
+    assert "Traceback" in told
+
+
 def test_a_gallery_that_becomes_servable_is_loaded_in_the_background(
     store: GalleryStore, history: GalleryHistory, new_templates: Templates
 ) -> None:
