@@ -23,7 +23,6 @@ Call = Callable[..., httpx.Response]
 THREADS = 40  # of the server for calls with photos
 # These stop the start, or are met by commands alone, so that no call can meet them.
 NEVER_ANSWERED = {
-    "model-file",
     "schema-outdated",
     "master-key-missing",
     "template-tampered",
