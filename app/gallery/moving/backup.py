@@ -17,6 +17,7 @@ from sqlalchemy import make_url
 from app.gallery.errors import BackupUnusable, Busy, InvalidInput, SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.moving.progress import Shown, not_shown
+from app.gallery.moving.undone_erasures import have_erased, keys_beside
 from app.gallery.moving.undone_galleries import have_dropped, storage_beside
 from app.gallery.sql.database import make_private, open_engine, sqlite_address
 from app.gallery.sql.epochs import begin_epoch
@@ -116,6 +117,7 @@ def _restore(file: Path, database: Path, folder: Path, timeout: float, shown: Sh
             migrate(engine)
             galleries = begin_epoch(engine)
             have_dropped(engine, storage_beside(database))
+            have_erased(engine, keys_beside(database))
         finally:
             engine.dispose()
         with closing(sqlite3.connect(draft)) as copy:

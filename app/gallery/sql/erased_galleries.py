@@ -9,19 +9,20 @@ from app.gallery.sql.pieces import Owned, erase_piece
 from app.gallery.sql.rows import Sessions
 from app.gallery.tables import ChangeRow, GalleryRow, SubjectRow
 
-_ERASED = "\x18"  # begins such a gallery's name; a name that somebody gives has no control character
+ERASED = "\x18"
+"""Begins such a gallery's name; a name that somebody gives has no control character."""
 _SUBJECTS = 500  # of one transaction, with all that is kept of them, so that others get their turn
 _CHANGES = 10_000
 
 
 def is_there() -> ColumnElement[bool]:
     """Whether a gallery is there, and its erasure has not begun."""
-    return ~GalleryRow.name.startswith(_ERASED)
+    return ~GalleryRow.name.startswith(ERASED)
 
 
 def begin_erasure(session: Session, row: GalleryRow) -> bool:
     """Take a gallery away from everybody, whose row is locked, with a first piece; answers whether that was all."""
-    row.name = f"{_ERASED}{row.id}"
+    row.name = f"{ERASED}{row.id}"
     session.flush()
     return _erase_piece(session, row)
 

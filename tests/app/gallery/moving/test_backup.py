@@ -19,9 +19,11 @@ import psycopg
 import pytest
 from psycopg import sql
 from sqlalchemy import Engine, make_url
+from structlog.testing import capture_logs
 
 from app.gallery.erasure.forgetting import Forgetting
-from app.gallery.errors import BackupUnusable, Busy, DatabaseUnavailable, InvalidInput
+from app.gallery.erasure.retention import Retention
+from app.gallery.errors import BackupUnusable, Busy, DatabaseUnavailable, InvalidInput, StorageUnwritable
 from app.gallery.index import ExactIndex
 from app.gallery.moving import backup
 from app.gallery.moving.backup import VAULT_TABLES, back_up, refuse_databases, restore
@@ -186,6 +188,64 @@ def test_a_restore_undoes_a_merge(
     assert forgetting.erase_what_came_back() == 0
     for key in ("anna", "bob"):
         assert len(sealed_store.subject_embeddings(sealed_store.subject("people", key).id).ids) == 2
+
+
+def test_whose_key_is_still_to_be_destroyed_comes_back_closed_and_is_erased_by_the_first_sweep(
+    sealed_store: GalleryStore,
+    forgetting: Forgetting,
+    vault: Vault,
+    sqlite_url: str,
+    new_templates: Templates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.gallery.sql.erased_galleries._SUBJECTS", 1)
+    people = {"people": ("anna", "bob", "carl", "zoe"), "erased": ("dora", "eva", "fred")}
+    for gallery, keys in people.items():
+        for key in keys:
+            enroll(sealed_store, key, new_templates(1), gallery=gallery)
+    back_up(sqlite_url, tmp_path / "copy.db")
+    sealed_store.merge_subjects("people", "bob", "carl")
+    sealed_store.merge_subjects("erased", "eva", "fred")
+    with vault.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER full BEFORE UPDATE ON data_key BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+    for key in ("anna", "carl"):
+        assert forgetting.forget("people", key)["pending"] == ["key"]
+    sealed_store.delete_gallery("erased")  # and here the process dies: fred is left
+    restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+
+    def open_people() -> set[str]:
+        there = [one for name in people for one in sealed_store.subjects(name, after=0, limit=9).items]
+        return {one.key for one in there if len(sealed_store.subject_embeddings(one.id).ids)}
+
+    assert open_people() == {"zoe"}
+    retention = Retention(sealed_store.engine, forgetting)
+    with pytest.raises(StorageUnwritable):
+        retention.sweep()
+    assert open_people() == {"zoe"}
+    with vault.engine.begin() as connection:
+        connection.exec_driver_sql("DROP TRIGGER full")
+    assert retention.sweep().came_back == 6
+    assert [one.key for name in people for one in sealed_store.subjects(name, after=0, limit=9).items] == ["zoe"]
+    assert sum(vault.wrapped_by().values()) == 1
+
+
+def test_what_cannot_be_read_of_erasures_stops_no_restore_and_is_told(
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    enroll(store, "anna", new_templates(1))
+    back_up(sqlite_url, tmp_path / "copy.db")
+    with capture_logs() as logs:
+        restore(tmp_path / "copy.db", sqlite_url, timeout=30)
+    assert logs == []
+    with store.engine.begin() as connection:  # as another version may have them
+        connection.exec_driver_sql("ALTER TABLE key_to_destroy RENAME TO later")
+    store.close()
+    with capture_logs() as logs:
+        assert restore(tmp_path / "copy.db", sqlite_url, timeout=30) == 1
+    assert [(line["event"], line["reason"]) for line in logs] == [("erasures.unknown", "no such table: key_to_destroy")]
 
 
 @pytest.mark.parametrize("damage", ["the first page", "a page in the middle", "cut off", "another file"])
