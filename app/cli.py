@@ -29,6 +29,7 @@ from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
+from app.gallery.sql.failures import reason
 from app.settings import Settings, unknown_settings
 from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
@@ -100,7 +101,10 @@ def _sentence(error: Exception) -> str | None:
         return f"FACEGALLERY_DATABASE_URL or FACEGALLERY_VAULT_URL: {error}"
     if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
-    return " ".join(str(error).split()) if not isinstance(error, FacegalleryError) else str(error)
+    if not isinstance(error, FacegalleryError):
+        return " ".join(str(error).split())
+    said = reason(error)
+    return str(error) if said is None else f"{error} ({said})"
 
 
 def _setting(flaw: ErrorDetails) -> str:

@@ -14,8 +14,12 @@ from app.gallery.errors import GalleryNotFound, ReceiptInvalid, SubjectNotFound
 receipt = typer.Typer(name="receipt", help="Check receipts of erasures.", no_args_is_help=True)
 _SENTENCES = {
     Standing.ERASED: "genuine; the subject is not in the gallery",
-    Standing.ENROLLED_AGAIN: "genuine, but the subject was enrolled again since: it says nothing of today",
-    Standing.CAME_BACK: "genuine, but the gallery is older than the erasure: a backup was restored; forget again",
+    Standing.ENROLLED_AGAIN: (
+        "genuine, but the subject was enrolled again since, or another has its key: it says nothing of today"
+    ),
+    Standing.CAME_BACK: (
+        "genuine, but what is there is from before: a backup was restored, or an archive imported; forget again"
+    ),
     Standing.OTHER_GALLERY: "genuine; the gallery is gone, or another one has its name",
 }
 

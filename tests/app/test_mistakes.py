@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from tests.app.test_cli import Facegallery, facegallery
 
@@ -111,6 +112,15 @@ def test_what_is_not_there_is_named(facegallery: Facegallery, tmp_path: Path) ->
         done = facegallery(*words)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
         assert str(words[1]) in done.stderr
+
+
+def test_why_a_postgresql_takes_nobody_is_told(tmp_path: Path, postgresql_server: str) -> None:
+    url = make_url(postgresql_server).set(database="nosuch", password="hidden")
+    done = Facegallery(tmp_path, FACEGALLERY_DATABASE_URL=url.render_as_string(hide_password=False))("migrate")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("error: the database does not answer; try again (")
+    assert 'database "nosuch" does not exist' in done.stderr
+    assert "hidden" not in done.stderr
 
 
 def test_a_bug_shows_where_it_is(facegallery: Facegallery) -> None:

@@ -78,7 +78,8 @@ class Receipt(BaseModel):
     gallery_id: int = Field(description="tells it from a later one of the same name")
     revision: int = Field(description="the gallery's, with the erasure")
     subject: str = Field(description="key of the person")
-    erased_at: datetime = Field(description="when")
+    enrolled_at: datetime = Field(description="when the person was enrolled, which tells them from later ones")
+    erased_at: datetime = Field(description="when the rows were erased")
     erased: Erased
     pending: list[str] = Field(description="what a sweep has yet to do: key, vault-log, database-log, index, snapshots")
     public_key: str = Field(description="Ed25519, 32 bytes as base64")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -38,6 +39,17 @@ class Traces:
 
     snapshots: int
     pending: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _ErasedRows:
+    """Of whom, how many templates and keys, and the moment under the gallery's lock, before anybody enrolls anew."""
+
+    gallery: Gallery
+    templates: int
+    keys: int
+    enrolled_at: datetime
+    erased_at: datetime
 
 
 class Forgetting:
@@ -80,18 +92,23 @@ class Forgetting:
         Raises:
             GalleryNotFound, SubjectNotFound: as named; nothing was erased.
         """
-        found, templates, keys = self._erase_rows("forget", gallery, key)
-        traces = self.finish(found, at_once=True)
-        erased = {"subjects": 1, "templates": templates, "keys": keys, "snapshots": traces.snapshots}
+        rows = self._erase_rows("forget", gallery, key)
+        traces = self.finish(rows.gallery, at_once=True)
+        erased = {"subjects": 1, "templates": rows.templates, "keys": rows.keys, "snapshots": traces.snapshots}
         return self.signer.sign(
-            gallery=found, subject=key, erased_at=now(), erased=erased, pending=list(traces.pending)
+            gallery=rows.gallery,
+            subject=key,
+            enrolled_at=rows.enrolled_at,
+            erased_at=rows.erased_at,
+            erased=erased,
+            pending=list(traces.pending),
         )
 
     def erase(self, gallery: str, key: str) -> int:
         """As `forget`, without a receipt; answers how many templates went."""
-        found, templates, _ = self._erase_rows("delete-subject", gallery, key)
-        self.finish(found)
-        return templates
+        rows = self._erase_rows("delete-subject", gallery, key)
+        self.finish(rows.gallery)
+        return rows.templates
 
     def erase_those(self, gallery: Gallery, ids: Sequence[int], due: Due, *, why: str = "expire") -> int:
         """Erase those of some subjects that are due still, now that the gallery is locked; answers how many.
@@ -234,7 +251,7 @@ class Forgetting:
                 _log.warning("keys.destroyed_again", keys=again, reason="an old vault was restored")
             after = ids[-1]
 
-    def _erase_rows(self, action: str, gallery: str, key: str) -> tuple[Gallery, int, int]:
+    def _erase_rows(self, action: str, gallery: str, key: str) -> _ErasedRows:
         with self._sessions.writing() as session:
             owner = gallery_row(session, gallery, lock=True)
             row = subject_row(session, owner, key)
@@ -243,7 +260,7 @@ class Forgetting:
             templates = erase_subject(session, owner, row)
             session.flush()
             self._journal.write(session, Event(action, gallery, (key,), {"templates": templates}))
-            return gallery_of(owner), templates, keys
+            return _ErasedRows(gallery_of(owner), templates, keys, enrolled_at=row.created_at, erased_at=now())
 
 
 def _has_key_of(dead: set[str]) -> Due:

@@ -28,8 +28,8 @@ class Standing(StrEnum):
     """What a genuine receipt says of the gallery today."""
 
     ERASED = "erased"  # the subject is not there
-    ENROLLED_AGAIN = "enrolled-again"  # it was enrolled after the erasure
-    CAME_BACK = "came-back"  # what was erased is there again: a backup was restored
+    ENROLLED_AGAIN = "enrolled-again"  # it was enrolled after the erasure, or another one has its key
+    CAME_BACK = "came-back"  # what was erased is there again: a backup was restored, or an archive imported
     OTHER_GALLERY = "other-gallery"  # the gallery is gone, or another one has its name
 
 
@@ -45,11 +45,18 @@ class ReceiptSigner:
         return base64.b64encode(self._key.public_key().public_bytes_raw()).decode()
 
     def sign(
-        self, *, gallery: Gallery, subject: str, erased_at: datetime, erased: Mapping[str, int], pending: list[str]
+        self,
+        *,
+        gallery: Gallery,
+        subject: str,
+        enrolled_at: datetime,
+        erased_at: datetime,
+        erased: Mapping[str, int],
+        pending: list[str],
     ) -> dict[str, Any]:
         """A receipt: what was erased (counts by kind) and when, what is still on its way, and the signature.
 
-        Of the person it holds the subject's key alone.
+        Of the person it holds the subject's key and the moment of its enrolment alone.
         """
         receipt: dict[str, Any] = {
             "form": FORM,
@@ -58,6 +65,7 @@ class ReceiptSigner:
             "gallery_id": gallery.id,
             "revision": gallery.revision,
             "subject": subject,
+            "enrolled_at": enrolled_at.astimezone(UTC).isoformat(),
             "erased_at": erased_at.astimezone(UTC).isoformat(),
             "erased": dict(erased),
             "pending": pending,
@@ -95,8 +103,12 @@ def standing(receipt: Mapping[str, Any], gallery: Gallery | None, subject: Subje
         return Standing.CAME_BACK
     if subject is None:
         return Standing.ERASED
-    erased_at = datetime.fromisoformat(receipt["erased_at"])
-    return Standing.ENROLLED_AGAIN if subject.created_at > erased_at else Standing.CAME_BACK
+    # The moment of its enrolment goes with a subject through backups and archives, and no two have the same.
+    if "enrolled_at" in receipt:
+        same = subject.created_at == datetime.fromisoformat(receipt["enrolled_at"])
+    else:  # a receipt of an earlier version
+        same = subject.created_at <= datetime.fromisoformat(receipt["erased_at"])
+    return Standing.CAME_BACK if same else Standing.ENROLLED_AGAIN
 
 
 def _signed(receipt: Mapping[str, Any]) -> bytes:

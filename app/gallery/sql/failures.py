@@ -24,6 +24,18 @@ def in_words(failure: BaseException | None) -> str:
     return "the disk is full" if full else str(failure)
 
 
+def reason(error: FacegalleryError) -> str | None:
+    """What PostgreSQL or its driver said where a database counts as away, in one line; None where nobody said a thing.
+
+    For who runs the service: it names host, role and database. It holds no password.
+    """
+    cause = error.__cause__
+    failure = getattr(cause, "orig", cause)
+    if not isinstance(error, DatabaseUnavailable) or failure is None or isinstance(failure, sqlite3.Error):
+        return None
+    return " ".join(str(failure).partition("\n")[0].split()) or None
+
+
 def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | None:
     """The service's error for a driver's, or None for what is a bug.
 

@@ -19,6 +19,12 @@ from app.gallery.sql.database import database_errors
 
 _SCRIPTS = Path(migrations.__file__).parent
 _PATIENCE = 60.0  # seconds for another migration
+# What the role or the address sets is meant for requests: the lock waits for another migration, and idles for its own.
+_NO_LIMITS = """
+SELECT set_config(name, '0', true) FROM pg_settings
+WHERE name IN
+    ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')
+"""
 
 
 def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> None:
@@ -86,7 +92,8 @@ def _version(engine: Engine) -> str | None:
 def _alone(engine: Engine) -> Iterator[None]:
     """Hold the database's tables against other migrations; the lock dies with the process."""
     if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
+        with engine.begin() as connection:  # not of the session: behind a pooler another may have that next
+            connection.execute(text(_NO_LIMITS))
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery migrate'))"))
             yield
         return

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, func, insert, select, text
 
 from app.gallery.erasure.forgetting import Forgetting
-from app.gallery.erasure.receipts import ReceiptSigner, check_receipt
+from app.gallery.erasure.receipts import ReceiptSigner, Standing, check_receipt, standing
 from app.gallery.errors import StorageUnwritable, SubjectNotFound
 from app.gallery.records import Enrolment, Gallery, NewTemplate
 from app.gallery.reembedding.store import ReembeddingStore
@@ -71,6 +72,34 @@ def test_forgetting_destroys_rows_and_key_and_signs_for_it(
     assert vault.open_keys([key_of(engine, "bob")]) != {}
     with pytest.raises(SubjectNotFound):
         forgetting.forget("people", "anna")
+
+
+def test_who_is_enrolled_anew_while_an_erasure_ends_did_not_come_back(
+    sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    old = enroll(sealed_store, "anna", new_templates(1)).subject
+
+    def erase_traces(_gallery: Gallery, _at_once: bool) -> int:
+        enroll(sealed_store, "anna", new_templates(1))
+        return 0
+
+    forgetting.connect(follow=lambda _gallery: None, erase_traces=erase_traces)
+    receipt = forgetting.forget("people", "anna")
+    anew, gallery = sealed_store.subject("people", "anna"), sealed_store.gallery("people")
+    assert old.created_at < datetime.fromisoformat(receipt["erased_at"]) < anew.created_at
+    assert standing(receipt, gallery, anew) is Standing.ENROLLED_AGAIN
+    assert standing(receipt, gallery, old) is Standing.CAME_BACK  # as a backup would bring it back
+
+
+def test_an_older_subject_that_gets_the_key_of_a_forgotten_one_is_another(
+    sealed_store: GalleryStore, forgetting: Forgetting, new_templates: Templates
+) -> None:
+    for key in ("anna", "bob"):
+        enroll(sealed_store, key, new_templates(1))
+    receipt = forgetting.forget("people", "bob")
+    sealed_store.update_subject("people", "anna", new_key="bob")
+    now_bob = sealed_store.subject("people", "bob")
+    assert standing(receipt, sealed_store.gallery("people"), now_bob) is Standing.ENROLLED_AGAIN
 
 
 def test_an_erasure_costs_the_same_however_many_were_erased_before(

@@ -18,13 +18,21 @@ def gallery(*, number: int = 3, revision: int = 7) -> Gallery:
     return Gallery(number, "people", "net@1", 8, revision, None, MOMENT)
 
 
+ENROLLED = MOMENT - timedelta(days=1)
+
+
 def subject(created_at: datetime) -> Subject:
     return Subject(5, "anna", {}, 1, created_at, created_at)
 
 
 def receipt() -> dict[str, Any]:
     return SIGNER.sign(
-        gallery=gallery(), subject="Änna\n", erased_at=MOMENT, erased={"subjects": 1, "templates": 2}, pending=[]
+        gallery=gallery(),
+        subject="Änna\n",
+        enrolled_at=ENROLLED,
+        erased_at=MOMENT,
+        erased={"subjects": 1, "templates": 2},
+        pending=[],
     )
 
 
@@ -38,6 +46,7 @@ def test_a_receipt_survives_json_and_names_nobody_but_by_the_key() -> None:
         "gallery_id",
         "revision",
         "subject",
+        "enrolled_at",
         "erased_at",
         "erased",
         "pending",
@@ -84,8 +93,8 @@ def test_what_is_no_base64_is_passed_over_nowhere() -> None:
 
 def test_the_moment_is_told_in_utc() -> None:
     there = MOMENT.astimezone(timezone(timedelta(hours=2)))
-    made = SIGNER.sign(gallery=gallery(), subject="anna", erased_at=there, erased={}, pending=[])
-    assert made["erased_at"] == "2026-05-01T00:00:00+00:00"
+    made = SIGNER.sign(gallery=gallery(), subject="anna", enrolled_at=there, erased_at=there, erased={}, pending=[])
+    assert {made["enrolled_at"], made["erased_at"]} == {"2026-05-01T00:00:00+00:00"}
 
 
 @pytest.mark.parametrize("value", [None, [], "x", {}, 3])
@@ -95,7 +104,9 @@ def test_what_is_no_receipt_is_refused(value: object) -> None:
 
 
 def test_a_receipt_that_brings_its_own_key_proves_nothing() -> None:
-    forged = ReceiptSigner(bytes(32)).sign(gallery=gallery(), subject="anna", erased_at=MOMENT, erased={}, pending=[])
+    forged = ReceiptSigner(bytes(32)).sign(
+        gallery=gallery(), subject="anna", enrolled_at=ENROLLED, erased_at=MOMENT, erased={}, pending=[]
+    )
     with pytest.raises(ReceiptInvalid, match="changed, or signed by another key"):
         check_receipt(forged, SIGNER.public_key)
 
@@ -107,11 +118,18 @@ def test_a_malformed_key_is_refused(key: str) -> None:
 
 
 def test_a_replayed_receipt_is_held_against_the_gallery() -> None:
-    later, earlier = subject(MOMENT + timedelta(seconds=1)), subject(MOMENT - timedelta(days=1))
+    erased, later, older = subject(ENROLLED), subject(MOMENT + timedelta(seconds=1)), subject(ENROLLED - timedelta(1))
     assert standing(receipt(), gallery(), None) is Standing.ERASED
     assert standing(receipt(), gallery(revision=9), later) is Standing.ENROLLED_AGAIN
-    assert standing(receipt(), gallery(revision=9), earlier) is Standing.CAME_BACK
-    assert standing(receipt(), gallery(revision=9), subject(MOMENT)) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(revision=9), erased) is Standing.CAME_BACK
+    assert standing(receipt(), gallery(revision=9), older) is Standing.ENROLLED_AGAIN  # and renamed
     assert standing(receipt(), gallery(revision=6), None) is Standing.CAME_BACK
     assert standing(receipt(), gallery(number=4), later) is Standing.OTHER_GALLERY
     assert standing(receipt(), None, None) is Standing.OTHER_GALLERY
+
+
+def test_a_receipt_without_the_moment_of_the_enrolment_is_held_against_the_gallery_by_that_of_the_erasure() -> None:
+    given = {name: value for name, value in receipt().items() if name != "enrolled_at"}  # by an earlier version
+    assert standing(given, gallery(), None) is Standing.ERASED
+    assert standing(given, gallery(revision=9), subject(MOMENT + timedelta(seconds=1))) is Standing.ENROLLED_AGAIN
+    assert standing(given, gallery(revision=9), subject(MOMENT)) is Standing.CAME_BACK

@@ -1,10 +1,11 @@
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine, inspect, make_url
 
 import app.access.tables  # noqa: F401  maps its tables on the same base
 from app.gallery.errors import SchemaOutdated
@@ -98,3 +99,37 @@ def test_several_migrations_at_once_are_done_once(database_url: str) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(bring_up, range(3)))
+
+
+@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "lock_timeout"])
+def test_a_migration_takes_as_long_as_it_does_whatever_limits_the_server_sets(postgresql_url: str, limit: str) -> None:
+    """One waits for a table, as if it made an index of a large one, and the other for the first one's lock."""
+    url = make_url(postgresql_url)
+    limited = url.update_query_dict({"options": f"{url.query['options']} -c {limit}=200"})
+    long, short = (open_engine(one.render_as_string(hide_password=False), timeout=30) for one in (url, limited))
+    first, second = (long, short) if limit == "lock_timeout" else (short, long)
+    migrate(long, "0009")
+    with ThreadPoolExecutor(2) as pool:
+        with long.begin() as holder, long.connect().execution_options(isolation_level="AUTOCOMMIT") as asking:
+            holder.exec_driver_sql("LOCK TABLE subject IN ROW EXCLUSIVE MODE")
+
+            def wait_for(waiting: int) -> None:
+                query = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = %s"
+                until = time.monotonic() + 20
+                for kind in ("relation", "advisory")[:waiting]:
+                    while not asking.exec_driver_sql(query, (kind,)).scalar():
+                        assert time.monotonic() < until
+                        assert not [one.exception() for one in begun if one.done()]
+                        time.sleep(0.01)
+
+            begun = [pool.submit(migrate, first)]
+            wait_for(1)
+            begun.append(pool.submit(migrate, second))
+            wait_for(2)
+            time.sleep(0.5)
+            wait_for(2)
+        for one in begun:
+            one.result(60)
+    check_schema(long)
+    for engine in (long, short):
+        engine.dispose()
