@@ -144,7 +144,7 @@ class SealedSnapshots:
         place = self.place_of(revision)
         kept: list[str] = []
         try:
-            (draft / _KEY).write_text(key.id)
+            _write(draft / _KEY, key.id)
             for path in sorted(source.rglob("*")):
                 target = draft / path.relative_to(source)
                 if path.is_dir():
@@ -315,6 +315,14 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # it is gone, or cannot be renamed: then piece by piece
         folder = folder.rename(folder.with_name(f"writing-old-{uuid.uuid4().hex[:8]}"))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text so that it outlasts a loss of power."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _linked(source: Path, target: Path) -> bool:
