@@ -101,6 +101,7 @@ class SealedSnapshots:
         self._place = place
         self._purpose = purpose_of(gallery)
         self._keys = keys
+        self._unused: SealingKey | None = None  # made for a snapshot that was not written
 
     @property
     def revisions(self) -> list[int]:
@@ -114,14 +115,18 @@ class SealedSnapshots:
     def take_key(self, *, anew: bool) -> SealingKey:
         """The key of the newest snapshot, or a new one where there is none, or it was destroyed, or `anew` asks for it.
 
+        One that was made before and has sealed nothing is as good as a new one, as long as nobody has destroyed it.
+
         Raises:
             FacegalleryError: the vault does not answer.
         """
         before = None if anew else self._newest()
         if before is not None:
             return before
-        made = self._keys.new_key(self._purpose)
-        return SealingKey(made.id, made.secret, None)
+        if anew or self._unused is None or not self._is_there(self._unused):
+            made = self._keys.new_key(self._purpose)
+            self._unused = SealingKey(made.id, made.secret, None)
+        return self._unused
 
     def write(self, source: Path, revision: int, key: SealingKey, *, alone: bool) -> None:
         """Seal a snapshot's folder, and drop the older ones.
@@ -144,7 +149,7 @@ class SealedSnapshots:
         place = self.place_of(revision)
         kept: list[str] = []
         try:
-            (draft / _KEY).write_text(key.id)
+            _write(draft / _KEY, key.id)
             for path in sorted(source.rglob("*")):
                 target = draft / path.relative_to(source)
                 if path.is_dir():
@@ -153,13 +158,15 @@ class SealedSnapshots:
                     seal_file(path, target, key.secret, self._associated(path.relative_to(source), revision))
             for folder in (draft, *(path for path in draft.rglob("*") if path.is_dir())):
                 flush_folder(folder)
-            if self._keys.open_keys([key.id]).get(key.id) is None:
+            if not self._is_there(key):
                 raise KeyDestroyed
             if place.exists():
                 place.rename(self.folder / f"writing-old-{uuid.uuid4().hex[:8]}")
             draft.rename(place)
             flush_folder(self.folder)
             kept = [key.id]
+            if key == self._unused:
+                self._unused = None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
             if alone:
@@ -256,6 +263,9 @@ class SealedSnapshots:
             return None if secret is None else SealingKey(key_id, secret, self.place_of(revision))
         return None
 
+    def _is_there(self, key: SealingKey) -> bool:
+        return self._keys.open_keys([key.id]).get(key.id) is not None
+
     def _associated(self, name: Path, revision: int) -> bytes:
         when = "any" if _NEVER_CHANGES.fullmatch(name.name) else str(revision)
         return f"facegallery/snapshot/1/{self._place}/{when}/{name.as_posix()}".encode()
@@ -315,6 +325,14 @@ def _remove(folder: Path) -> None:
     with suppress(OSError):  # it is gone, or cannot be renamed: then piece by piece
         folder = folder.rename(folder.with_name(f"writing-old-{uuid.uuid4().hex[:8]}"))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text so that it outlasts a loss of power."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _linked(source: Path, target: Path) -> bool:

@@ -190,6 +190,30 @@ def test_a_folder_in_memory_that_was_removed_under_a_process_is_made_anew_for_it
     assert stat.S_IMODE(machine.disk.stat().st_mode) == 0o700
 
 
+def test_a_first_snapshot_that_fails_again_and_again_leaves_no_key_for_each_time(
+    machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = machine.store.gallery("people").id
+    enroll(machine.store, "anna", new_templates(1))
+    leader = machine.replica()
+
+    def key_after_failures() -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr("app.gallery.snapshots.sealed.seal_file", full)
+            for _ in range(3):
+                with pytest.raises(OSError, match="No space left"):
+                    leader.write_snapshot()
+        (left,) = vault.ids([f"snapshot {gallery}"])
+        return left
+
+    first = key_after_failures()
+    vault.discard(f"snapshot {gallery}")  # as by an erasure on another machine
+    second = key_after_failures()
+    assert second != first
+    leader.write_snapshot()
+    assert machine.key() == second
+
+
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
