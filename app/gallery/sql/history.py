@@ -49,14 +49,18 @@ class GalleryHistory:
         self._seals = seals or PlainRows()
 
     def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
-        """All templates of a gallery in blocks, in the order of their ids; one that does not open is left out."""
-        with self._sessions.reading() as session:
-            dimension = _dimension(session, gallery_id)
+        """All templates of a gallery in blocks, in the order of their ids; one that does not open is left out.
+
+        Blocks that are read after the gallery has moved to another extractor have its dimension.
+        """
         after = 0
         while True:
             with self._sessions.reading() as session:
                 rows = template_rows(session, TemplateRow.gallery_id == gallery_id, after=after, limit=_MANY)
                 point = _point(session, gallery_id)  # after the rows, and by the same connection
+            if not rows:
+                return
+            dimension = rows[0].dimension
             block = template_block(rows, self._seals, dimension=dimension, sessions=self._sessions)
             if len(block.ids):
                 yield replace(block, point=point)
@@ -176,9 +180,10 @@ class GalleryHistory:
         query = (
             select(
                 *(ChangeRow.revision, ChangeRow.kind, ChangeRow.template_id, ChangeRow.subject_id),
-                *(ChangeRow.mark, ChangeRow.previous),
+                *(ChangeRow.mark, ChangeRow.previous, GalleryRow.dimension),
                 *(TemplateRow.subject_id, TemplateRow.crop_sha256, TemplateRow.embedding, SubjectRow.key_id),
             )
+            .join(GalleryRow, GalleryRow.id == ChangeRow.gallery_id)
             .outerjoin(TemplateRow, TemplateRow.id == ChangeRow.template_id)
             .outerjoin(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
             .where(ChangeRow.gallery_id == gallery_id, ChangeRow.revision > after, ChangeRow.revision <= up_to)
@@ -186,9 +191,9 @@ class GalleryHistory:
         )
         with self._sessions.reading() as session:
             found = session.execute(query).all()
-            if not found:
-                return []
-            dimension = _dimension(session, gallery_id)
+        if not found:
+            return []
+        dimension = found[0].dimension  # read with the embeddings, as the gallery may move to another extractor
         sealed = {
             template_id: SealedRow(key_id, RowIdentity("template", gallery_id, owner, crop_sha256), embedding)
             for _, _, template_id, *_, owner, crop_sha256, embedding, key_id in found
@@ -299,10 +304,6 @@ class GalleryHistory:
                 break
             let_others_write(self._sessions.engine)
         return dropped
-
-
-def _dimension(session: Session, gallery_id: int) -> int:
-    return session.scalar(select(GalleryRow.dimension).filter_by(id=gallery_id)) or 0
 
 
 def _point(session: Session, gallery_id: int) -> Point | None:

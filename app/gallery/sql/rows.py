@@ -38,7 +38,7 @@ _ASKED = 500  # ids in one question, below the limits of either database
 _log = structlog.get_logger()
 Value = TypeVar("Value")
 Beside = TypeVar("Beside", CropRow, SpareEmbeddingRow)
-StoredTemplate = Row[int, int, int, str, bytes, str | None]
+StoredTemplate = Row[int, int, int, str, bytes, str | None, int]
 
 Due = Callable[[Gallery, SubjectRow], bool]
 """Whether a subject is to be erased, by its row and its gallery as they are under the gallery's lock."""
@@ -262,7 +262,10 @@ def sealed_columns(table: type[TemplateRow] | type[SetAsideRow]) -> tuple[Instru
 def template_rows(
     session: Session, where: ColumnElement[bool], *, after: int, limit: int | None
 ) -> Sequence[StoredTemplate]:
-    """Templates as stored, in the order of their ids, from the one behind `after`."""
+    """Templates as stored, in the order of their ids, from the one behind `after`.
+
+    Each with the dimension of its gallery, read with it: the gallery may move to another extractor at any moment.
+    """
     columns = select(
         TemplateRow.id,
         TemplateRow.gallery_id,
@@ -270,8 +273,12 @@ def template_rows(
         TemplateRow.crop_sha256,
         TemplateRow.embedding,
         SubjectRow.key_id,
-    ).join(SubjectRow, SubjectRow.id == TemplateRow.subject_id)
-    return session.execute(columns.where(where, TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)).all()
+        GalleryRow.dimension,
+    )
+    joined = columns.join(SubjectRow, SubjectRow.id == TemplateRow.subject_id).join(
+        GalleryRow, GalleryRow.id == TemplateRow.gallery_id
+    )
+    return session.execute(joined.where(where, TemplateRow.id > after).order_by(TemplateRow.id).limit(limit)).all()
 
 
 def template_block(

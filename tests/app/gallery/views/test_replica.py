@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sqlalchemy import event
+from structlog.testing import capture_logs
 
 from app.gallery.deadline import within
 from app.gallery.errors import ExtractorMismatch, TimedOut
@@ -18,7 +19,7 @@ from app.gallery.index import INDEX_KINDS, ExactIndex, IndexKind, SegmentedIndex
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.upkeep import Limits
 from app.gallery.matching import Candidate, MatchingRule, subject_distances
-from app.gallery.records import Change, NewTemplate
+from app.gallery.records import Change, NewTemplate, TemplateBlock
 from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
@@ -379,3 +380,26 @@ def test_a_gallery_that_moves_to_longer_embeddings_while_it_is_followed_is_said_
             replica.catch_up(*point)
     with pytest.raises(ExtractorMismatch):
         GalleryReplica(gallery, GalleryHistory(store.engine), lambda: ExactIndex(DIMENSION)).catch_up(*point)
+
+
+@pytest.mark.parametrize("dimension", [4, 16])
+def test_a_gallery_that_moves_while_its_index_is_built_is_said_to_have_moved_and_not_to_be_damaged(
+    store: GalleryStore, new_templates: Templates, monkeypatch: pytest.MonkeyPatch, dimension: int
+) -> None:
+    monkeypatch.setattr("app.gallery.sql.history._MANY", 2)
+    enroll(store, "anna", new_templates(4))
+    gallery, moves = store.gallery("people"), ReembeddingStore(store.engine)
+
+    class Moves(GalleryHistory):
+        def template_blocks(self, gallery_id: int) -> Iterator[TemplateBlock]:
+            blocks = super().template_blocks(gallery_id)
+            yield next(blocks)
+            ids = [one.id for one in store.templates("people", subject=None, after=0, limit=9).items]
+            moves.add(gallery, "other@1", ids, np.eye(4, dimension, dtype=np.float32))
+            moves.switch(gallery, "other@1", dimension=dimension, unusable=(), with_crops=True)
+            yield from blocks
+
+    replica = GalleryReplica(gallery, Moves(store.engine), lambda: ExactIndex(DIMENSION))
+    with capture_logs() as logs, pytest.raises(ExtractorMismatch):
+        replica.catch_up(*gallery.point)
+    assert [line for line in logs if line["log_level"] == "error"] == []
