@@ -115,7 +115,9 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
             secret = vault.named_key(_SNAPSHOTS).secret
             name = blake2b(str(folder.resolve()).encode(), key=secret, digest_size=16).hexdigest()
             base = private_base(settings.runtime_dir, apart_from=(settings.data_dir, folder))
-            seal = SnapshotSeal(vault, PrivateFolder(base, name))
+            memory = PrivateFolder(base, name)
+            _ = memory.path  # taken hold of now: later each gallery would be refused where that fails
+            seal = SnapshotSeal(vault, memory)
         except StorageUnwritable as error:
             _log.warning("snapshots.off", reason=str(error), meaning="a start builds every index from the database")
     return IndexSource(

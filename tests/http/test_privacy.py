@@ -26,6 +26,7 @@ from app.gallery.photos import AlignedFace
 from app.gallery.records import Gallery, GalleryChanges, Subject
 from app.gallery.sealing.master_keys import MasterKey
 from app.gallery.service import GalleryService
+from app.gallery.snapshots.private_folder import private_base
 from app.main import create_app
 from app.settings import Settings
 from tests.http.conftest import Enroll, running
@@ -349,12 +350,16 @@ def test_where_another_process_leads_the_receipt_says_what_is_to_come(tmp_path: 
         other.resign()
 
 
+@pytest.mark.parametrize("fault", ["others may enter it", "no file can be made in it"])
 def test_without_a_private_folder_in_memory_there_are_no_snapshots(
-    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, portrait: bytes, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     memory = tmp_path.with_name(f"{tmp_path.name}-open")
-    memory.mkdir()
-    memory.chmod(0o755)
+    memory.mkdir(mode=0o700)
+    if fault == "others may enter it":
+        memory.chmod(0o755)
+    else:
+        (private_base(memory) / ".facegallery.lock").mkdir()
     with running(settings_of(tmp_path, runtime_dir=memory)) as client:
         send(client, "ada", portrait)
         assert names(client.post("/identify", files={"image": portrait})) == ["ada"]

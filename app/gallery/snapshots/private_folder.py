@@ -52,12 +52,15 @@ class PrivateFolder:
         return self._path
 
     def close(self) -> None:
-        """Let go; whoever is the last removes it. Where another process has hung at that, the next one does."""
+        """Let go; whoever is the last removes it. Where another process has hung at that, the next one does.
+
+        No folder that is gone, or full, stops the end of a service.
+        """
         if self._handle is None:
             return
         handle, self._handle = self._handle, None
         try:
-            with suppress(Busy), _locked(self._base, _PATIENCE_AT_THE_END):
+            with suppress(Busy, OSError), _locked(self._base, _PATIENCE_AT_THE_END):
                 _remove_if_unheld(self._path, handle)
         finally:
             os.close(handle)

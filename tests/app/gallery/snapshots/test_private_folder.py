@@ -1,4 +1,5 @@
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -61,6 +62,14 @@ def test_processes_share_a_folder_and_the_last_removes_it(base: Path) -> None:
 def test_nothing_is_made_before_it_is_asked_for(base: Path) -> None:
     PrivateFolder(base, "mine").close()
     assert list(base.iterdir()) == []
+
+
+def test_a_base_that_is_gone_does_not_stop_the_end(base: Path) -> None:
+    folder = PrivateFolder(base, "mine")
+    assert folder.path.is_dir()
+    shutil.rmtree(base)
+    folder.close()
+    assert not base.exists()
 
 
 def test_what_a_process_that_died_left_is_removed_by_the_next(base: Path) -> None:
