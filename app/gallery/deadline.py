@@ -66,10 +66,11 @@ class WaitLimit:
         total: seconds for all together, which `cut` may shorten at any moment, from any thread.
     """
 
-    __slots__ = ("_each", "_left")
+    __slots__ = ("_each", "_left", "is_cut")
 
     def __init__(self, each: float = BACKGROUND_SECONDS, total: float = math.inf) -> None:
         self._each, self._left = each, total
+        self.is_cut = False
 
     @property
     def left(self) -> float:
@@ -81,8 +82,9 @@ class WaitLimit:
         self._left = max(0.0, self._left - seconds)
 
     def cut(self, seconds: float) -> None:
-        """Wait no longer than so many seconds from now on, all answers together."""
+        """Wait no longer than so many seconds from now on, all answers together: the work is to end."""
         self._left = min(self._left, seconds)
+        self.is_cut = True
 
 
 _limit: ContextVar[WaitLimit | None] = ContextVar("wait limit", default=None)
@@ -101,6 +103,12 @@ def waiting_at_most(limit: WaitLimit) -> Iterator[None]:
 def wait_limit() -> WaitLimit | None:
     """The limit of the present work, None where there is none, as in a command."""
     return _limit.get()
+
+
+def is_ending() -> bool:
+    """Whether the process is ending, and with it the present work outside of requests, at the next good place."""
+    limit = _limit.get()
+    return limit is not None and limit.is_cut
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, func, select, update
 
+from app.gallery.deadline import is_ending
 from app.gallery.erasure.receipts import ReceiptSigner
 from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
@@ -153,7 +154,10 @@ class Forgetting:
             _log.error("erasure.pending", what="rows", gallery=gallery.name, reason=str(error))
 
     def destroy_keys(self) -> int:
-        """Destroy the keys of all erased subjects; answers how many that were."""
+        """Destroy the keys of all erased subjects; answers how many that were.
+
+        In a process that is ending some thousand; the others stay listed for the next sweep.
+        """
         query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed.is_(False)).limit(_MANY)
         destroyed = 0
         while True:
@@ -165,6 +169,8 @@ class Forgetting:
             with self._sessions.writing() as session:
                 done = update(KeyToDestroyRow).where(KeyToDestroyRow.key_id.in_(ids))
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
+            if is_ending():
+                return destroyed
 
     def try_again(self) -> None:
         """Do what was left pending: rows of erased galleries, keys to destroy, logs to empty, snapshots of the former.
@@ -192,6 +198,8 @@ class Forgetting:
         galleries: dict[int, Gallery] = {}
         erased = 0
         for ids in self.vault.destroyed_keys():
+            if is_ending():
+                break
             dead = set(ids)
             with self._sessions.reading() as session:
                 query = select(SubjectRow.id, SubjectRow.gallery_id).where(SubjectRow.key_id.in_(ids))
@@ -203,6 +211,8 @@ class Forgetting:
                 own = [subject_id for subject_id, gallery in found if gallery == gallery_id]
                 with suppress(GalleryNotFound):  # it was erased meanwhile, with all of them
                     for first in range(0, len(own), ERASED_AT_ONCE):
+                        if is_ending():
+                            break
                         some = own[first : first + ERASED_AT_ONCE]
                         erased += self.erase_those(galleries[gallery_id], some, _has_key_of(dead), why="erase-again")
                         let_others_write(self.engine)
@@ -218,7 +228,7 @@ class Forgetting:
             query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed, KeyToDestroyRow.key_id > after)
             with self._sessions.reading() as session:
                 ids = session.scalars(query.order_by(KeyToDestroyRow.key_id).limit(_MANY)).all()
-            if not ids:
+            if not ids or is_ending():
                 return
             if again := self.vault.destroy(self.vault.undestroyed(ids)):  # as a rule none, and nothing is written
                 _log.warning("keys.destroyed_again", keys=again, reason="an old vault was restored")

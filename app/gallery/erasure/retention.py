@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Engine, func, or_, select, update
 from sqlalchemy.orm import Session, object_session
 
 from app.gallery.consent import consent_from_json, expiry
+from app.gallery.deadline import is_ending
 from app.gallery.erasure.forgetting import ERASED_AT_ONCE, Forgetting
 from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, note_doubt, refuse_sweep
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
@@ -140,6 +141,8 @@ class Retention:
     def sweep(self, *, clock_is_right: bool = False) -> Sweep:
         """Erase every subject whose time is over, and what a restored backup brought back.
 
+        In a process that is ending it stops after what it is at; the next start goes on.
+
         Args:
             clock_is_right: somebody has looked at the clocks; a long pause is none to doubt.
 
@@ -180,6 +183,8 @@ class Retention:
         try:
             with suppress(GalleryNotFound):  # it was erased meanwhile
                 for ids in self._due_ids(gallery, moment):
+                    if is_ending():
+                        break
                     erased += self._forgetting.erase_those(gallery, ids, partial(_is_past, moment))
                     let_others_write(self._sessions.engine)
         finally:
@@ -245,7 +250,7 @@ class Retention:
         """
         own, may_be_past = SubjectRow.gallery_id == gallery.id, _may_be_past(moment, gallery)
         ids, after, more = list[int](), 0, True
-        while more:
+        while more and not is_ending():
             rest = select(SubjectRow).where(own, SubjectRow.id > after).order_by(SubjectRow.id)
             with self._sessions.reading() as session:
                 last = session.scalar(rest.with_only_columns(SubjectRow.id).offset(_LOOKED_THROUGH - 1).limit(1))

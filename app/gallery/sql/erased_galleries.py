@@ -3,6 +3,7 @@
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from app.gallery.deadline import is_ending
 from app.gallery.sql.database import let_others_write
 from app.gallery.sql.pieces import Owned, erase_piece
 from app.gallery.sql.rows import Sessions
@@ -26,12 +27,15 @@ def begin_erasure(session: Session, row: GalleryRow) -> bool:
 
 
 def end_erasures(sessions: Sessions) -> int:
-    """Erase the rest of galleries whose erasure has begun, here or where a process died; answers how many."""
+    """Erase the rest of galleries whose erasure has begun, here or where a process died; answers how many.
+
+    A process that is ending leaves it to the next.
+    """
     with sessions.reading() as session:
         begun = session.scalars(select(GalleryRow.id).where(~is_there()).order_by(GalleryRow.id)).all()
     for gallery_id in begun:
         ended = False
-        while not ended:
+        while not ended and not is_ending():
             with sessions.writing() as session:  # of several who do so each takes a piece
                 row = session.scalar(select(GalleryRow).filter_by(id=gallery_id).with_for_update())
                 ended = row is None or _erase_piece(session, row)

@@ -1,19 +1,16 @@
 """What goes on in the background: indexes are tended, snapshots written, followers reported, old changes dropped."""
 
-import contextvars
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 
 import structlog
 
-from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.records import Gallery
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.background import Background
 from app.gallery.views.building import Building
 from app.gallery.views.follower_reports import FollowerReports
 from app.gallery.views.index_source import IndexSource
@@ -26,15 +23,13 @@ from model.errors import FacegalleryError
 _log = structlog.get_logger()
 _PAUSE = 1.0  # seconds between two looks
 _TOLD_AGAIN = 60.0  # seconds until a failure that goes on is logged again
-_LOWER_PRIORITY = 10
 _PIECES = 16  # of work on an index at one look: writers may be faster than that goes
-_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 5.0  # seconds for what is being done then
 _LAST_SNAPSHOTS = 10.0  # seconds after which no further one is begun then
 
 
 class Upkeep:
-    """One thread of low priority that tends the indexes of a process, and does chores at every look.
+    """A thread that tends the indexes of a process, and one that does its chores, which may take as long as they like.
 
     Of the processes that share a folder of snapshots one leads a gallery: it alone builds (see `Building`), compresses,
     merges and writes snapshots. The others take up what it has written, and so share its memory.
@@ -45,8 +40,8 @@ class Upkeep:
         source: where their indexes come from.
         meet: told of galleries that have changed, and of those that have no replica here.
         drop: forgets a replica whose gallery is gone, or of another extractor by now.
-        chores: what else is done at every look.
-        pause: seconds between two looks.
+        chores: what else is done again and again; in a process that `is_ending` they stop at the next good place.
+        pause: seconds between two looks, and between two rounds of chores.
     """
 
     def __init__(
@@ -67,12 +62,8 @@ class Upkeep:
         self._meet = meet
         self._drop = drop
         self._chores = chores
-        self._pause = pause
-        self._ended = threading.Event()
-        self._limit = WaitLimit()
-        # In the caller's context, which says on whose behalf the chores are done.
-        run = contextvars.copy_context().run
-        self._thread = threading.Thread(target=run, args=(self._run,), name="upkeep", daemon=True)
+        self._tending = Background("upkeep", self._look, pause=pause)
+        self._doing = Background("chores", self._do_chores, pause=pause)
         self._rounds = Rounds(history)
         self._building = Building(snapshots=source.snapshot_interval > 0)
         self._keeping = SnapshotKeeping(history, source, quietly=self._quietly)
@@ -87,19 +78,21 @@ class Upkeep:
         """Begin, where nothing was announced with that as well."""
         if not self._reports.started:
             self.announce()
-        self._thread.start()
+        self._tending.start()
+        self._doing.start()
 
     def stop(self) -> None:
         """End, after a last snapshot of each gallery that has changed.
 
-        What waits for a database that does not answer is given up, and what takes long otherwise is left behind: there
-        is no last snapshot then, and the next start has more to replay.
+        What waits for a database that does not answer is given up, and what takes long otherwise is left behind: if
+        that is about an index, there is no last snapshot then, and the next start has more to replay.
         """
-        self._ended.set()
-        self._limit.cut(_LAST_ANSWER)
-        if self._thread.is_alive():
-            self._thread.join(_LAST_PIECE)
-        if self._thread.is_alive():
+        until = time.monotonic() + _LAST_PIECE
+        for one in (self._tending, self._doing):
+            one.end()
+        if self._doing.left_behind(_LAST_PIECE):
+            _log.warning("chores.left_behind", meaning="the next start does them")
+        if self._tending.left_behind(max(0.0, until - time.monotonic())):
             _log.warning("upkeep.left_behind", meaning="there is no last snapshot")
         else:
             self._quietly(self._last_snapshots)
@@ -109,21 +102,19 @@ class Upkeep:
         self._reports.stop()
 
     def tick(self) -> None:
-        """Look at the galleries, and do the other chores."""
+        """Do once what the threads do."""
+        self._look()
+        self._do_chores()
+
+    def _look(self) -> None:
         self._quietly(self._tend_all)
-        for chore in self._chores:
-            self._quietly(chore)
         if not self._rounds.idle:
             INDEXED_TEMPLATES.set(sum(replica.templates for replica in self._replicas()))
         self._reports.look()
 
-    def _run(self) -> None:
-        # Of this thread alone, on Linux: a search that wants the processor has it.
-        with suppress(OSError):  # the whole process may have a lower one, which nobody but root may raise
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
-        with waiting_at_most(self._limit):
-            while not self._ended.wait(self._pause):
-                self.tick()
+    def _do_chores(self) -> None:
+        for chore in self._chores:
+            self._quietly(chore)
 
     def _tend_all(self) -> None:
         replicas = self._replicas()  # before the galleries are read: one that is not among them is gone
@@ -132,7 +123,7 @@ class Upkeep:
         self._quietly(self._keeping.look_at_keys, self._rounds.galleries)
         self._quietly(self._meet, [gallery for one, gallery in galleries.items() if one not in settled])
         for replica in self._rounds.due(replicas, changed):
-            if not self._ended.is_set():
+            if not self._tending.is_ended():
                 self._quietly(self._tend, replica, galleries.get(replica.gallery_id))
         for gone in changed - galleries.keys():
             self._keeping.forget(gone)
@@ -154,7 +145,7 @@ class Upkeep:
         if replica.applied_revision < 0 and not self._building.waits(replica):
             self._quietly(self._reports.report, replica)  # as on a database that can only be read
         leads = self._keeping.leads(replica)
-        if self._building.bring_on(replica, gallery, self._ended.is_set, leads=leads) and leads:
+        if self._building.bring_on(replica, gallery, self._tending.is_ended, leads=leads) and leads:
             self._keeping.hurry(replica)  # others may wait for it
         if not leads:
             self._quietly(self._keeping.watch_erasure, replica, gallery)
@@ -184,7 +175,7 @@ class Upkeep:
     def _tend_index(self, replica: GalleryReplica) -> bool:
         """Do some of the work that keeps searches quick; answers whether that was all."""
         for _ in range(_PIECES):
-            if self._ended.is_set() or replica.rebuild_wanted:  # by now: the next look leaves it to who leads
+            if self._tending.is_ended() or replica.rebuild_wanted:  # by now: the next look leaves it to who leads
                 return False
             if not replica.tend():
                 return True
@@ -235,5 +226,5 @@ class Upkeep:
     def _news(self, reason: str) -> bool:
         """Whether a reason is to be told: what fails at every look is told once in a while."""
         clock = time.monotonic()
-        self._told = {one: since for one, since in self._told.items() if clock - since < _TOLD_AGAIN}
+        self._told = {one: since for one, since in list(self._told.items()) if clock - since < _TOLD_AGAIN}
         return self._told.setdefault(reason, clock) == clock

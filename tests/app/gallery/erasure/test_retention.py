@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, insert, text, update
 from sqlalchemy.orm import Session
 
 from app.gallery.consent import NO_RULES, Consent, PrivacyRules, Terms, check_consent, check_terms, ends_earlier, expiry
+from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention, Sweep
 from app.gallery.erasure.sweep_clock import database_clock
@@ -314,6 +315,28 @@ def test_others_get_their_turn_in_a_sweep(
     with others_wait(engine, "DELETE FROM template") as turns:
         assert retention.sweep().expired == {"people": 150}
     assert turns[-1] == 8
+
+
+def test_a_sweep_stops_between_two_transactions_where_the_process_ends(
+    engine: Engine, sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("app.gallery.erasure.retention.ERASED_AT_ONCE", 3)
+    for number in range(20):
+        enroll(sealed_store, f"person {number}", new_templates(1), terms={"expires_at": clock() + timedelta(days=1)})
+    clock.turn(days=2)
+    limit = WaitLimit()
+
+    def end(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith("DELETE FROM subject"):
+            limit.cut(60)
+
+    event.listen(engine, "before_cursor_execute", end)
+    with waiting_at_most(limit):
+        assert retention.sweep().expired == {"people": 3}
+    event.remove(engine, "before_cursor_execute", end)
+    assert len(keys(sealed_store)) == 17
+    assert retention.sweep().expired == {"people": 17}
 
 
 def test_the_upkeep_sweeps_at_once_and_writes_who_was_seen(
