@@ -236,7 +236,7 @@ def test_a_stop_looks_for_last_snapshots_where_something_has_changed(
     assert len(looked) <= 3
 
 
-@pytest.mark.parametrize(("kept", "each"), [(False, 4), (True, 1)])
+@pytest.mark.parametrize(("kept", "each"), [(False, 3), (True, 1)])
 def test_a_start_asks_for_each_gallery_a_few_times(
     store: GalleryStore, source: IndexSource, new_templates: Templates, *, kept: bool, each: int
 ) -> None:
