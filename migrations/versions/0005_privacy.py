@@ -1,7 +1,7 @@
 """Keys of subjects, consent and retention; what erases a subject has its key destroyed.
 
 Going up, what is kept stays as it is until the service starts, which seals it. Going down opens it, for which the
-vault and its master key are needed; the keys are destroyed afterwards.
+vault and its master key are needed; the keys stay there, and nothing lists any more which were to be destroyed.
 """
 
 from typing import Any, Literal

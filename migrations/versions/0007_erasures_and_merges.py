@@ -1,7 +1,7 @@
 """Which erasure a gallery's snapshots have still to follow, and the keys of subjects that were merged into others.
 
 Going up, every gallery's snapshots are written anew once, as nobody knows what they still have to follow. Going down,
-the keys of merged subjects are destroyed, as before.
+the keys of merged subjects are to be destroyed, as before; a sweep does that, unless the way leads past 0005.
 """
 
 import uuid
