@@ -171,7 +171,7 @@ def test_a_person_past_the_retention_is_not_named_even_before_the_sweep(
         assert service.retention.sweep().expired == {}
 
 
-def test_a_merge_prolongs_and_shortens_nobodys_retention_and_destroys_the_key_at_once(
+def test_nobody_past_the_retention_is_merged_and_a_merge_leaves_no_key_to_a_sweep(
     tmp_path: Path, portrait: bytes, mirrored: bytes
 ) -> None:
     with running(settings_of(tmp_path)) as client:

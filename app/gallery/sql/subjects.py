@@ -112,13 +112,13 @@ def merge_subjects(
     """Move the templates of one subject to another and erase the first; answers how many moved. `owner` is locked.
 
     Of crops that both have the other's templates stay, in their rows, with what only the first's have or only they
-    open to (see `complete_twins`). The key of the first is kept with the other, as a backup may have to
-    undo the merge, and goes with it. The templates that move are removed in one revision and added
-    with their new owner in the next, both in this transaction, so that no process ever sees the first alone: a
-    known template that is added again keeps its owner (see `TemplateOwners.add`).
+    open to (see `complete_twins`). The other is kept on the terms of both (see `_keep_on_terms_of_both`). The key of
+    the first is kept with the other, as a backup may have to undo the merge, and goes with it. The templates that move
+    are removed in one revision and added with their new owner in the next, both in this transaction, so that no process
+    ever sees the first alone: a known template that is added again keeps its owner (see `TemplateOwners.add`).
 
     Raises:
-        SubjectNotFound: as named; one who is due counts as gone, so that a merge prolongs nobody's retention, and
+        SubjectNotFound: as named; one who is due counts as gone, so that a merge saves nobody whose time is over, and
             nobody is merged into who is about to be erased.
         InvalidInput: both are one.
         TemplateTampered: something of the first does not open.
@@ -143,10 +143,29 @@ def merge_subjects(
     session.flush()
     session.execute(delete(TemplateRow).where(TemplateRow.subject_id == gone.id))
     leave_keys(session, gone, kept)
+    _keep_on_terms_of_both(owner, gone, kept)
     session.delete(gone)
     kept.updated_at = now()
     session.flush()
     return len(moved)
+
+
+def _keep_on_terms_of_both(owner: GalleryRow, gone: SubjectRow, kept: SubjectRow) -> None:
+    """Keep a subject as long as one person may be kept whom a gallery has known under two keys.
+
+    The earlier enrolment, the later sighting, the earlier expiry and the later grant of consent count. Where the
+    gallery erases who is not seen, the later enrolment is a sighting: who has just been enrolled is not erased for it.
+    """
+    both = (gone, kept)
+    seen = [one.seen_at for one in both if one.seen_at is not None]
+    if rules_from_json(owner.privacy).unseen_days is not None:
+        seen += [one.created_at for one in both]
+    kept.seen_at = max(seen, default=None)
+    kept.created_at = min(one.created_at for one in both)
+    kept.expires_at = min((one.expires_at for one in both if one.expires_at is not None), default=None)
+    theirs, own = consent_from_json(gone.consent), consent_from_json(kept.consent)
+    if theirs is not None and (own is None or theirs.granted_at > own.granted_at):
+        kept.consent = gone.consent
 
 
 def leave_keys(session: Session, gone: SubjectRow, kept: SubjectRow) -> None:

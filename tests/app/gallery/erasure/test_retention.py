@@ -270,6 +270,60 @@ def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
     assert sealed_store.subject("people", "anna").seen_at == clock()
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "one", "other", "left"),
+    [
+        (PrivacyRules(keep_days=30), {"created_at": -29}, {"created_at": 0}, 1),
+        (PrivacyRules(unseen_days=90), {"created_at": -400, "seen_at": -89}, {"created_at": -80, "seen_at": -1}, 89),
+        (PrivacyRules(unseen_days=90), {"created_at": -400, "seen_at": -89}, {"created_at": -1}, 89),
+        (PrivacyRules(unseen_days=90), {"created_at": -89}, {"created_at": -20}, 70),
+        (PrivacyRules(keep_days=99, unseen_days=90), {"created_at": -89}, {"created_at": -20}, 10),
+        (NO_RULES, {"expires_at": 1}, {}, 1),
+        (NO_RULES, {"expires_at": 1}, {"expires_at": 5}, 1),
+        (NO_RULES, {}, {}, None),
+    ],
+)
+def test_two_subjects_that_are_merged_are_kept_as_long_as_one_person(
+    sealed_store: GalleryStore,
+    clock: Clock,
+    new_templates: Templates,
+    rules: PrivacyRules,
+    one: dict[str, int],
+    other: dict[str, int],
+    left: int | None,
+    swapped: bool,
+) -> None:
+    sealed_store.create_gallery("people", extractor="net@1", dimension=8, policy=None, privacy=rules)
+    for key, days in (("anna", one), ("hanna", other)):
+        made = enroll(sealed_store, key, new_templates(1)).subject
+        moments = {name: clock() + timedelta(days=many) for name, many in days.items()}
+        with Sessions(sealed_store.engine).writing() as session:
+            session.execute(update(SubjectRow).where(SubjectRow.id == made.id).values(key=key, **moments))
+    merged = sealed_store.merge_subjects("people", *(("anna", "hanna") if swapped else ("hanna", "anna")))
+    end = expiry(
+        rules,
+        created_at=merged.created_at,
+        seen_at=merged.seen_at,
+        expires_at=merged.expires_at,
+        consent=merged.consent,
+    )
+    assert end == (None if left is None else clock() + timedelta(days=left))
+    assert rules.unseen_days is not None or merged.seen_at is None
+
+
+def test_of_two_subjects_that_are_merged_the_consent_that_was_granted_later_counts(
+    sealed_store: GalleryStore, clock: Clock, new_templates: Templates
+) -> None:
+    old = Consent("old", clock() - timedelta(days=9), expires_at=clock() + timedelta(days=20))
+    new = Consent("new", clock() - timedelta(days=1), "form 7", clock() + timedelta(days=10))
+    for theirs, own, left in ((old, new, new), (new, old, new), (old, None, old), (None, old, old)):
+        for key, consent in (("anna", own), ("hanna", theirs)):
+            enroll(sealed_store, key, new_templates(1), terms={"consent": consent})
+        assert sealed_store.merge_subjects("people", "hanna", "anna").consent == left
+        sealed_store.delete_subject("people", "anna")
+
+
 def test_a_consent_that_is_renewed_while_the_sweep_runs_saves_the_subject(
     engine: Engine, sealed_store: GalleryStore, forgetting: Forgetting, clock: Clock, new_templates: Templates
 ) -> None:
