@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from app.gallery.engines import EngineIndex, IndexEngine
 from app.gallery.engines.pgvector import PgvectorEngine
+from app.gallery.errors import Busy
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
@@ -132,6 +133,26 @@ def test_an_engine_that_has_lost_its_first_filling_is_filled_anew(
     for one in (replica, process(store, open_shared())[0]):
         assert identities(one, store, templates) == [anna, anna, bob]
     assert index.point() == store.gallery("people").point
+
+
+def test_a_large_gallery_that_an_engine_has_lost_is_busy_until_it_is_filled_in_the_background(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.views.gallery_reading._LARGE", 0)
+    templates, index = new_templates(2), index_of(store, open_shared())
+    copy = EngineCopy(index)
+    anna = enroll(store, "anna", templates)
+    replica, _ = process(store, open_shared())
+    point = store.gallery("people").point
+    replica.follow(*point)
+    assert identities(replica, store, templates) == [anna, anna]
+    copy.put_back(index)
+    for _ in range(2):
+        with pytest.raises(Busy, match="is being built"):
+            identities(replica, store, templates)
+        assert replica.awaited()
+    assert replica.follow(*point)
+    assert identities(replica, store, templates) == [anna, anna]
 
 
 def test_a_start_adds_who_an_engine_lacks(
