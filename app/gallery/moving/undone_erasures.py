@@ -13,13 +13,16 @@ from app.gallery.sql.failures import in_words
 from app.gallery.sql.rows import Sessions, in_parts
 from app.gallery.tables import KeyToDestroyRow, SetAsideRow, SubjectRow, TemplateRow
 
-_BEGUN = f"(SELECT id FROM gallery WHERE substr(name, 1, 1) = char({ord(ERASED)}))"
-_OWNERS = f"(SELECT id FROM subject WHERE gallery_id IN {_BEGUN})"
-_QUERIES = (  # what is erased meanwhile goes from the first two to the last
-    f"SELECT key_id FROM subject WHERE key_id IS NOT NULL AND gallery_id IN {_BEGUN}",
-    f"SELECT key_id FROM inherited_key WHERE subject_id IN {_OWNERS}",
-    "SELECT key_id FROM key_to_destroy WHERE NOT destroyed",
-)
+_OF_BEGUN = """
+    SELECT subject.key_id FROM subject JOIN gallery ON gallery.id = subject.gallery_id
+    WHERE subject.key_id IS NOT NULL AND substr(gallery.name, 1, 1) = :erased
+"""
+_INHERITED_THERE = """
+    SELECT inherited_key.key_id FROM inherited_key JOIN subject ON subject.id = subject_id
+    JOIN gallery ON gallery.id = gallery_id WHERE substr(gallery.name, 1, 1) = :erased
+"""
+_LISTED = "SELECT key_id FROM key_to_destroy WHERE NOT destroyed"
+_QUERIES = _OF_BEGUN, _INHERITED_THERE, _LISTED  # what is erased meanwhile goes from the first two to the last
 _log = structlog.get_logger()
 
 
@@ -35,7 +38,7 @@ def keys_beside(database: Path) -> set[str]:
     for query in _QUERIES:
         try:
             with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-                found.update(key for (key,) in connection.execute(query))
+                found.update(key for (key,) in connection.execute(query, {"erased": ERASED}))
         except sqlite3.Error as error:
             unread.append(in_words(error))
     if unread:
