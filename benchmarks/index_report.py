@@ -72,6 +72,7 @@ _COLUMNS: tuple[Column, ...] = (
     ("p99 ms", "p99_s", _milliseconds),
     ("mated agree %", "mated_agreement", _percent),
     ("non-mated %", "non_mated_agreement", _percent),
+    ("of so many", "compared", _number),
     ("bytes each", "bytes", _number),
     ("build s", "build_s", lambda value: f"{value:.2f}"),
     ("add 1,000 ms", "add_s", lambda value: f"{1e3 * value:.1f}"),
