@@ -10,6 +10,7 @@ from app.gallery.deadline import WaitLimit, check_deadline, wait_limit, waiting_
 from app.gallery.engines.postgresql import options_for, postgresql_errors, vector_type
 from app.gallery.errors import Busy, DatabaseUnavailable, TimedOut
 from app.gallery.sql.bounded_connection import BoundedConnection
+from app.gallery.sql.database import NO_LIMITS
 
 SCHEMA = "facegallery_index"
 """Where everything of pgvector's is kept."""
@@ -23,11 +24,6 @@ _LOOK_AGAIN_SECONDS = 600.0  # at a graph that was there: another process may ha
 _CANCEL_SECONDS = 0.2
 _SECONDS_TO_CANCEL, _LAST_SECONDS = 5.0, 1.0  # that the server may take over it
 _SECONDS_TO_CLOSE = 2.0  # for all that is being built
-# Limits that the address or the role sets are meant for what a request waits for.
-_NO_LIMITS = """
-SELECT set_config(name, '0', false) FROM pg_settings
-WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout')
-"""
 _log = structlog.get_logger()
 
 
@@ -142,7 +138,7 @@ class GraphBuilder:
         graph = graph_name(table)
         search_path = vector_type(connection).search_path(SCHEMA)
         connection.execute("SELECT set_config('search_path', %s, false)", (search_path,))
-        connection.execute(_NO_LIMITS)
+        connection.execute(NO_LIMITS, {"of_transaction": False})
         # Never waited for: a statement that waits would be waited for by the build.
         lock = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (graph,)).fetchone()
         if lock is None or not lock[0]:

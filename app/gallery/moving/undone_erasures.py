@@ -2,12 +2,12 @@
 
 import sqlite3
 from collections.abc import Collection
-from contextlib import closing
 from pathlib import Path
 
 import structlog
 from sqlalchemy import Engine, delete, insert, select
 
+from app.gallery.sql.database import read_only
 from app.gallery.sql.erased_galleries import ERASED
 from app.gallery.sql.failures import in_words
 from app.gallery.sql.rows import Sessions, in_parts
@@ -37,7 +37,7 @@ def keys_beside(database: Path) -> set[str]:
     unread = list[str]()
     for query in _QUERIES:
         try:
-            with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            with read_only(database) as connection:
                 found.update(key for (key,) in connection.execute(query, {"erased": ERASED}))
         except sqlite3.Error as error:
             unread.append(in_words(error))

@@ -2,13 +2,13 @@
 
 import sqlite3
 from collections.abc import Collection
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Engine, select
 
 from app.gallery.engines.protocol import prefix_of, storage_prefix
+from app.gallery.sql.database import read_only
 from app.gallery.sql.rows import Sessions, gallery_of
 from app.gallery.tables import GalleryRow, StorageToDropRow
 
@@ -22,7 +22,7 @@ def storage_beside(database: Path) -> set[str]:
     if not database.is_file():
         return found
     try:
-        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with read_only(database) as connection:
             for gallery, moment in connection.execute("SELECT id, created_at FROM gallery"):
                 found.add(prefix_of(gallery, datetime.fromisoformat(moment).replace(tzinfo=UTC)))
             found.update(prefix for (prefix,) in connection.execute("SELECT prefix FROM storage_to_drop"))

@@ -4,11 +4,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from sqlite3 import SQLITE_BUSY
 from sqlite3 import Connection as SQLiteConnection
 from sqlite3 import OperationalError as SQLiteOperationalError
+from sqlite3 import connect as connect_sqlite
 from typing import Any
 
 from sqlalchemy import (
@@ -32,6 +33,13 @@ from app.gallery.sql.failures import meaning
 
 _PATIENCE = 0.2  # seconds, for what is worth no long wait
 _PAUSE = 0.1  # seconds
+
+NO_LIMITS = """
+SELECT set_config(name, '0', %(of_transaction)s) FROM pg_settings
+WHERE name IN
+    ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')
+"""
+"""Lifts what the role or the address sets for requests, for the transaction alone or for the whole connection."""
 
 
 def sqlite_address(file: str | Path) -> str:
@@ -113,6 +121,17 @@ def _write_ahead(connection: SQLiteConnection, patience: float) -> None:
             time.sleep(_PATIENCE / 20)
         else:
             return
+
+
+@contextmanager
+def read_only(file: Path) -> Iterator[SQLiteConnection]:
+    """A connection to an SQLite file, which may be damaged, that changes nothing of it.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    with closing(connect_sqlite(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        yield connection
 
 
 def make_private(file: Path) -> None:

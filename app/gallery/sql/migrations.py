@@ -15,16 +15,10 @@ import migrations
 from app.gallery.errors import SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import database_errors
+from app.gallery.sql.database import NO_LIMITS, database_errors
 
 _SCRIPTS = Path(migrations.__file__).parent
 _PATIENCE = 60.0  # seconds for another migration
-# What the role or the address sets is meant for requests: the lock waits for another migration, and idles for its own.
-_NO_LIMITS = """
-SELECT set_config(name, '0', true) FROM pg_settings
-WHERE name IN
-    ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')
-"""
 
 
 def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> None:
@@ -93,7 +87,8 @@ def _alone(engine: Engine) -> Iterator[None]:
     """Hold the database's tables against other migrations; the lock dies with the process."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:  # not of the session: behind a pooler another may have that next
-            connection.execute(text(_NO_LIMITS))
+            # The lock waits for another migration, and idles for its own.
+            connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery migrate'))"))
             yield
         return

@@ -13,17 +13,19 @@ _LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 
 
 class Background:
-    """A thread of low priority that does some work after each pause, on behalf of who makes this.
+    """A thread that does some work after each pause, on behalf of who makes this.
 
     Args:
         name: of the thread.
         work: what is done; it must not fail.
         pause: seconds.
+        steps_back: whether a search that wants the processor goes first.
     """
 
-    def __init__(self, name: str, work: Callable[[], None], *, pause: float) -> None:
+    def __init__(self, name: str, work: Callable[[], None], *, pause: float, steps_back: bool = True) -> None:
         self._work = work
         self._pause = pause
+        self._steps_back = steps_back
         self._ended = threading.Event()
         self._limit = WaitLimit()
         # In the caller's context, which says on whose behalf it is done.
@@ -33,6 +35,11 @@ class Background:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether it has begun."""
+        return self._thread.ident is not None
 
     def end(self) -> None:
         """Begin no more; what is being done hardly waits for the database, and may ask whether it `is_ending`."""
@@ -50,9 +57,10 @@ class Background:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        # Of this thread alone, on Linux: a search that wants the processor has it.
-        with suppress(OSError):  # the whole process may have a lower one, which nobody but root may raise
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
+        if self._steps_back:
+            # Of this thread alone, on Linux.
+            with suppress(OSError):  # the whole process may have a lower one, which nobody but root may raise
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWER_PRIORITY)
         with waiting_at_most(self._limit):
             while not self._ended.wait(self._pause):
                 self._work()

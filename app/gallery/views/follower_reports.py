@@ -1,20 +1,17 @@
 """How far a process and its snapshots have followed each gallery, told to the others, which drop what nobody needs."""
 
-import contextvars
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 
-from app.gallery.deadline import WaitLimit, waiting_at_most
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.views.background import Background
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.turns import Turns
 
 _EVERY = 30.0  # seconds between two reports
 _AT_LEAST = 500  # replicas of one report in which nothing has moved since they were in one
 _ROUND = 20  # reports within which each is in one: ten minutes, while an hour's silence is death
-_LAST_ANSWER = 0.5  # seconds for the database, once the process ends
 _LAST_PIECE = 2.0  # seconds for the report that is under way then
 
 
@@ -46,10 +43,7 @@ class FollowerReports:
         self._reported = float("-inf")
         self._told: dict[GalleryReplica, tuple[int, int]] = {}
         self._turns = Turns(calls=_ROUND, at_least=_AT_LEAST)
-        self._ended = threading.Event()
-        self._limit = WaitLimit()
-        run = contextvars.copy_context().run
-        self._thread = threading.Thread(target=run, args=(self._run,), name="reports", daemon=True)
+        self._thread = Background("reports", self.report_all, pause=_EVERY, steps_back=False)
 
     def start(self) -> None:
         """Report all, now and from now on."""
@@ -59,14 +53,12 @@ class FollowerReports:
     @property
     def started(self) -> bool:
         """Whether it has been."""
-        return self._thread.ident is not None
+        return self._thread.started
 
     def stop(self) -> None:
         """Report no more, and be no follower any more."""
-        self._ended.set()
-        self._limit.cut(_LAST_ANSWER)
-        if self._thread.is_alive():
-            self._thread.join(_LAST_PIECE)
+        self._thread.end()
+        self._thread.left_behind(_LAST_PIECE)
         self._quietly(self._history.leave, [self._name])
 
     def report_all(self) -> None:
@@ -102,11 +94,6 @@ class FollowerReports:
         if replica.snapshots is not None and (revision := replica.snapshots.lasting) >= 0:
             place = f"snapshot {socket.gethostname()}:{replica.snapshots.folder}"[-200:]
             reports.append((replica.gallery_id, place, revision))
-
-    def _run(self) -> None:
-        with waiting_at_most(self._limit):
-            while not self._ended.wait(_EVERY):
-                self.report_all()
 
 
 def _behind(replica: GalleryReplica) -> int:

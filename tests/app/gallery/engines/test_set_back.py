@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from app.gallery.engines import EngineIndex, IndexEngine
 from app.gallery.engines.pgvector import PgvectorEngine
 from app.gallery.errors import Busy
+from app.gallery.records import NewTemplate
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
@@ -58,6 +59,20 @@ def process(store: GalleryStore, shared: IndexEngine) -> tuple[GalleryReplica, C
     return made, history
 
 
+def set_back(
+    store: GalleryStore, replica: GalleryReplica, index: EngineIndex, templates: list[NewTemplate]
+) -> tuple[int, int]:
+    """The subjects of Bob and Carl; the engine has Bob and, instead of Carl, Anna still, who was erased."""
+    found = [enroll(store, key, [one]) for key, one in zip(("anna", "bob"), templates, strict=False)]
+    assert identities(replica, store, templates) == [*found, None, None]
+    copy = EngineCopy(index)
+    store.delete_subject("people", "anna")
+    carl = enroll(store, "carl", templates[2:3])
+    assert identities(replica, store, templates) == [None, found[1], carl, None]
+    copy.put_back(index)
+    return found[1], carl
+
+
 def test_who_an_engine_has_lost_is_told_to_it_again_before_a_search_is_answered(
     store: GalleryStore, open_shared: OpenEngine, new_templates: Templates
 ) -> None:
@@ -82,18 +97,12 @@ def test_what_an_engine_has_lost_is_told_to_it_before_what_comes_next(
 ) -> None:
     templates, index = new_templates(4), index_of(store, open_shared())
     replica, history = process(store, open_shared())
-    found = [enroll(store, key, [one]) for key, one in zip(("anna", "bob"), templates, strict=False)]
-    assert identities(replica, store, templates) == [*found, None, None]
-    copy = EngineCopy(index)
-    store.delete_subject("people", "anna")
-    carl = enroll(store, "carl", templates[2:3])
-    assert identities(replica, store, templates) == [None, found[1], carl, None]
-    copy.put_back(index)  # with Anna, who was erased
+    bob, carl = set_back(store, replica, index, templates)
     dora, fills = enroll(store, "dora", templates[3:]), history.fills
     replica.catch_up(*store.gallery("people").point)
     assert (index.point(), index.ids().tolist()) == (store.gallery("people").point, [2, 3, 4])
     for one in (replica, process(store, open_shared())[0]):
-        assert identities(one, store, templates) == [None, found[1], carl, dora]
+        assert identities(one, store, templates) == [None, bob, carl, dora]
     assert history.fills == fills
 
 
@@ -103,19 +112,13 @@ def test_an_engine_that_has_lost_what_is_not_written_down_any_more_is_filled_ane
 ) -> None:
     templates, index = new_templates(4), index_of(store, open_shared())
     replica, history = process(store, open_shared())
-    found = [enroll(store, key, [one]) for key, one in zip(("anna", "bob"), templates, strict=False)]
-    assert identities(replica, store, templates) == [*found, None, None]
-    copy = EngineCopy(index)
-    store.delete_subject("people", "anna")
-    carl = enroll(store, "carl", templates[2:3])
-    assert identities(replica, store, templates) == [None, found[1], carl, None]
-    copy.put_back(index)
+    bob, carl = set_back(store, replica, index, templates)
     gallery = store.gallery("people")
     history.report(gallery.id, "this", gallery.revision)
     assert history.prune(gallery.id)
     dora = None if searched else enroll(store, "dora", templates[3:])
     fills = history.fills
-    assert identities(replica, store, templates) == [None, found[1], carl, dora]
+    assert identities(replica, store, templates) == [None, bob, carl, dora]
     assert history.fills == fills + 1
     assert (index.point(), len(index)) == (store.gallery("people").point, 2 + (dora is not None))
 
