@@ -145,7 +145,9 @@ class Identifier:
             with stage("replay"):
                 replica.catch_up(*found.point)
             limit = self._thresholds.distance(found, threshold, replica.subjects)
-            named, complete = self._named(found, replica, embeddings, top_k, None if all_candidates else limit)
+            thorough = all_candidates or limit > self._thresholds.usual(replica.subjects)
+            reach = None if all_candidates else limit
+            named, complete = self._named(found, replica, embeddings, top_k, reach, thorough=thorough)
             if behind:  # rows may have been read after the gallery moved to another extractor
                 check_extractor(self._store.gallery(found.name), self._reader.extractor)
             if complete:
@@ -173,6 +175,8 @@ class Identifier:
         embeddings: NDArray[np.float32],
         top_k: int,
         limit: float | None,
+        *,
+        thorough: bool,
     ) -> tuple[list[list[NamedCandidate]], bool]:
         """The `top_k` nearest who are named, and whether all that were found are there still.
 
@@ -182,7 +186,7 @@ class Identifier:
         depth = top_k
         while True:
             with stage("search"):
-                ranked = replica.search(embeddings, top_k=depth, rule=self._rule, limit=limit)
+                ranked = replica.search(embeddings, top_k=depth, rule=self._rule, thorough=thorough, limit=limit)
             with stage("name"):
                 named, complete = self._name(gallery, ranked)
             if not complete or not any(

@@ -116,6 +116,7 @@ def find_candidates(
     *,
     top_k: int,
     rule: MatchingRule = DEFAULT_RULE,
+    thorough: bool = False,
     limit: float | None = None,
     exact_vectors: VectorsOf | None = None,
 ) -> list[list[Candidate]]:
@@ -124,6 +125,8 @@ def find_candidates(
     Distances are those of float32 embeddings: the index's own, or, where the index keeps them in half precision, those
     of `exact_vectors`, which is asked for those subjects alone about whom half precision leaves a doubt. Who is further
     than `limit` beyond doubt is left out then.
+
+    A `thorough` search of the index is wanted where subjects beyond the default policy's threshold matter.
 
     `best` is as exact as the index. For the other rules the subjects with the nearest templates, 4·`top_k` and no fewer
     than 32, are compared by the rule and ranked anew. A subject further back can have been missed, but only one whose
@@ -134,9 +137,9 @@ def find_candidates(
     others have a template as near as that. A miss never names anybody whose own distance is beyond the threshold.
     """
     if rule == "best" and exact_vectors is None:
-        return _nearest_subjects(index, owners, probes, count=top_k)
+        return _nearest_subjects(index, owners, probes, count=top_k, thorough=thorough)
     count = max(_SHORTLIST_FACTOR * top_k, _LEAST_SHORTLIST)
-    shortlists = _nearest_subjects(index, owners, probes, count=count)
+    shortlists = _nearest_subjects(index, owners, probes, count=count, thorough=thorough)
     owned = [{one: owners.templates_of(one.subject_id) for one in shortlist} for shortlist in shortlists]
     pairs = list(zip(probes, owned, strict=True))
     if exact_vectors is None:
@@ -149,7 +152,7 @@ def find_candidates(
 
 
 def _nearest_subjects(
-    index: TemplateIndex, owners: TemplateOwners, probes: NDArray[np.float32], *, count: int
+    index: TemplateIndex, owners: TemplateOwners, probes: NDArray[np.float32], *, count: int, thorough: bool
 ) -> list[list[Candidate]]:
     """The subjects of the nearest templates.
 
@@ -160,7 +163,7 @@ def _nearest_subjects(
     open_probes = list(range(len(probes)))
     depth, wanted = 2 * count + 8, min(count, owners.subjects)
     while open_probes:
-        ranked = index.search(probes[open_probes], depth)
+        ranked = index.search(probes[open_probes], depth, thorough=thorough)
         for probe, templates in zip(open_probes, ranked, strict=True):
             found[probe] = rank_candidates(templates, owners)[:count]
         open_probes = [probe for probe in open_probes if len(found[probe]) < wanted]

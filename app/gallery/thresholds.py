@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.gallery.policy import FixedDistance, ThresholdPolicy, threshold_for
+from app.gallery.policy import DEFAULT_POLICY, FixedDistance, ThresholdPolicy, threshold_for
 from app.gallery.records import Gallery
 from model.card import FmrThreshold
 
@@ -33,3 +33,7 @@ class Thresholds:
         if wanted is not None:
             return FixedDistance(wanted).distance
         return threshold_for(self.policy_of(gallery), self.table, subjects)
+
+    def usual(self, subjects: int) -> float:
+        """The default policy's largest distance for so many subjects, whatever the service's or a gallery's is."""
+        return threshold_for(DEFAULT_POLICY, self.table, subjects)

@@ -30,6 +30,7 @@ _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
 _GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
 _LEAST_EF, _MOST_EF = 200, 32_768  # templates that a search of a graph keeps; Milvus takes no more
+_THOROUGHLY = 4  # times as many are kept
 _LOOK_SECONDS = 1.0  # between two looks of searches whether the collection was made anew
 
 
@@ -104,7 +105,7 @@ class MilvusIndex:
             self._to_be_seen += 1
         return removed
 
-    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def search(self, probes: NDArray[np.float32], count: int, *, thorough: bool = False) -> list[RankedTemplates]:
         """As `TemplateIndex.search`; where Milvus would not answer with so many, all vectors are read instead.
 
         Every process writes here each change that it follows, so it need not wait for what others write: that takes a
@@ -113,16 +114,17 @@ class MilvusIndex:
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
+        kept = min(max((_THOROUGHLY if thorough else 1) * 4 * count, _LEAST_EF), _MOST_EF)
         self._check_filled()
-        found = self._nearest(vectors, count)
+        found = self._nearest(vectors, count, kept=kept)
         if _fewest(found) < min(count, self._there):  # as where the collection was made anew since the last look
             self._doubtful, self._there = True, 0
             self._check_filled()
-            found = self._nearest(vectors, count)
+            found = self._nearest(vectors, count, kept=kept)
         self._there = max(self._there, _fewest(found))
         return found
 
-    def _nearest(self, vectors: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def _nearest(self, vectors: NDArray[np.float32], count: int, *, kept: int) -> list[RankedTemplates]:
         if count > _MOST_FOUND:
             count = min(count, len(self))
             if count > _MOST_FOUND:
@@ -141,7 +143,7 @@ class MilvusIndex:
                     some,
                     limit=count,
                     anns_field="embedding",
-                    search_params={"metric_type": "L2", "params": {"ef": min(max(4 * count, _LEAST_EF), _MOST_EF)}},
+                    search_params={"metric_type": "L2", "params": {"ef": max(kept, count)}},
                     output_fields=["embedding"],
                     consistency_level=consistency,
                     timeout=self._timeout,

@@ -19,6 +19,7 @@ from app.gallery.points import Point
 _BATCH = 5_000  # rows of one statement: 2.6 MB at 128 dimensions
 _MOST_BY_GRAPH = 500  # rows that are asked of a graph; for more, every distance is computed
 _LEAST_EF, _MOST_EF = 100, 1000  # templates that a search of a graph keeps; pgvector takes no more
+_THOROUGHLY = 4  # times as many are kept
 
 
 class PgvectorIndex:
@@ -82,18 +83,19 @@ class PgvectorIndex:
             removed += int(gone)
         return removed
 
-    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def search(self, probes: NDArray[np.float32], count: int, *, thorough: bool = False) -> list[RankedTemplates]:
         """As `TemplateIndex.search`."""
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
         by_graph = self._size_seen > self.builder.above and count <= _MOST_BY_GRAPH
+        kept = min(max((_THOROUGHLY if thorough else 1) * 2 * count, _LEAST_EF), _MOST_EF) if by_graph else None
         with self._connections.one() as connection:
-            found, size = self._search_together(connection, vectors, count, by_graph=by_graph)
+            found, size = self._search_together(connection, vectors, count, kept=kept)
             for number, one in enumerate(found):
                 if by_graph and len(one.ids) < min(count, size):  # the graph led nowhere else
                     ((found[number],), _) = self._search_together(
-                        connection, vectors[number : number + 1], count, by_graph=False
+                        connection, vectors[number : number + 1], count, kept=None
                     )
         self._size_seen = size
         return found
@@ -176,25 +178,30 @@ class PgvectorIndex:
         return _only(connection.execute(query, (self.name,)).fetchone())
 
     def _search_together(
-        self, connection: Connection, probes: NDArray[np.float32], count: int, *, by_graph: bool
+        self, connection: Connection, probes: NDArray[np.float32], count: int, *, kept: int | None
     ) -> tuple[list[RankedTemplates], int]:
         """The nearest of each probe and the number of templates, asked for in one go, which is one transaction.
 
-        Where there is no graph yet, one that is asked for means that every distance is computed.
+        Args:
+            connection: to ask.
+            probes: as for `search`.
+            count: as for `search`.
+            kept: templates that a search of the graph keeps; None, or where there is no graph yet: every distance is
+                computed.
 
         Raises:
             DatabaseUnavailable: another process fills a table anew that somebody had removed.
             SetBack: the server has lost what was written last, or that process has died.
         """
         told = self._told
-        query = self._nearest_by_graph if by_graph else self._nearest_of_all
+        query = self._nearest_of_all if kept is None else self._nearest_by_graph
         with ExitStack() as cursors:
             with connection.pipeline():
                 state = connection.execute(
                     "SELECT templates, position, generation FROM storage WHERE name = %s", (self.name,)
                 )
-                if by_graph:
-                    connection.execute(_BY_GRAPH, (str(min(max(2 * count, _LEAST_EF), _MOST_EF)),))
+                if kept is not None:
+                    connection.execute(_BY_GRAPH, (str(kept),))
                 searches = [cursors.enter_context(connection.cursor(binary=True)) for _ in probes]
                 for cursor, probe in zip(searches, probes, strict=True):
                     cursor.execute(query, (Vector(probe), count))

@@ -64,14 +64,14 @@ class Codebook:
         return listed
 
 
-def scan(codes: Codes, probes: NDArray[np.float32], depth: int) -> NDArray[np.int64]:
+def scan(codes: Codes, probes: NDArray[np.float32], depth: int, *, all_lists: bool = False) -> NDArray[np.int64]:
     """Probable nearest rows (Q, depth) of some probes (Q, D), nearest first; -1 where codes leave rows out.
 
     That is where their distances are at the very end of the codes' scale.
     """
     ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
     asked = len(probes), faiss.swig_ptr(probes), depth, faiss.swig_ptr(ranked), faiss.swig_ptr(rows)
-    if not _in_lists(codes) or depth * _WHOLE <= codes.ntotal:
+    if not _in_lists(codes) or not (all_lists or depth * _WHOLE > codes.ntotal):
         codes.search_c(*asked)
         if rows[:, -1].min() >= 0:
             return rows

@@ -36,7 +36,13 @@ class ExactIndex:
         with self._lock:
             return sum(self._embeddings.pop(template_id, None) is not None for template_id in ids.tolist())
 
-    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def search(
+        self,
+        probes: NDArray[np.float32],
+        count: int,
+        *,
+        thorough: bool = False,  # noqa: ARG002 - it always is
+    ) -> list[RankedTemplates]:
         """As `TemplateIndex.search`."""
         vectors = checked(probes, self._dimension)
         with self._lock:

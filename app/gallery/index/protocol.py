@@ -45,8 +45,14 @@ class TemplateIndex(Protocol):
     def remove(self, ids: NDArray[np.int64]) -> int:
         """Remove templates and answer how many were there; unknown ids are passed over."""
 
-    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def search(self, probes: NDArray[np.float32], count: int, *, thorough: bool = False) -> list[RankedTemplates]:
         """The `count` nearest templates of each probe (Q, D), fewer where the index holds fewer.
+
+        Args:
+            probes: L2-normalised embeddings, float32.
+            count: how many.
+            thorough: find those that are no person's near ones as surely, which takes several times as long. An index
+                that compares codes, or follows a graph, may take others for them else.
 
         Raises:
             SetBack: a shared index holds less than it was told through this object.

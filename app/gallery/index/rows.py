@@ -15,7 +15,8 @@ ERASED = 4.0
 HALF_PRECISION = 1e-3
 """Distance that an embedding's copy in half precision keeps within, twice what rounding comes to for a unit vector."""
 
-_DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # twice as deep changes no decision, see docs/index.md
+_DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # enough for whom the default policy names, see docs/index.md
+_THOROUGH_FACTOR = 40  # for those that are further away
 _DEEPER = 4
 _MOST_DEAD = 0.5  # share of removed rows that the first look allows for; upkeep lets no more gather
 _CHUNK = 16_384
@@ -71,24 +72,28 @@ class Rows:
         # one has marked more rows dead, the last places would be whatever was in that memory.
         return np.flatnonzero(self.alive[: self.size].copy())
 
-    def nearest(self, probes: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def nearest(
+        self, probes: NDArray[np.float32], count: int, *, thorough: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The nearest living rows of each probe and more, found by codes where there are any.
 
         Args:
             probes: embeddings (Q, D), float32, contiguous.
             count: how many of them must be certain to be living.
+            thorough: see `TemplateIndex.search`.
 
         Returns:
             Rows (Q, K) in no order and their squared distances (Q, K), infinite where a row is dead.
         """
         size = self.size
-        depth = count if self.codes is None else max(_DEPTH_FACTOR * count, _LEAST_DEPTH)
+        factor = _THOROUGH_FACTOR if thorough else _DEPTH_FACTOR
+        depth = count if self.codes is None else max(factor * count, _LEAST_DEPTH)
         enough = max(count, depth * 3 // 4)
         if self.dead:  # to look again, deeper, takes longer than to look deep enough
             depth = math.ceil(4 / 3 * enough / (1 - min(self.dead / size, _MOST_DEAD)))
         while True:
             depth = min(depth, size)
-            rows = self._ranked(probes, depth, size)
+            rows = self._ranked(probes, depth, size, all_lists=thorough)
             squared = self._squared_distances(probes, rows)
             if not self.dead:
                 return rows, squared
@@ -103,12 +108,14 @@ class Rows:
         """Embeddings (K, D) of some rows, as float32."""
         return self.vectors.take(rows, axis=0, mode="clip").astype(np.float32, copy=False)
 
-    def _ranked(self, probes: NDArray[np.float32], depth: int, size: int) -> NDArray[np.int64]:
+    def _ranked(
+        self, probes: NDArray[np.float32], depth: int, size: int, *, all_lists: bool = False
+    ) -> NDArray[np.int64]:
         """Probable nearest rows (Q, depth), each row once."""
         if depth == size:
             return np.broadcast_to(np.arange(size), (len(probes), size)).copy()
         if self.codes is not None:
-            rows = scan(self.codes, probes, depth)
+            rows = scan(self.codes, probes, depth, all_lists=all_lists)
             return self._ranked(probes, size, size) if rows[:, -1].min() < 0 else rows
         ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
         vectors = self.vectors  # held: it may be replaced by a mapped file meanwhile

@@ -12,15 +12,17 @@ from app.gallery.index.rows import Rows
 _CHUNK = 16_384  # rows that are copied at a time
 
 
-def rank(parts: Sequence[Rows], probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
-    """The nearest living templates of each probe (Q, D) among all parts.
+def rank(
+    parts: Sequence[Rows], probes: NDArray[np.float32], count: int, *, thorough: bool = False
+) -> list[RankedTemplates]:
+    """The nearest living templates of each probe (Q, D) among all parts; `thorough` as `TemplateIndex.search`.
 
     Fewer than `count` where there are no more, or where one was removed while the search ran.
     """
     parts = [part for part in parts if part.size > part.dead]
     if not parts or not len(probes) or count < 1:
         return [RankedTemplates(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in probes]
-    proposed = [part.nearest(probes, count) for part in parts]
+    proposed = [part.nearest(probes, count, thorough=thorough) for part in parts]
     bounds = [0, *accumulate(rows.shape[1] for rows, _ in proposed)]
     rows, squared = proposed[0]
     if len(proposed) > 1:

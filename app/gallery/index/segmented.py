@@ -97,13 +97,13 @@ class SegmentedIndex:
         """As `TemplateIndex.remove`."""
         return self._contents.remove(np.asarray(ids, np.int64))
 
-    def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+    def search(self, probes: NDArray[np.float32], count: int, *, thorough: bool = False) -> list[RankedTemplates]:
         """As `TemplateIndex.search`; see `half` for the distances."""
         vectors = checked(probes, self._dimension)
         wanted = min(count, self._contents.size)
         with _one_thread():  # a probe is too short a piece of work to be shared out
             return self._contents.consistently(
-                lambda parts: rank(parts.rows, vectors, count),
+                lambda parts: rank(parts.rows, vectors, count, thorough=thorough),
                 lambda found: all(len(ranked.ids) >= wanted and _are_distinct(np.sort(ranked.ids)) for ranked in found),
             )
 

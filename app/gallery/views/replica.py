@@ -179,9 +179,17 @@ class GalleryReplica:
             return False
 
     def search(
-        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None = None
+        self,
+        probes: NDArray[np.float32],
+        *,
+        top_k: int,
+        rule: MatchingRule,
+        thorough: bool = False,
+        limit: float | None = None,
     ) -> list[list[Candidate]]:
         """The `top_k` nearest subjects of each probe (Q, D); those further than the limit, if any, may be missing.
+
+        `thorough` as `TemplateIndex.search`.
 
         Raises:
             ExtractorMismatch: exact embeddings were to be read, and the gallery has moved to another extractor.
@@ -189,17 +197,17 @@ class GalleryReplica:
         """
         for _ in range(_SEARCHES):
             try:
-                return self._found(probes, top_k=top_k, rule=rule, limit=limit)
+                return self._found(probes, top_k=top_k, rule=rule, thorough=thorough, limit=limit)
             except SetBack:
                 self._followed.doubt()
                 self.catch_up(*self.point)
         raise DatabaseUnavailable("the gallery's index loses what it is told; try again")
 
     def _found(
-        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, limit: float | None
+        self, probes: NDArray[np.float32], *, top_k: int, rule: MatchingRule, thorough: bool, limit: float | None
     ) -> list[list[Candidate]]:
         view = self.view  # one reading: a rebuild may switch it meanwhile
-        find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule)
+        find = partial(find_candidates, view.index, view.owners, probes, top_k=top_k, rule=rule, thorough=thorough)
         if _keeps_exactly(view.index):
             found = find()
             if _keeps_exactly(view.index):

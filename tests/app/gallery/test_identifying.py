@@ -181,6 +181,25 @@ def test_the_search_goes_no_deeper_than_the_threshold(service: GalleryService, m
     assert depths == [5, 5, 5]  # nor deeper than so many who are named
 
 
+def test_the_search_is_thorough_where_candidates_beyond_the_default_policys_threshold_count(
+    service: GalleryService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = np.eye(1, service.reader.dimension, dtype=np.float32)[0]
+    enroll(service, "anna", probe)
+    how, real = list[bool](), GalleryReplica.search
+
+    def search(self: GalleryReplica, *asked: Any, thorough: bool, **options: Any) -> list[list[Candidate]]:
+        how.append(thorough)
+        return real(self, *asked, thorough=thorough, **options)
+
+    monkeypatch.setattr(GalleryReplica, "search", search)
+    usual = service.identify_embedding("people", probe.tolist()).threshold
+    service.identify_embedding("people", probe.tolist(), threshold=usual)
+    service.identify_embedding("people", probe.tolist(), threshold=np.nextafter(usual, 2))
+    service.identify_embedding("people", probe.tolist(), threshold=usual / 2, all_candidates=True)
+    assert how == [False, False, True, True]
+
+
 def test_a_candidate_at_the_threshold_itself_is_named_and_every_decision_is_counted(service: GalleryService) -> None:
     def decided() -> list[float]:
         values = (

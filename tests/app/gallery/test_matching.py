@@ -1,6 +1,6 @@
 import math
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -262,8 +262,8 @@ def test_the_mean_is_that_of_the_templates_that_are_there(rule: MatchingRule) ->
 @pytest.mark.parametrize("half", [False, True])
 def test_a_subject_whose_templates_went_during_the_search_keeps_its_place(half: bool) -> None:
     class Emptied(ExactIndex):
-        def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
-            found = super().search(probes, count)
+        def search(self, *asked: Any, **how: Any) -> list[RankedTemplates]:
+            found = super().search(*asked, **how)
             self.remove(np.arange(3))
             return found
 
@@ -316,9 +316,9 @@ def test_a_search_that_has_found_everybody_goes_no_deeper() -> None:
     depths = list[int]()
 
     class Watched(ExactIndex):
-        def search(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
+        def search(self, probes: NDArray[np.float32], count: int, **how: Any) -> list[RankedTemplates]:
             depths.append(count)
-            return super().search(probes, count)
+            return super().search(probes, count, **how)
 
     vectors = unit_vectors(2000, seed=0)
     vectors[:100] = vectors[0]

@@ -3,12 +3,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.gallery.index import ExactIndex, SegmentedIndex, segmented, upkeep
+from app.gallery.index import SegmentedIndex, segmented, upkeep
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.rows import ERASED, Rows
 from app.gallery.index.upkeep import Limits
@@ -45,27 +44,6 @@ def settle(index: SegmentedIndex) -> int:
 
 def parts(index: SegmentedIndex) -> Any:
     return index._contents.parts
-
-
-@pytest.mark.parametrize("listed", [Limits().listed, 4000])
-@pytest.mark.parametrize("half", [False, True])
-def test_decisions_are_those_of_the_exact_index(half: bool, listed: int) -> None:
-    faces = people(4000, 4, seed=0)
-    enrolled = faces[:, :3].reshape(-1, DIMENSION)
-    index, exact = compressed(enrolled, half=half, limits=replace(LIMITS, listed=listed)), ExactIndex(DIMENSION)
-    (segment,) = parts(index).segments
-    assert isinstance(segment.rows.codes, faiss.IndexIVFPQFastScan) == (len(enrolled) >= listed)
-    exact.add(np.arange(len(enrolled)), enrolled)
-    probes = np.concatenate([faces[:60, 3], strangers(60, seed=1)])
-    named = 0
-    for found, wanted in zip(index.search(probes, 10), exact.search(probes, 10), strict=True):
-        for threshold in (0.5, 0.6, 0.7, 0.8):
-            accepted = wanted.distances[0] <= threshold
-            named += accepted
-            assert (found.distances[0] <= threshold) == accepted
-            if accepted:
-                assert found.ids[0] == wanted.ids[0]
-    assert 60 < named < 300
 
 
 def test_a_search_scans_a_third_of_the_lists_and_all_of_them_where_it_must() -> None:
