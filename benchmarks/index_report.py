@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,9 +171,11 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
         value = ratio(figure(other, size, "p50_s"), figure("compressed", size, "p50_s"))
         found.append(Wanted(f"{size:,} templates, {least} × as fast as {other}", value, least, at_least=True))
     for size in sorted({int(row["templates"]) for row in rows}):
-        for key, less in (("busy_p99_s", ""), ("busy_p99_given_s", _LESS)):
-            value = ratio(figure("compressed", size, key), figure("compressed", size, "busy_p50_s"))
-            sentence = f"{size:,} templates, p99 beside writers within 3 × p50{less}"
+        exact_by_default = size < (COMPRESS_FROM["auto"] or 0)
+        kinds = ("flat",) * exact_by_default + ("compressed", "compressed, half")
+        for engine, (key, less) in product(kinds, (("busy_p99_s", ""), ("busy_p99_given_s", _LESS))):
+            value = ratio(figure(engine, size, key), figure(engine, size, "busy_p50_s"))
+            sentence = f"{size:,} templates, {engine}: p99 beside writers within 3 × p50{less}"
             found.append(Wanted(sentence, value, 3, at_least=False))
         for engine in ("compressed", "compressed, half"):
             for kind in ("mated", "non_mated"):
@@ -184,11 +187,10 @@ def wanted(rows: Sequence[Row]) -> list[Wanted]:
                 continue  # exact still, in float32
             value = ratio(figure(engine, size, "bytes"), FLOAT32)
             found.append(Wanted(f"{size:,} templates, {engine}: memory of float32's", value, most, at_least=False))
-        median = figure("compressed", size, "p50_s")
-        for key, less in (("longest_upkeep_s", ""), ("longest_given_s", _LESS)):
-            longest = figure("compressed", size, key)
+        for engine, (key, less) in product(kinds, (("longest_upkeep_s", ""), ("longest_given_s", _LESS))):
+            longest, median = figure(engine, size, key), figure(engine, size, "p50_s")
             stop = None if longest is None or median is None else 1e3 * (longest - median)
-            sentence = f"{size:,} templates, ms that a search was stopped at most{less}"
+            sentence = f"{size:,} templates, {engine}: ms that a search was stopped at most{less}"
             found.append(Wanted(sentence, stop, 20, at_least=False))
     restart, remove = figure("compressed", million, "restart_s"), figure("compressed", million, "remove_s")
     found.append(Wanted("1,000,000 templates, seconds of a restart", restart, 10, at_least=False))
