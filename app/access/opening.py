@@ -2,7 +2,7 @@
 
 import ipaddress
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from app.access.audit_log import AuditLog
 from app.access.errors import OpenToTheWorld
@@ -11,26 +11,47 @@ from app.access.key_store import KeyStore
 from app.access.keys import KeyHasher
 from app.access.pepper import Pepper, read_pepper
 from app.access.rate_limits import RateLimits, open_rates
+from app.access.tables import ApiKeyRow, AuditHeadRow
 from app.gallery.journal import Journal
+from app.gallery.sql.rows import Sessions
 from app.settings import Settings
 
 DEFAULT_RATE = 50.0
 
 
-def settings_pepper(settings: Settings) -> Pepper:
-    """The pepper of the setting, or of the file in `data_dir`."""
+def settings_pepper(settings: Settings, *, make: bool) -> Pepper:
+    """The pepper of the setting, or of the file in `data_dir`, which may be made where it is missing.
+
+    Raises:
+        PepperUnusable, StorageUnwritable: as `read_pepper` does.
+    """
     secret = settings.key_pepper
-    return read_pepper(secret.get_secret_value() if secret else None, settings.data_dir)
+    return read_pepper(secret.get_secret_value() if secret else None, settings.data_dir, make=make)
+
+
+def _pepper_of(settings: Settings, engine: Engine) -> Pepper:
+    """The pepper of the database, made where nothing there needs one yet.
+
+    The database is asked first: of two that start at once, who finds the other's keys finds the other's file, too.
+    """
+    with Sessions(engine).reading() as session:
+        needed = any(session.scalar(select(id_).limit(1)) is not None for id_ in (AuditHeadRow.id, ApiKeyRow.id))
+    return settings_pepper(settings, make=not needed)
 
 
 def open_audit(settings: Settings, engine: Engine) -> AuditLog:
-    """The audit log of the database."""
-    return AuditLog(engine, settings_pepper(settings), keep_days=settings.audit_days)
+    """The audit log of the database.
+
+    Raises:
+        PepperUnusable: the pepper is missing, or none.
+        StorageUnwritable: it cannot be made.
+    """
+    return AuditLog(engine, _pepper_of(settings, engine), keep_days=settings.audit_days)
 
 
 def open_keys(settings: Settings, engine: Engine, journal: Journal) -> KeyStore:
     """The keys of the database."""
-    return KeyStore(engine, KeyHasher(settings_pepper(settings)), journal)
+    return KeyStore(engine, KeyHasher(_pepper_of(settings, engine)), journal)
 
 
 def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
@@ -46,7 +67,7 @@ def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
     if rate > 0:
         rates = open_rates(engine, timeout=settings.database_timeout)
         limits = RateLimits(rates, rate=rate, burst=settings.rate_burst)
-    return Gate(keys, KeyHasher(settings_pepper(settings)), limits)
+    return Gate(keys, KeyHasher(_pepper_of(settings, engine)), limits)
 
 
 def asks_no_key(settings: Settings) -> bool:
