@@ -1,16 +1,19 @@
-"""The settings' pepper, audit log and gate."""
+"""The settings' pepper, audit log and gate, and what a start writes down."""
 
 import ipaddress
+import sys
 
 from sqlalchemy import Engine, select
 
 from app.access.audit_log import AuditLog
+from app.access.caller import Caller, current_caller
 from app.access.errors import OpenToTheWorld
 from app.access.gate import Gate
 from app.access.key_store import KeyStore
 from app.access.keys import KeyHasher
 from app.access.pepper import Pepper, read_pepper
 from app.access.rate_limits import RateLimits, open_rates
+from app.access.settings_watch import note_settings
 from app.access.tables import ApiKeyRow, AuditHeadRow
 from app.gallery.journal import Journal
 from app.gallery.sql.rows import Sessions
@@ -68,6 +71,24 @@ def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
         rates = open_rates(engine, timeout=settings.database_timeout)
         limits = RateLimits(rates, rate=rate, burst=settings.rate_burst)
     return Gate(keys, KeyHasher(_pepper_of(settings, engine)), limits)
+
+
+def note_start(settings: Settings, engine: Engine, journal: Journal, gate: Gate) -> None:
+    """Write down the settings where they changed, and make and print the first key where there never was one.
+
+    Raises:
+        AuditBroken, PepperUnusable: another pepper sealed the audit log, or hashed the keys.
+        DatabaseUnavailable, StorageUnwritable: as named.
+    """
+    token = current_caller.set(Caller("service"))
+    try:
+        note_settings(settings, engine, journal)
+        key = None if gate.keys is None else gate.keys.first_key()
+    finally:
+        current_caller.reset(token)
+    if key:
+        # To people, not into the log: it is shown this once.
+        print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
 
 
 def asks_no_key(settings: Settings) -> bool:
