@@ -2,20 +2,21 @@
 
 import gc
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 
 import structlog
 from anyio import to_thread
 from fastapi import FastAPI
+from sqlalchemy import Engine
 from starlette.middleware.cors import CORSMiddleware
 
+from app.access.audit_log import AuditLog
 from app.access.caller import Caller, current_caller
-from app.access.opening import open_audit, open_gate
-from app.access.settings_watch import note_settings
+from app.access.opening import note_start, open_audit, open_gate
 from app.api import (
     docs_page,
     enroll,
@@ -37,6 +38,7 @@ from app.api.request_line import RequestLine
 from app.api.security_headers import SecurityHeaders
 from app.ending import told_to_end
 from app.gallery.deadline import WaitLimit, waiting_at_most
+from app.gallery.engines import IndexEngine
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.receipts import SIGNING_KEY, ReceiptSigner
 from app.gallery.erasure.retention import Retention
@@ -56,10 +58,36 @@ from app.settings import Settings, split_list
 from app.telemetry import set_up_logging
 from app.vault import vault_beside
 from model.image import ImageLimits
-from model.pipeline import WEIGHTS, load_networks
+from model.pipeline import WEIGHTS, check_networks, load_networks
 
 _log = structlog.get_logger()
 _SNAPSHOTS = "snapshots"  # name of the vault's key that names their folder in memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What a service stands on beside its networks; to open it may be refused."""
+
+    engine: Engine
+    vault: Vault
+    journal: AuditLog
+    signer: ReceiptSigner
+    index_engine: IndexEngine | None
+
+    def close(self) -> None:
+        """Give all connections back."""
+        if self.index_engine is not None:
+            self.index_engine.close()
+        self.vault.close()
+        self.engine.dispose()
+
+
+def _open_ground(settings: Settings) -> _Ground:
+    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
+    check_schema(engine)
+    vault = vault_beside(settings, engine)
+    journal = open_audit(settings, engine)
+    return _Ground(engine, vault, journal, ReceiptSigner(vault.named_key(SIGNING_KEY).secret), engine_of(settings))
 
 
 def open_service(settings: Settings) -> GalleryService:
@@ -68,11 +96,10 @@ def open_service(settings: Settings) -> GalleryService:
     Raises:
         SchemaOutdated: the database's tables are not those of this version.
         MasterKeyMissing, KeyUnavailable: no master key or vault, or the wrong one.
-        DatabaseUnavailable, ModelFileError: as named.
+        PepperUnusable: the pepper is missing, or none.
+        DatabaseUnavailable, IndexEngineUnusable, ModelFileError: as named.
     """
-    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
-    check_schema(engine)
-    vault = vault_beside(settings, engine)
+    ground = _open_ground(settings)
     networks = load_networks(
         weights=settings.weights_dir or WEIGHTS,
         detector=settings.detector,
@@ -87,13 +114,13 @@ def open_service(settings: Settings) -> GalleryService:
         workers=settings.workers or os.cpu_count() or 1,
         queue_timeout=settings.queue_timeout,
     )
-    journal = open_audit(settings, engine)
-    forgetting = Forgetting(engine, vault, ReceiptSigner(vault.named_key(SIGNING_KEY).secret), journal=journal)
+    engine, seals = ground.engine, SealedRows(ground.vault)
+    forgetting = Forgetting(engine, ground.vault, ground.signer, journal=ground.journal)
     return GalleryService(
-        GalleryStore(engine, journal=journal, seals=SealedRows(vault)),
-        GalleryHistory(engine, SealedRows(vault)),
+        GalleryStore(engine, journal=ground.journal, seals=seals),
+        GalleryHistory(engine, seals),
         reader,
-        _index_source(settings, vault),
+        _index_source(settings, ground.vault, ground.index_engine),
         forgetting=forgetting,
         retention=Retention(engine, forgetting, interval=settings.sweep_interval),
         policy=settings.threshold_policy,
@@ -102,9 +129,27 @@ def open_service(settings: Settings) -> GalleryService:
     )
 
 
-def _index_source(settings: Settings, vault: Vault) -> IndexSource:
+def check_start(settings: Settings) -> None:
+    """Look once at what may refuse a start, and write down what a start does, as `create_app` would.
+
+    For processes of which each would be refused, and started again, without end. The networks alone are not loaded.
+    """
+    with waiting_at_most(WaitLimit()):
+        ground = _open_ground(settings)
+        check_networks(
+            weights=settings.weights_dir or WEIGHTS,
+            detector=settings.detector,
+            extractor=settings.extractor,
+            runtime=settings.runtime,
+        )
+        gate = open_gate(settings, ground.engine, ground.journal)
+        note_start(settings, ground.engine, ground.journal, gate)
+        gate.close()
+        ground.close()
+
+
+def _index_source(settings: Settings, vault: Vault, engine: IndexEngine | None) -> IndexSource:
     """Where indexes come from; their snapshots lie sealed on the disk, and open in memory alone."""
-    engine = engine_of(settings)
     if engine is not None:
         _log.warning("index.not_sealed", index=settings.index, meaning="the engine keeps embeddings as they are")
     seal, folder = None, settings.snapshots_dir
@@ -132,24 +177,19 @@ def _index_source(settings: Settings, vault: Vault) -> IndexSource:
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; the networks are loaded here, once, so that a damaged file stops the start."""
+    """The application; what may refuse the start does so here, a damaged network among it, which is loaded once."""
     settings = settings or Settings()
     set_up_logging(form=settings.log_format, level=settings.log_level)
     with waiting_at_most(WaitLimit()):
         service = open_service(settings)
         gate = open_gate(settings, service.store.engine, service.store.journal)
+        note_start(settings, service.store.engine, service.store.journal, gate)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         current_caller.set(Caller("service"))  # for what the service does of itself, such as sweeps
-        with waiting_at_most(WaitLimit()):
-            await to_thread.run_sync(note_settings, settings, service.store.engine, service.store.journal)
-            key = None if gate.keys is None else await to_thread.run_sync(gate.keys.first_key)
         if gate.keys is None:
             _log.warning("open", meaning="no key is asked for, on this machine alone; see FACEGALLERY_AUTHENTICATION")
-        elif key:
-            # To people, not into the log: it is shown this once.
-            print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
         with told_to_end() as ending:
             await to_thread.run_sync(service.start, ending)
         gc.collect()

@@ -3,9 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from model.card import read_card
 from model.detector import Detector
 from model.extractor import Extractor
-from model.runtime import Precision, Runtime
+from model.runtime import Precision, Runtime, check_runtime
 
 WEIGHTS = Path(__file__).parent / "weights"
 """The networks that come with the package, a folder each."""
@@ -47,3 +51,21 @@ def load_networks(
         Detector.load(weights / detector, runtime=runtime, threads=threads, device=device, precision=precision),
         Extractor.load(weights / extractor, runtime=runtime, threads=threads, device=device, precision=precision),
     )
+
+
+def check_networks(
+    *, weights: Path = WEIGHTS, detector: str = "yunet", extractor: str = "sface", runtime: Runtime = "openvino"
+) -> None:
+    """Look at cards and files as `load_networks` does, without loading the networks.
+
+    Raises:
+        ModelFileError: a network or its card is missing, damaged, or of the other kind.
+        RuntimeMissing: the runtime is not installed.
+    """
+    check_runtime(runtime)
+    Detector(_not_loaded, read_card(weights / detector))
+    Extractor(_not_loaded, read_card(weights / extractor))
+
+
+def _not_loaded(batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    raise NotImplementedError(f"a network that was not loaded cannot read {len(batch)} pictures")

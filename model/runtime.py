@@ -1,5 +1,6 @@
 """Where a network runs: OpenVINO on the processor, or torch on processor or GPU."""
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -107,7 +108,21 @@ def open_network(
     try:
         from model.torch_runtime import TorchNetwork  # serving goes without torch unless it is chosen
     except ModuleNotFoundError as error:
-        raise RuntimeMissing(
-            f"the runtime torch needs the package {error.name}; install `facegallery[train]`, or choose openvino"
-        ) from error
+        raise _missing(error.name) from error
     return TorchNetwork(path, threads=threads, device=device, precision=precision)
+
+
+def check_runtime(runtime: Runtime) -> None:
+    """Make sure that the runtime is installed, without the seconds that it takes to import it.
+
+    Raises:
+        RuntimeMissing: torch is not.
+    """
+    if runtime == "torch" and importlib.util.find_spec("torch") is None:
+        raise _missing("torch")
+
+
+def _missing(package: str | None) -> RuntimeMissing:
+    return RuntimeMissing(
+        f"the runtime torch needs the package {package}; install `facegallery[train]`, or choose openvino"
+    )

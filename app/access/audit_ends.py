@@ -59,7 +59,7 @@ class AuditEnds:
         if not is_sealed(self._secret, head, row.seal):
             raise AuditBroken(
                 "the audit log's head was changed, or sealed with another pepper; put the file `key-pepper` or "
-                "FACEGALLERY_KEY_PEPPER back, or see `facegallery audit verify`"
+                "FACEGALLERY_KEY_PEPPER back, or see `facegallery audit verify` and `audit begin-anew --help`"
             )
         return head
 

@@ -58,7 +58,7 @@ class KeyNotFound(FacegalleryError):
 
 
 class PepperUnusable(FacegalleryError):
-    """The pepper is too short, readable by others, or not the one that the keys were hashed with."""
+    """The pepper is missing, too short, readable by others, or not the one that the keys were hashed with."""
 
     slug = "pepper-unusable"
 

@@ -61,7 +61,7 @@ class KeyStore:
         if self._hasher.pepper_id not in peppers:
             raise PepperUnusable(
                 "the keys were hashed with another pepper, so that no key would be taken; put the file `key-pepper` "
-                "or FACEGALLERY_KEY_PEPPER back"
+                "or FACEGALLERY_KEY_PEPPER back, or see `facegallery audit begin-anew --help`"
             )
         return None
 

@@ -1,36 +1,60 @@
-"""The settings' pepper, audit log and gate."""
+"""The settings' pepper, audit log and gate, and what a start writes down."""
 
 import ipaddress
+import sys
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from app.access.audit_log import AuditLog
+from app.access.caller import Caller, current_caller
 from app.access.errors import OpenToTheWorld
 from app.access.gate import Gate
 from app.access.key_store import KeyStore
 from app.access.keys import KeyHasher
 from app.access.pepper import Pepper, read_pepper
 from app.access.rate_limits import RateLimits, open_rates
+from app.access.settings_watch import note_settings
+from app.access.tables import ApiKeyRow, AuditHeadRow
 from app.gallery.journal import Journal
+from app.gallery.sql.rows import Sessions
 from app.settings import Settings
 
 DEFAULT_RATE = 50.0
 
 
-def settings_pepper(settings: Settings) -> Pepper:
-    """The pepper of the setting, or of the file in `data_dir`."""
+def settings_pepper(settings: Settings, *, make: bool) -> Pepper:
+    """The pepper of the setting, or of the file in `data_dir`, which may be made where it is missing.
+
+    Raises:
+        PepperUnusable, StorageUnwritable: as `read_pepper` does.
+    """
     secret = settings.key_pepper
-    return read_pepper(secret.get_secret_value() if secret else None, settings.data_dir)
+    return read_pepper(secret.get_secret_value() if secret else None, settings.data_dir, make=make)
+
+
+def _pepper_of(settings: Settings, engine: Engine) -> Pepper:
+    """The pepper of the database, made where nothing there needs one yet.
+
+    The database is asked first: of two that start at once, who finds the other's keys finds the other's file, too.
+    """
+    with Sessions(engine).reading() as session:
+        needed = any(session.scalar(select(id_).limit(1)) is not None for id_ in (AuditHeadRow.id, ApiKeyRow.id))
+    return settings_pepper(settings, make=not needed)
 
 
 def open_audit(settings: Settings, engine: Engine) -> AuditLog:
-    """The audit log of the database."""
-    return AuditLog(engine, settings_pepper(settings), keep_days=settings.audit_days)
+    """The audit log of the database.
+
+    Raises:
+        PepperUnusable: the pepper is missing, or none.
+        StorageUnwritable: it cannot be made.
+    """
+    return AuditLog(engine, _pepper_of(settings, engine), keep_days=settings.audit_days)
 
 
 def open_keys(settings: Settings, engine: Engine, journal: Journal) -> KeyStore:
     """The keys of the database."""
-    return KeyStore(engine, KeyHasher(settings_pepper(settings)), journal)
+    return KeyStore(engine, KeyHasher(_pepper_of(settings, engine)), journal)
 
 
 def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
@@ -46,7 +70,25 @@ def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
     if rate > 0:
         rates = open_rates(engine, timeout=settings.database_timeout)
         limits = RateLimits(rates, rate=rate, burst=settings.rate_burst)
-    return Gate(keys, KeyHasher(settings_pepper(settings)), limits)
+    return Gate(keys, KeyHasher(_pepper_of(settings, engine)), limits)
+
+
+def note_start(settings: Settings, engine: Engine, journal: Journal, gate: Gate) -> None:
+    """Write down the settings where they changed, and make and print the first key where there never was one.
+
+    Raises:
+        AuditBroken, PepperUnusable: another pepper sealed the audit log, or hashed the keys.
+        DatabaseUnavailable, StorageUnwritable: as named.
+    """
+    token = current_caller.set(Caller("service"))
+    try:
+        note_settings(settings, engine, journal)
+        key = None if gate.keys is None else gate.keys.first_key()
+    finally:
+        current_caller.reset(token)
+    if key:
+        # To people, not into the log: it is shown this once.
+        print(f"the first key, for everything; it is not shown again:\n{key}", file=sys.stderr, flush=True)
 
 
 def asks_no_key(settings: Settings) -> bool:

@@ -10,11 +10,14 @@ import secrets
 import stat
 from pathlib import Path
 
+import structlog
+
 from app.access.errors import PepperUnusable
 from app.gallery.errors import StorageUnwritable
 
 FILE_NAME = "key-pepper"
 MIN_LENGTH = 32
+_log = structlog.get_logger()
 
 
 class Pepper:
@@ -39,15 +42,16 @@ class Pepper:
         return self.derive("fingerprint").hex()[:16]
 
 
-def read_pepper(secret: str | None, folder: Path) -> Pepper:
-    """The pepper from the settings, or from a file that is made on first use, for its owner's eyes only.
+def read_pepper(secret: str | None, folder: Path, *, make: bool) -> Pepper:
+    """The pepper from the settings, or from a file.
 
     Args:
         secret: the setting; None or empty: the file.
         folder: where the file is.
+        make: whether a missing file is made, for its owner's eyes only.
 
     Raises:
-        PepperUnusable: too short, no text, or the file can be read by others.
+        PepperUnusable: not there and not to be made, too short, no text, or the file can be read by others.
         StorageUnwritable: the file cannot be made.
     """
     if secret:
@@ -55,7 +59,14 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
     path = folder / FILE_NAME
     try:
         if not path.exists():
-            _make(path)
+            if not make:
+                raise PepperUnusable(
+                    f"the pepper is missing, which the database's keys and audit log were made with: put {path} back "
+                    "from its copy, or set FACEGALLERY_KEY_PEPPER to it; without a copy, see "
+                    "`facegallery audit begin-anew --help`"
+                )
+            if _make(path):
+                _log.warning("pepper.made", file=str(path), advice="keep a copy apart from the database's backups")
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text("ascii").strip()
     except UnicodeDecodeError as error:
@@ -69,8 +80,11 @@ def read_pepper(secret: str | None, folder: Path) -> Pepper:
     return Pepper(text, source=str(path))
 
 
-def _make(path: Path) -> None:
-    """Write the file beside its place and link it there whole: of two first starts one wins and both read the same."""
+def _make(path: Path) -> bool:
+    """Write the file beside its place and link it there whole: of two first starts one wins and both read the same.
+
+    Answers whether this one has won.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     try:
@@ -81,6 +95,7 @@ def _make(path: Path) -> None:
         try:
             os.link(draft, path)
         except FileExistsError:
-            return
+            return False
+        return True
     finally:
         draft.unlink(missing_ok=True)

@@ -21,11 +21,14 @@ _ADDRESSES = {"database_url", "vault_url", "milvus_uri"}  # without their passwo
 def note_settings(settings: Settings, engine: Engine, journal: Journal) -> None:
     """Write the settings down if they changed since they were last written, and which did.
 
+    The log's head is looked at in any case: with another pepper nothing could be done later.
+
     Raises:
         AuditBroken: the audit log was tampered with, or sealed with another pepper.
     """
     if not isinstance(journal, AuditLog):
         return
+    journal.head()
     shown = described(settings)
     entry = journal.last("settings")
     before = json.loads(entry)["details"]["settings"] if entry else {}

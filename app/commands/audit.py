@@ -1,4 +1,4 @@
-"""`facegallery audit`: verify, export."""
+"""`facegallery audit`: verify, export, prune, begin anew."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,11 @@ import typer
 
 from app.access.audit import Head, names_subject
 from app.access.audit_log import AuditLog
-from app.access.opening import open_audit
-from app.commands.options import Exit, JsonOption, complain
+from app.access.new_beginning import begin_anew
+from app.access.opening import open_audit, settings_pepper
+from app.commands.options import Exit, JsonOption, complain, opened_database
 from app.gallery.errors import StorageUnwritable
 from app.gallery.names import normalise_name
-from app.gallery.sql.database import open_engine
-from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from model.replaced_file import flush_folder
 
@@ -97,6 +97,27 @@ def prune_audit(
         print(f"{removed} entries removed")
 
 
+@audit_cli.command("begin-anew")
+def begin_audit_anew(
+    archive: Annotated[Path, typer.Option(dir_okay=False, help="New file that gets the entries and the keys' names.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the entries, and the keys for good.")] = False,
+) -> None:
+    """Where the pepper is lost without a copy: begin an audit log with another one, and remove the keys.
+
+    That is the one in the settings, or a new file `key-pepper`. Everybody stays enrolled; keys have to be made anew.
+    Refused where the log goes on with the pepper at hand. Stop the services first.
+    """
+    if not yes:
+        raise typer.BadParameter(
+            "no key will be taken any more, and nobody can tell whether the old entries were changed; look for a copy "
+            "of the pepper first, make a backup, and add --yes",
+            param_hint="--yes",
+        )
+    with opened_database() as engine:
+        keys = begin_anew(engine, settings_pepper(Settings(), make=True), partial(_write_lines, archive))
+    print(f"the audit log begins anew; what it held is in {archive}, and {keys} keys are gone")
+
+
 def _write_lines(file: Path, lines: Iterator[str]) -> None:
     """Write lines into a new file, for its owner alone."""
     try:
@@ -128,13 +149,8 @@ def _first(file: Path) -> str | None:
 
 @contextmanager
 def _opened_audit() -> Iterator[AuditLog]:
-    settings = Settings()
-    engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
-    try:
-        check_schema(engine)
-        yield open_audit(settings, engine)
-    finally:
-        engine.dispose()
+    with opened_database() as engine:
+        yield open_audit(Settings(), engine)
 
 
 def _parse_head(text: str) -> Head:

@@ -15,8 +15,6 @@ from app.commands.migrate import migrate_command
 from app.commands.options import Exit
 from app.gallery.errors import StorageUnwritable
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
-from app.gallery.sql.database import open_engine
-from app.gallery.sql.migrations import check_schema
 from app.settings import Settings, split_list, unknown_settings
 from app.telemetry import set_up_logging
 
@@ -51,7 +49,7 @@ def serve_command(
 
     from app.access.opening import asks_no_key
     from app.commands.connection import ProtocolOfSettings, guarded_protocol
-    from app.main import create_app
+    from app.main import check_start, create_app
 
     options = {"host": host, "port": port, "processes": processes}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -69,7 +67,7 @@ def serve_command(
     if count > 1:
         # Each process reads the settings for itself.
         os.environ |= {f"FACEGALLERY_{name.upper()}": str(value) for name, value in given.items()}
-        check_schema(open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout))
+        check_start(settings)  # else each is refused, and uvicorn starts the next one, without end
     guarded = guarded_protocol(settings)
     proxies = split_list(settings.trusted_proxies)
     with _counted_together(settings) if count > 1 else nullcontext():

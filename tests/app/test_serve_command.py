@@ -1,6 +1,9 @@
 """What stops a start is told at once, in one line, with code 1."""
 
+import os
 import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -110,6 +113,75 @@ def test_tls_files_that_are_none_are_named_with_their_settings(
     done = Facegallery(tmp_path / "gallery", **files)("serve", "--port", "0")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith(f"error: {sentence}")
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a gallery that has a vault, a key and an audit log."""
+    folder = tmp_path_factory.mktemp("used") / "gallery"
+    for words in (("migrate",), ("keys", "create", "door", "--scope", "read"), ("master-key", "status")):
+        assert Facegallery(folder)(*words).returncode == 0
+    return folder
+
+
+def serve_in_vain(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A start that has to end by itself, with all its processes."""
+    command = [sys.executable, "-c", "from app.cli import main; main()", "serve", "--port", "0"]
+    everything = os.environ | {"FACEGALLERY_DATA_DIR": str(folder)} | environment
+    with subprocess.Popen(
+        command, env=everything, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as started:
+        try:
+            _, said = started.communicate(timeout=90)
+        finally:
+            if started.poll() is None:
+                os.killpg(started.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, started.returncode, "", said)
+
+
+def without_master_key(folder: Path) -> str:
+    (folder / "master.key").unlink()
+    return "there is no master key: "
+
+
+def without_pepper(folder: Path) -> str:
+    (folder / "key-pepper").unlink()
+    return "the pepper is missing, "
+
+
+def with_another_pepper(folder: Path) -> str:
+    (folder / "key-pepper").write_text("another pepper of more than 32 characters")
+    return "the audit log's head was changed, or sealed with another pepper; "
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("break_it", [without_master_key, without_pepper, with_another_pepper])
+def test_a_start_without_what_it_needs_ends_with_a_sentence(
+    tmp_path: Path, used: Path, break_it: Callable[[Path], str], processes: str
+) -> None:
+    folder = shutil.copytree(used, tmp_path / "gallery")
+    sentence = break_it(folder)
+    done = serve_in_vain(folder, FACEGALLERY_PROCESSES=processes)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("INDEX", "pgvector", "FACEGALLERY_INDEX=pgvector keeps the vectors in the gallery's own PostgreSQL"),
+        ("EXTRACTOR", "nosuch", "there is no network 'nosuch'"),
+        ("DETECTOR", "sface", "the network 'sface' is an extractor; choose a detector"),
+    ],
+)
+def test_a_start_with_a_setting_that_does_not_fit_ends_with_a_sentence(
+    tmp_path: Path, used: Path, variable: str, value: str, sentence: str, processes: str
+) -> None:
+    folder = shutil.copytree(used, tmp_path / "gallery")
+    done = serve_in_vain(folder, FACEGALLERY_PROCESSES=processes, **{f"FACEGALLERY_{variable}": value})
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert done.stderr.splitlines()[-1].startswith(f"error: {sentence}")
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from PIL import Image, ImageOps
 from sqlalchemy import update
 
-from app.access.errors import OpenToTheWorld, PepperUnusable
+from app.access.errors import AuditBroken, OpenToTheWorld, PepperUnusable
 from app.access.key_store import KeyStore
 from app.access.keys import ALL_SCOPES, KEY_FORM, Scope
 from app.access.opening import open_audit, open_keys
@@ -375,6 +375,16 @@ def test_keys_of_another_pepper_stop_the_start(tmp_path: Path) -> None:
     (tmp_path / "key-pepper").unlink()
     with pytest.raises(FacegalleryError, match="pepper"), running(settings):
         pass
+
+
+@pytest.mark.parametrize("authentication", ["open", "keys"])
+def test_another_pepper_stops_the_start_before_anything_is_served(tmp_path: Path, authentication: str) -> None:
+    settings = Settings(data_dir=tmp_path, authentication=authentication, _env_file=None)
+    with running(settings):
+        pass
+    (tmp_path / "key-pepper").write_text("another pepper of more than 32 characters")
+    with pytest.raises(AuditBroken, match="sealed with another pepper; put the file `key-pepper`"):
+        create_app(settings)
 
 
 def test_a_pepper_that_others_can_read_stops_the_start(tmp_path: Path) -> None:

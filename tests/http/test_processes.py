@@ -2,9 +2,10 @@
 
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ import httpx
 from tests.http.conftest import Server
 
 NAMED = re.compile(r'^facegallery_decisions_total\{decision="identified"\} ([0-9.]+)$', re.MULTILINE)
+KEY = re.compile(r"^fg_\w{12}_\w{64}$", re.MULTILINE)
 
 
 def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Path, portrait: bytes) -> None:
@@ -41,6 +43,25 @@ def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Pat
     assert server.stop() in {0, -15}
     assert list((memory / "facegallery").iterdir()) == []
     assert "Traceback" not in server.log
+
+
+def test_the_first_key_is_made_and_the_settings_are_written_down_once_for_all(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    server = serve(tmp_path / "data", FACEGALLERY_PROCESSES="2", FACEGALLERY_AUTHENTICATION="keys")
+    until = time.monotonic() + 120
+    while server.log.count("Application startup complete") < 2:
+        assert time.monotonic() < until, server.log
+        time.sleep(0.1)
+    (key,) = KEY.findall(server.log)
+    assert server.log.index(key) < server.log.index("Started parent process")
+    answer = httpx.get(f"{server.client.base_url}/galleries", headers={"Authorization": f"Bearer {key}"}, timeout=60)
+    assert answer.status_code == 200
+    assert server.stop() in {0, -15}
+    with closing(sqlite3.connect(tmp_path / "data" / "facegallery.db")) as database:
+        actions = [action for (action,) in database.execute("SELECT action FROM audit ORDER BY number")]
+    assert actions == ["settings", "create-key"]
 
 
 def test_a_process_that_starts_slowly_is_waited_for(serve: Callable[..., Server], tmp_path: Path) -> None:

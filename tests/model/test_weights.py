@@ -1,5 +1,7 @@
 """The networks that come with the package."""
 
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ from numpy.typing import NDArray
 
 from model.alignment import align_face
 from model.card import file_sha256, read_card
-from model.pipeline import WEIGHTS, Networks, load_networks
+from model.errors import ModelFileError, RuntimeMissing
+from model.pipeline import WEIGHTS, Networks, check_networks, load_networks
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,21 @@ def test_the_tuned_extractor_knows_a_person_again_better_when_the_photo_is_poor(
 
 def test_the_tuned_extractor_has_thresholds_of_its_own(tuned: Networks, networks: Networks) -> None:
     assert tuned.extractor.card.thresholds != networks.extractor.card.thresholds
+
+
+def test_what_keeps_networks_from_being_loaded_is_found_without_loading_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = shutil.copytree(WEIGHTS, tmp_path / "weights")
+    check_networks(weights=weights)
+    check_networks(weights=weights, runtime="torch")
+    with pytest.raises(ModelFileError, match="choose a detector"):
+        check_networks(weights=weights, detector="sface")
+    with pytest.raises(ModelFileError, match="choose an extractor"):
+        check_networks(weights=weights, extractor="yunet")
+    (weights / "sface" / "sface.onnx").write_bytes(b"cut off")
+    with pytest.raises(ModelFileError, match="is not the one of its card"):
+        check_networks(weights=weights)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(RuntimeMissing, match="needs the package torch"):
+        check_networks(weights=weights, runtime="torch")

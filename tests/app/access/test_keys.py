@@ -92,15 +92,18 @@ def test_keys_that_are_not_there_or_revoked_are_not_rotated(keys: KeyStore) -> N
 
 
 def test_a_pepper_is_made_once_and_shows_nothing(tmp_path: Path) -> None:
-    first = read_pepper(None, tmp_path / "data")
-    assert read_pepper("", tmp_path / "data").derive("x") == first.derive("x") != first.derive("y")
+    with pytest.raises(PepperUnusable, match="key-pepper back from its copy, or set FACEGALLERY_KEY_PEPPER"):
+        read_pepper(None, tmp_path / "data", make=False)
+    assert not (tmp_path / "data").exists()
+    first = read_pepper(None, tmp_path / "data", make=True)
+    assert read_pepper("", tmp_path / "data", make=False).derive("x") == first.derive("x") != first.derive("y")
     assert (tmp_path / "data" / "key-pepper").read_text().strip() not in repr(first) + str(first)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["key-pepper"]
 
 
 def test_a_pepper_that_is_short_or_cannot_be_kept(tmp_path: Path) -> None:
     with pytest.raises(PepperUnusable, match="32 characters"):
-        read_pepper("short", tmp_path)
+        read_pepper("short", tmp_path, make=True)
     (tmp_path / "file").touch()
     with pytest.raises(StorageUnwritable, match="FACEGALLERY_KEY_PEPPER"):
-        read_pepper(None, tmp_path / "file")
+        read_pepper(None, tmp_path / "file", make=True)
