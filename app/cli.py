@@ -29,7 +29,7 @@ from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
-from app.gallery.sql.failures import reason
+from app.gallery.sql.failures import in_full
 from app.settings import Settings, unknown_settings
 from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
@@ -103,8 +103,7 @@ def _sentence(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if not isinstance(error, FacegalleryError):
         return " ".join(str(error).split())
-    said = reason(error)
-    return str(error) if said is None else f"{error} ({said})"
+    return in_full(error)
 
 
 def _setting(flaw: ErrorDetails) -> str:
