@@ -15,7 +15,7 @@ import migrations
 from app.gallery.errors import SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import NO_LIMITS, database_errors
+from app.gallery.sql.database import NO_LIMITS, database_errors, shown_database
 
 _SCRIPTS = Path(migrations.__file__).parent
 _PATIENCE = 60.0  # seconds for another migration
@@ -58,7 +58,10 @@ def check_schema(engine: Engine) -> None:
     """
     wanted, found = _head(), _version(engine)
     if found is None:
-        raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
+        raise SchemaOutdated(
+            f"the database {shown_database(engine)} has no tables yet; set FACEGALLERY_DATA_DIR or "
+            "FACEGALLERY_DATABASE_URL if yours is elsewhere, else run `facegallery migrate`"
+        )
     if found != wanted:
         _check_known(found)
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")
