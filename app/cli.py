@@ -4,7 +4,9 @@ import io
 import os
 import signal
 import sys
+from importlib.metadata import version
 from types import FrameType
+from typing import Annotated
 
 import typer
 from alembic.util.exc import CommandError
@@ -43,8 +45,19 @@ cli = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"facegallery {version('facegallery')}")
+        raise typer.Exit
+
+
 @cli.callback()
-def _warn(context: typer.Context) -> None:
+def _warn(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     if context.invoked_subcommand != "serve":  # which has a log, and ends in its own way
         signal.signal(signal.SIGTERM, _leave)
         set_up_logging(form="console", level="warning", repeats=False)  # answers alone go to standard output

@@ -27,7 +27,7 @@ def make(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
     python, environment = folder / "python", folder / ".venv"
     python.write_text(script.format(python=sys.executable))
     python.chmod(0o755)
-    command = ["make", "-C", ROOT, "--no-print-directory", "serve", f"PYTHON={python}", f"VENV={environment}"]
+    command = ["make", "-C", str(ROOT), "--no-print-directory", "serve", f"PYTHON={python}", f"VENV={environment}"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -3,7 +3,9 @@
 import json
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from sqlalchemy import make_url
 
 from app.settings import Settings
-from tests.http.conftest import running
+from tests.http.conftest import Server, running
 from tests.http.test_faults import postgres
 from tests.postgresql import postgresql
 
@@ -22,6 +24,18 @@ def events(log: str, name: str) -> list[dict[str, Any]]:
     """The lines of an event, as their values."""
     lines = (json.loads(line) for line in log.splitlines() if line.startswith("{"))
     return [line for line in lines if line["event"] == name]
+
+
+def test_a_start_says_which_version_runs_and_nothing_of_what_it_found_to_migrate(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        server = serve(tmp_path, FACEGALLERY_LOG_FORMAT="json")
+        server.stop()
+        told = [json.loads(line)["event"] for line in server.log.splitlines()]
+        assert [event for event in told if event.startswith(("Context impl", "Will assume"))] == []
+        (ready,) = events(server.log, "ready")
+        assert (ready["version"], ready["extractor"].partition("@")[0]) == (version("facegallery"), "sface")
 
 
 def test_a_call_that_is_answered_well_is_no_problem(
