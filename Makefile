@@ -61,7 +61,12 @@ clean: ## remove what make and the checks made; the gallery in data/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo 'Python 3.11 or newer is needed, and $(or $(PYTHON),python3) is not; name one: make $(MAKECMDGOALS) PYTHON=python3.11' >&2; \
+		exit 1; \
+	fi
+	@# Half of one, as where Debian lacks python3-venv, would be taken for whole by the next run.
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .

@@ -4,7 +4,9 @@ import io
 import os
 import signal
 import sys
+from importlib.metadata import version
 from types import FrameType
+from typing import Annotated
 
 import typer
 from alembic.util.exc import CommandError
@@ -29,7 +31,7 @@ from app.commands.reembed import reembed_command
 from app.commands.reindex import reindex_command
 from app.commands.retention import retention
 from app.commands.serve import serve_command
-from app.gallery.sql.failures import reason
+from app.gallery.sql.failures import in_full
 from app.settings import Settings, unknown_settings
 from app.telemetry import set_up_logging
 from model.errors import FacegalleryError
@@ -43,8 +45,19 @@ cli = typer.Typer(
 )
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"facegallery {version('facegallery')}")
+        raise typer.Exit
+
+
 @cli.callback()
-def _warn(context: typer.Context) -> None:
+def _warn(
+    context: typer.Context,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     if context.invoked_subcommand != "serve":  # which has a log, and ends in its own way
         signal.signal(signal.SIGTERM, _leave)
         set_up_logging(form="console", level="warning", repeats=False)  # answers alone go to standard output
@@ -103,8 +116,7 @@ def _sentence(error: Exception) -> str | None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if not isinstance(error, FacegalleryError):
         return " ".join(str(error).split())
-    said = reason(error)
-    return str(error) if said is None else f"{error} ({said})"
+    return in_full(error)
 
 
 def _setting(flaw: ErrorDetails) -> str:

@@ -194,7 +194,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await to_thread.run_sync(service.start, ending)
         gc.collect()
         gc.freeze()  # what is there now stays: a collection that looked through it would stop every request
-        _log.info("ready", extractor=service.extractor)
+        _log.info("ready", version=version("facegallery"), extractor=service.extractor)
         yield
         gc.unfreeze()  # for who makes another app in the same process
         await to_thread.run_sync(service.close)

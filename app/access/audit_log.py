@@ -30,6 +30,7 @@ from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of
 from app.gallery.errors import Busy
 from app.gallery.journal import Event
 from app.gallery.sql.database import let_others_write
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.rows import Sessions
 from app.gallery.tables import now
 from model.errors import FacegalleryError
@@ -301,7 +302,7 @@ class AuditLog:
                     self._append(session, batch)
             except Exception as error:
                 if not told:
-                    cause = {"reason": str(error)} if isinstance(error, FacegalleryError) else {"exc_info": error}
+                    cause = {"reason": in_full(error)} if isinstance(error, FacegalleryError) else {"exc_info": error}
                     _log.error("audit.not_written", entries=len(batch), **cause)
                 told = True
                 if self._stopped.wait(_RETRY):

@@ -10,6 +10,7 @@ from app.access.errors import Unauthorized
 from app.access.key_store import KeyStore
 from app.access.keys import ApiKey, KeyHasher, key_id_of
 from app.access.rate_limits import RateLimits, owner_of_address
+from app.gallery.sql.failures import in_full
 from app.gallery.tables import now
 from model.errors import FacegalleryError
 
@@ -100,4 +101,4 @@ class Gate:
         try:
             keys.used(key, at)
         except FacegalleryError as error:
-            _log.warning("key.use_not_written", key=key.id, reason=str(error))
+            _log.warning("key.use_not_written", key=key.id, reason=in_full(error))

@@ -10,6 +10,7 @@ from sqlalchemy import Engine, make_url
 from app.access.audit_log import AuditLog
 from app.gallery.errors import StorageUnwritable
 from app.gallery.journal import Event, Journal
+from app.gallery.sql.database import without_password
 from app.gallery.sql.rows import Sessions
 from app.settings import Settings
 
@@ -50,15 +51,8 @@ def described(settings: Settings) -> dict[str, Any]:
         | {name: getattr(settings, name) is not None for name in _SECRET}
         | {
             "threshold_policy": None if settings.threshold_policy is None else repr(settings.threshold_policy),
-            "database": _without_password(settings.sqlalchemy_url),
-            "vault": _without_password(settings.sqlalchemy_vault_url),
+            "database": without_password(make_url(settings.sqlalchemy_url)),
+            "vault": without_password(make_url(settings.sqlalchemy_vault_url)),
             "milvus": urlsplit(settings.milvus_uri)._replace(query="").geturl().rpartition("@")[2],
         }
     )
-
-
-def _without_password(address: str) -> str:
-    """A database's address; drivers take a password in the query, too."""
-    url = make_url(address)
-    kept = {name: value for name, value in url.query.items() if "pass" not in name.lower()}
-    return url.set(query=kept).render_as_string(hide_password=True)

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import internal
+from app.api.problems import LOGGED, internal
 from app.telemetry import REQUEST_SECONDS
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -62,4 +62,12 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "unmatched")
             REQUEST_SECONDS.labels(scope["method"], route, str(status)).observe(seconds)
             if route not in {"/healthz", "/readyz", "/metrics"}:
-                _log.info("request", method=scope["method"], route=route, status=status, seconds=round(seconds, 4))
+                log = _log.warning if status >= 500 else _log.info
+                log(
+                    "request",
+                    method=scope["method"],
+                    route=route,
+                    status=status,
+                    seconds=round(seconds, 4),
+                    **scope.get(LOGGED, {}),
+                )

@@ -10,16 +10,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from app.access import errors as access
 from app.api.methods import allowed_methods
 from app.gallery import errors as gallery
 from app.gallery.errors import PhotosRefused
+from app.gallery.sql.failures import in_full
 from model import errors as model
 from model.errors import FacegalleryError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
+LOGGED = "facegallery.problem"  # where the scope of a request has what the log says of the problem
 _RETRY_SECONDS = 2
 _log = structlog.get_logger()
 
@@ -122,8 +125,26 @@ _OTHERS = (
 PROBLEM_TYPES: Mapping[str, ProblemType] = {kind.slug: kind for kind in (*_TYPES.values(), *_OTHERS)}
 
 
+class _ProblemAnswer(JSONResponse):
+    """A problem document; the log hears of it what `logged` says, never the detail, which may name a person."""
+
+    media_type = MEDIA_TYPE
+    logged: Mapping[str, str] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        scope[LOGGED] = self.logged
+        await super().__call__(scope, receive, send)
+
+
 def problem(
-    slug: str, detail: str, *, status: int | None = None, headers: Mapping[str, str] | None = None, **extensions: Any
+    slug: str,
+    detail: str,
+    *,
+    status: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    reason: str | None = None,
+    **extensions: Any,
 ) -> JSONResponse:
     """A problem document as an answer.
 
@@ -132,13 +153,16 @@ def problem(
         detail: a sentence that says what was wrong and what to do.
         status: HTTP status, where it is not the type's.
         headers: further headers.
+        reason: what the log says besides, for who runs the service.
         extensions: further members of the document; those that are None are left out.
     """
     kind = PROBLEM_TYPES[slug]
     status = status or kind.status
     body = _document(kind, status, detail) | {name: value for name, value in extensions.items() if value is not None}
     retry = {"Retry-After": str(_RETRY_SECONDS)} if kind.retry else {}
-    return JSONResponse(body, status, headers={**retry, **(headers or {})}, media_type=MEDIA_TYPE)
+    answer = _ProblemAnswer(body, status, headers={**retry, **(headers or {})})
+    answer.logged = {"problem": slug} | ({} if reason is None else {"reason": reason})
+    return answer
 
 
 def _document(kind: ProblemType, status: int, detail: str) -> dict[str, Any]:
@@ -238,7 +262,9 @@ def known(error: FacegalleryError) -> JSONResponse:
         headers["WWW-Authenticate"] = 'Bearer realm="facegallery"' + (', error="invalid_token"' if error.given else "")
     if isinstance(error, access.TooManyCalls):
         headers["Retry-After"] = str(error.retry_after)
-    return problem(_TYPES[type(error)].slug, str(error), part=error.part, errors=errors, headers=headers)
+    kind = _TYPES[type(error)]
+    reason = in_full(error) if kind.status >= 500 else None  # others may name a person
+    return problem(kind.slug, str(error), part=error.part, errors=errors, headers=headers, reason=reason)
 
 
 def install(app: FastAPI) -> None:

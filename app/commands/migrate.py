@@ -16,15 +16,21 @@ def migrate_command(
     ] = False,
 ) -> None:
     """Bring the database's tables up to date."""
+    version = bring_tables_to(target, down=yes)
+    print("there are no tables any more" if version is None else f"the tables are of version {version}")
+
+
+def bring_tables_to(target: str = "head", *, down: bool = False) -> str | None:
+    """Bring the tables of the settings' database to a version, an earlier one only if that is meant; answers its id."""
     settings = Settings()
     engine = open_engine(settings.sqlalchemy_url, timeout=settings.database_timeout)
     try:
-        if not yes and leads_down(engine, target):
+        if not down and leads_down(engine, target):
             raise typer.BadParameter(
                 f"{target} is an earlier version: going there drops tables with all that they hold, `base` everybody; "
                 "stop the services, make a backup, and add --yes",
                 param_hint="TARGET",
             )
-        migrate(engine, target)
+        return migrate(engine, target)
     finally:
         engine.dispose()

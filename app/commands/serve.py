@@ -11,7 +11,7 @@ import structlog
 import typer
 
 from app.commands.listening import check_address, check_tls
-from app.commands.migrate import migrate_command
+from app.commands.migrate import bring_tables_to
 from app.commands.options import Exit
 from app.gallery.errors import StorageUnwritable
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
@@ -58,7 +58,7 @@ def serve_command(
     check_tls(settings.tls_certificate, settings.tls_key)
     check_address(settings.host, settings.port)
     if migrate_first:
-        migrate_command()
+        bring_tables_to()
     set_up_logging(form=settings.log_format, level=settings.log_level)
     for sentence in unknown_settings():
         _log.warning("setting.unknown", meaning=sentence)

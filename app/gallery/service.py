@@ -19,6 +19,7 @@ from app.gallery.names import normalise_gallery_name, normalise_name, normalise_
 from app.gallery.photos import AlignedFace, Photo, PhotoReader
 from app.gallery.policy import DEFAULT_POLICY, ThresholdPolicy
 from app.gallery.records import DescribedGallery, Gallery, GallerySize, Page, Subject, Template
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.rows import allowed
 from app.gallery.store import GalleryStore
@@ -89,7 +90,7 @@ class GalleryService:
             try:
                 self.replicas.drop_gone()
             except FacegalleryError as error:  # no reason not to serve; the next sweep tries again
-                _log.error("snapshots.not_dropped", reason=str(error))
+                _log.error("snapshots.not_dropped", reason=in_full(error))
             self.replicas.start([self.retention.look, self.store.journal.tidy], given_up)
 
     def lag(self) -> int:

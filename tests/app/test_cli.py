@@ -1,7 +1,9 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,23 @@ def test_without_tables_one_line_says_what_to_do(facegallery: Facegallery, peopl
     assert done.returncode == 1
     assert "run `facegallery migrate`" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_migration_says_which_version_the_tables_have(facegallery: Facegallery) -> None:
+    for words, said in (
+        ((), r"the tables are of version 00\d\d"),
+        ((), r"the tables are of version 00\d\d"),
+        (("0001", "--yes"), "the tables are of version 0001"),
+        (("base", "--yes"), "there are no tables any more"),
+    ):
+        done = facegallery("migrate", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert re.fullmatch(f"{said}\n", done.stdout)
+
+
+def test_the_version_of_the_program_is_told(facegallery: Facegallery) -> None:
+    done = facegallery("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"facegallery {version('facegallery')}\n", "")
 
 
 def test_wrong_words_are_a_usage_error(facegallery: Facegallery, tmp_path: Path) -> None:

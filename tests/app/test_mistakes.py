@@ -178,7 +178,7 @@ def test_nobody_is_erased_by_a_migration_without_a_question(facegallery: Facegal
         assert (done.returncode, "add --yes" in " ".join(done.stderr.split())) == (2, True)
     assert facegallery("audit", "verify").returncode == 0  # on the tables of this version
     assert facegallery("migrate", "base", "--yes").returncode == 0
-    assert "the database has no tables yet; run `facegallery migrate`" in facegallery("audit", "verify").stderr
+    assert "facegallery.db has no tables yet; set FACEGALLERY_DATA_DIR or" in facegallery("audit", "verify").stderr
 
 
 def test_a_pruning_that_removes_nothing_leaves_no_file(facegallery: Facegallery, tmp_path: Path) -> None:

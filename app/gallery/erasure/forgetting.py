@@ -17,6 +17,7 @@ from app.gallery.records import Gallery
 from app.gallery.sealing.vault import Vault
 from app.gallery.sql.database import empty_log, let_others_write
 from app.gallery.sql.erased_galleries import end_erasures
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.galleries import gallery_with
 from app.gallery.sql.rows import Due, Sessions, erase_subject, gallery_of, gallery_row, subject_row
 from app.gallery.tables import InheritedKeyRow, KeyToDestroyRow, SubjectRow, now
@@ -141,18 +142,18 @@ class Forgetting:
                 pending.append("vault-log")
         except FacegalleryError as error:
             pending.append("key")
-            _log.error("erasure.pending", what="key", reason=str(error))
+            _log.error("erasure.pending", what="key", reason=in_full(error))
         try:
             if not empty_log(self.engine):
                 pending.append("database-log")
         except FacegalleryError as error:
             pending.append("database-log")
-            _log.error("erasure.pending", what="database-log", reason=str(error))
+            _log.error("erasure.pending", what="database-log", reason=in_full(error))
         try:
             self._follow(gallery)
         except FacegalleryError as error:
             pending.append("index")
-            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=str(error))
+            _log.error("erasure.pending", what="index", gallery=gallery.name, reason=in_full(error))
         snapshots: int | None = 0
         try:
             snapshots = self._erase_traces(gallery, at_once)
@@ -160,7 +161,7 @@ class Forgetting:
                 pending.append("snapshots")
         except (FacegalleryError, OSError) as error:
             pending.append("snapshots")
-            _log.error("erasure.pending", what="snapshots", gallery=gallery.name, reason=str(error))
+            _log.error("erasure.pending", what="snapshots", gallery=gallery.name, reason=in_full(error))
         return Traces(snapshots or 0, tuple(pending))
 
     def erase_rest(self, gallery: Gallery) -> None:
@@ -168,7 +169,7 @@ class Forgetting:
         try:
             end_erasures(self._sessions)
         except FacegalleryError as error:
-            _log.error("erasure.pending", what="rows", gallery=gallery.name, reason=str(error))
+            _log.error("erasure.pending", what="rows", gallery=gallery.name, reason=in_full(error))
 
     def destroy_keys(self) -> int:
         """Destroy the keys of all erased subjects; answers how many that were.

@@ -20,6 +20,7 @@ from app.gallery.erasure.sweep_clock import database_clock, doubts, earlier_of, 
 from app.gallery.errors import ClockDoubtful, GalleryNotFound, StorageUnwritable
 from app.gallery.records import Gallery, Subject
 from app.gallery.sql.database import let_others_write
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.galleries import all_galleries
 from app.gallery.sql.rows import Sessions
 from app.gallery.tables import SubjectRow, now
@@ -132,7 +133,7 @@ class Retention:
                     for subject_id, moment in seen.items():
                         session.execute(update(SubjectRow).where(SubjectRow.id == subject_id).values(seen_at=moment))
             except FacegalleryError as error:
-                _log.warning("seen.not_written", reason=str(error))
+                _log.warning("seen.not_written", reason=in_full(error))
                 with self._lock:
                     self._seen = seen | self._seen
 

@@ -54,7 +54,10 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
     """
     database = _sqlite_file(address, "use pg_dump, or `facegallery export` for single galleries")
     if not database.is_file():
-        raise BackupUnusable(f"there is no database {database}; run `facegallery migrate` first")
+        raise BackupUnusable(
+            f"there is no database {database.absolute()}; set FACEGALLERY_DATA_DIR if it is elsewhere, or run "
+            "`facegallery migrate` first"
+        )
     try:
         # A folder takes in what SQLite keeps beside a file, and lets nobody else look into it.
         with _drafts(file, _COPY, f"another backup to {file} is under way; wait until it has ended") as folder:

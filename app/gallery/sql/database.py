@@ -47,6 +47,20 @@ def sqlite_address(file: str | Path) -> str:
     return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
 
 
+def without_password(url: URL) -> str:
+    """A database's address for people and logs; drivers take a password in the query, too."""
+    kept = {name: value for name, value in url.query.items() if "pass" not in name.lower()}
+    return url.set(query=kept).render_as_string(hide_password=True)
+
+
+def shown_database(engine: Engine) -> str:
+    """Which database it is, for people: the file's whole path, or the address without a password."""
+    file = engine.url.database or ""
+    if engine.dialect.name != "sqlite" or not file or file.startswith((":memory:", "file:")):
+        return without_password(engine.url)
+    return str(Path(file).absolute())
+
+
 def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", immediate: bool = False) -> Engine:
     """Engine for a database's address.
 

@@ -24,16 +24,17 @@ def in_words(failure: BaseException | None) -> str:
     return "the disk is full" if full else str(failure)
 
 
-def reason(error: FacegalleryError) -> str | None:
-    """What PostgreSQL or its driver said where a database counts as away, in one line; None where nobody said a thing.
+def in_full(error: Exception) -> str:
+    """What an error says, and behind it what PostgreSQL or its driver said where a database counts as away.
 
     For who runs the service: it names host, role and database. It holds no password.
     """
     cause = error.__cause__
     failure = getattr(cause, "orig", cause)
-    if not isinstance(error, DatabaseUnavailable) or failure is None or isinstance(failure, sqlite3.Error):
-        return None
-    return " ".join(str(failure).partition("\n")[0].split()) or None
+    if not isinstance(error, DatabaseUnavailable) or not hasattr(failure, "sqlstate"):
+        return str(error)
+    said = " ".join(str(failure).partition("\n")[0].split())
+    return f"{error} ({said})" if said else str(error)
 
 
 def meaning(failure: BaseException | None, *, away: bool) -> FacegalleryError | None:

@@ -1,5 +1,6 @@
 """The tables' versions: bring a database up to date, and refuse to serve on one that is not."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,24 @@ import migrations
 from app.gallery.errors import SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import NO_LIMITS, database_errors
+from app.gallery.sql.database import NO_LIMITS, database_errors, shown_database
 
 _SCRIPTS = Path(migrations.__file__).parent
 _PATIENCE = 60.0  # seconds for another migration
 
 
-def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> None:
+def _tells(record: logging.LogRecord) -> bool:
+    """Whether a line of Alembic's says that something is done, not what kind of database it has looked at."""
+    return not record.getMessage().startswith(("Context impl ", "Will assume "))
+
+
+logging.getLogger("alembic.runtime.migration").addFilter(_tells)
+
+
+def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None) -> str | None:
     """Bring the database's tables to a version; data is kept.
+
+    Answers the version's id, None where there are no tables any more.
 
     Going down opens what is sealed, with this vault or else the settings' own. Of several at the same time, as where
     machines start together, one does it and the others wait for it.
@@ -35,13 +46,14 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
     config.attributes["vault"] = vault
     found = _version(engine)  # makes SQLite's file, which is held
     if target == "head" and found == _head():  # nothing to do, also where nothing can be written
-        return
+        return found
     _check_known(found)
     with database_errors(), _alone(engine), engine.connect() as connection:
         config.attributes["connection"] = connection
         move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
         move(config, target)
         connection.commit()
+    return _version(engine)
 
 
 def leads_down(engine: Engine, target: str) -> bool:
@@ -58,7 +70,10 @@ def check_schema(engine: Engine) -> None:
     """
     wanted, found = _head(), _version(engine)
     if found is None:
-        raise SchemaOutdated("the database has no tables yet; run `facegallery migrate`")
+        raise SchemaOutdated(
+            f"the database {shown_database(engine)} has no tables yet; set FACEGALLERY_DATA_DIR or "
+            "FACEGALLERY_DATABASE_URL if yours is elsewhere, else run `facegallery migrate`"
+        )
     if found != wanted:
         _check_known(found)
         raise SchemaOutdated(f"the database has tables of version {found}, not {wanted}; run `facegallery migrate`")

@@ -15,6 +15,7 @@ from app.gallery.snapshots.kept import Snapshots
 from app.gallery.snapshots.leftovers import drop_all, drop_gone
 from app.gallery.snapshots.private_folder import PrivateFolder
 from app.gallery.snapshots.sealed import SnapshotKeys, purpose_of
+from app.gallery.sql.failures import in_full
 from model.errors import FacegalleryError
 
 _log = structlog.get_logger()
@@ -53,7 +54,7 @@ class IndexSource:
         try:
             dropped = drop_all(folder, keys)
         except FacegalleryError as error:
-            _log.error("snapshots.not_dropped", folder=str(folder), reason=str(error))
+            _log.error("snapshots.not_dropped", folder=str(folder), reason=in_full(error))
             return
         if dropped:
             _log.info("snapshots.dropped", folder=str(folder), galleries=dropped, reason="these settings keep none")

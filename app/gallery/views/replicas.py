@@ -17,6 +17,7 @@ from app.gallery.extractor_check import check_extractor
 from app.gallery.names import normalise_gallery_name
 from app.gallery.points import Point
 from app.gallery.records import Gallery
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.store import GalleryStore
 from app.gallery.try_each import try_each
@@ -293,7 +294,7 @@ def _refusing(gallery: Gallery) -> Iterator[None]:
     try:
         yield
     except FacegalleryError as error:
-        _log.error("gallery.refused", gallery=gallery.name, reason=str(error))
+        _log.error("gallery.refused", gallery=gallery.name, reason=in_full(error))
     except Exception as error:
         _log.error("gallery.refused", gallery=gallery.name, reason=repr(error), exc_info=error)
 

@@ -8,6 +8,7 @@ import structlog
 
 from app.gallery.records import Gallery
 from app.gallery.snapshots.kept import Snapshots
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.leader_watch import LeaderWatch
@@ -168,7 +169,7 @@ class SnapshotKeeping:
             kept.revision = -1 if revision is None else revision
         except (OSError, FacegalleryError) as error:
             # The service goes on without: a restart takes longer, and nothing is lost.
-            _log.error("snapshot.failed", gallery=replica.name, reason=str(error))
+            _log.error("snapshot.failed", gallery=replica.name, reason=in_full(error))
         finally:
             kept.written = time.monotonic()
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from app.gallery.records import Gallery
+from app.gallery.sql.failures import in_full
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.views.background import Background
 from app.gallery.views.building import Building
@@ -216,7 +217,7 @@ class Upkeep:
         try:
             work(*arguments)
         except FacegalleryError as error:
-            reason = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            reason = "; ".join([in_full(error), *getattr(error, "__notes__", ())])
             if self._news(reason):
                 _log.warning("upkeep.failed", reason=reason)
         except Exception as error:

@@ -1,6 +1,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -10,11 +11,15 @@ from sqlalchemy import Engine, inspect, make_url
 import app.access.tables  # noqa: F401  maps its tables on the same base
 from app.gallery.errors import SchemaOutdated
 from app.gallery.records import NewTemplate
-from app.gallery.sql.database import open_engine
+from app.gallery.sql.database import open_engine, shown_database
 from app.gallery.sql.migrations import check_schema, migrate
 from app.gallery.store import GalleryStore
 from app.gallery.tables import Base
 
+NO_TABLES = (
+    "^the database .+ has no tables yet; set FACEGALLERY_DATA_DIR or FACEGALLERY_DATABASE_URL if yours is elsewhere, "
+    "else run `facegallery migrate`$"
+)
 TABLES = {"alembic_version", *Base.metadata.tables}
 
 
@@ -68,9 +73,29 @@ def test_migrating_what_is_up_to_date_keeps_everything(
 
 
 def test_an_empty_database_is_not_served(empty_engine: Engine) -> None:
-    with pytest.raises(SchemaOutdated, match=r"^the database has no tables yet; run `facegallery migrate`$"):
+    with pytest.raises(SchemaOutdated, match=NO_TABLES) as caught:
         check_schema(empty_engine)
+    assert f"the database {shown_database(empty_engine)} has" in str(caught.value)
     assert tables(empty_engine) == set()
+
+
+def test_an_empty_file_is_named_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = open_engine("sqlite:///data/facegallery.db", timeout=1)
+    with pytest.raises(SchemaOutdated, match=NO_TABLES) as caught:
+        check_schema(engine)
+    assert f" {tmp_path}/data/facegallery.db has no tables" in str(caught.value)
+    engine.dispose()
+
+
+def test_an_empty_postgresql_is_named_without_its_password(postgresql_url: str) -> None:
+    url = make_url(postgresql_url).set(password="planted").update_query_dict({"sslpassword": "planted"})
+    engine = open_engine(url.render_as_string(hide_password=False), timeout=30)
+    with pytest.raises(SchemaOutdated, match=NO_TABLES) as caught:
+        check_schema(engine)
+    assert f"postgresql+psycopg://{url.username}:***@" in str(caught.value)
+    assert "planted" not in str(caught.value)
+    engine.dispose()
 
 
 def test_an_outdated_database_is_not_served(engine: Engine) -> None:
