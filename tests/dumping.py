@@ -1,4 +1,4 @@
-"""PostgreSQL is dumped and restored by the lines of the documents, as an operator runs them."""
+"""Lines of the documents are run as an operator runs them."""
 
 import os
 import re
@@ -9,7 +9,25 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-MOVING = Path(__file__).parent.parent / "docs" / "moving.md"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def console_lines(page: str, beginning: str) -> list[str]:
+    """The lines of a page's block whose first line begins so."""
+    return next(
+        [line.removeprefix("$ ") for line in block.splitlines()]
+        for block in re.findall(r"^```console\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+        if block.startswith(f"$ {beginning}")
+    )
+
+
+def run_lines(folder: Path, environment: dict[str, str], *lines: str) -> None:
+    """Run lines in a folder, each of which has to succeed."""
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=folder, env=environment, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}: {done.stderr}"
 
 
 class Operator:
@@ -28,7 +46,7 @@ class Operator:
         url = make_url(server)
         self.address = url.set(database="facegallery").render_as_string(hide_password=False)
         self._folder = folder
-        self._environment = os.environ | {
+        self.environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{programs}:{os.environ['PATH']}",
             "PGHOST": str(url.query["host"]),
             "PGUSER": str(url.username),
@@ -36,11 +54,7 @@ class Operator:
             "FACEGALLERY_DATA_DIR": str(folder / "data"),
         }
         self.run("dropdb --force --if-exists facegallery && createdb facegallery")
-        self._dump, *self._restore = next(
-            [line.removeprefix("$ ") for line in block.splitlines()]
-            for block in re.findall(r"^```console\n(.*?)^```", MOVING.read_text(), re.DOTALL | re.MULTILINE)
-            if block.startswith("$ pg_dump")
-        )
+        self._dump, *self._restore = console_lines("moving.md", "pg_dump")
 
     def dump(self) -> None:
         self.run(self._dump)
@@ -50,13 +64,4 @@ class Operator:
 
     def run(self, *lines: str) -> None:
         """Run lines, each of which has to succeed."""
-        for line in lines:
-            done = subprocess.run(
-                ["bash", "-c", line],
-                cwd=self._folder,
-                env=self._environment,
-                check=False,
-                capture_output=True,
-                text=True,
-            )
-            assert done.returncode == 0, f"{line}: {done.stderr}"
+        run_lines(self._folder, self.environment, *lines)

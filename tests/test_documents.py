@@ -1,7 +1,9 @@
 """The documents are true: they list everything there is, and their examples run."""
 
 import json
+import os
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import httpx
 import psycopg
 import pytest
 from pydantic import BaseModel
+from sqlalchemy import make_url, text
 from typer.main import get_command
 
 import app.telemetry
@@ -20,12 +23,13 @@ from app.api.schemas.enroll import EnrollAnswer
 from app.api.schemas.identify import IdentifyAnswer
 from app.api.schemas.problems import Problem
 from app.cli import cli as facegallery
+from app.gallery.sealing.master_keys import MasterKey
 from app.gallery.sql.database import open_engine
 from app.gallery.sql.migrations import check_schema
 from app.settings import Settings
 from model.cli import app as facemodel
 from model.training.config import TrainingConfig
-from tests.dumping import Operator
+from tests.dumping import Operator, console_lines, run_lines
 from tests.http.conftest import Server
 
 ROOT = Path(__file__).parent.parent
@@ -132,11 +136,12 @@ def test_links_lead_somewhere() -> None:
     assert [(name, target) for name, target in targets if not (folders[name] / target).exists()] == []
 
 
-def test_links_to_headings_lead_to_one() -> None:
-    def headings(page: Path) -> set[str]:
-        titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-        return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+def headings(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
+
+def test_links_to_headings_lead_to_one() -> None:
     targets = [
         (path, target, heading)
         for path in PAGES
@@ -148,6 +153,13 @@ def test_links_to_headings_lead_to_one() -> None:
         for path, target, heading in targets
         if heading not in headings(path.parent / target if target else path)
     ] == []
+
+
+def test_messages_name_headings_that_are_there() -> None:
+    sources = [path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))]
+    named = {found for source in sources for found in re.findall(r"docs/(\w+\.md)#([\w-]+)", source)}
+    assert ("operations.md", "without-a-copy") in named
+    assert [one for one in named if one[1] not in headings(ROOT / "docs" / one[0])] == []
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +207,60 @@ def test_a_dump_from_before_an_upgrade_is_restored_as_it_is_said(postgresql_serv
     engine = open_engine(operator.address, timeout=30)
     check_schema(engine)
     engine.dispose()
+
+
+PROGRAM = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize("lost", ["vault.db", "master.key"])
+def test_a_gallery_without_a_copy_of_vault_or_key_is_begun_anew_as_it_is_said(
+    lost: str, tmp_path: Path, astronaut_jpeg: bytes
+) -> None:
+    (tmp_path / "people" / "ada").mkdir(parents=True)
+    (tmp_path / "people" / "ada" / "1.jpg").write_bytes(astronaut_jpeg)
+    environment = os.environ | {"PATH": PROGRAM, "FACEGALLERY_DATA_DIR": "data"}
+    run_lines(tmp_path, environment, "facegallery migrate", "facegallery import people/")
+    for path in (tmp_path / "data").glob(f"{lost}*"):
+        path.unlink()
+    run_lines(tmp_path, environment, "! facegallery forget ada")
+    (query,) = re.findall(r"`(SELECT .*?)`", page("operations.md"))
+    engine = open_engine(f"sqlite:///{(tmp_path / 'data' / 'facegallery.db').as_posix()}", timeout=30)
+    with engine.connect() as connection:
+        assert [tuple(row)[:2] for row in connection.execute(text(query))] == [("default", "ada")]
+    engine.dispose()
+    run_lines(tmp_path, environment, *console_lines("operations.md", "facegallery audit export"))
+    assert '"enroll"' in (tmp_path / "audit.jsonl").read_text()
+    run_lines(tmp_path, environment, "facegallery identify people/ada/1.jpg | grep ada", "facegallery forget ada")
+
+
+def test_machines_share_databases_and_change_the_master_key_as_it_is_said(
+    postgresql_server: str, tmp_path: Path, astronaut_jpeg: bytes
+) -> None:
+    operator = Operator(postgresql_server, tmp_path)
+    operator.run("dropdb facegallery", "dropdb --if-exists facegallery_vault", "dropuser --if-exists facegallery")
+    operator.run(*(line.replace(" --pwprompt", "") for line in console_lines("running.md", "createuser")))
+    (tmp_path / "people" / "ada").mkdir(parents=True)
+    (tmp_path / "people" / "ada" / "1.jpg").write_bytes(astronaut_jpeg)
+    old, new, pepper = MasterKey.make().written, MasterKey.make().written, secrets.token_hex(32)
+    host = str(make_url(postgresql_server).query["host"])
+    (shared,) = blocks(ROOT / "docs" / "running.md", "sh")
+
+    def on(machine: str, key: str, *lines: str) -> None:
+        values = shared.replace(":PASSWORD@HOST/", "@/").replace("=KEY\n", f"={key}\n").replace("=PEPPER", f"={pepper}")
+        settings = dict(line.split("=", 1) for line in values.splitlines())
+        for name in ("FACEGALLERY_DATABASE_URL", "FACEGALLERY_VAULT_URL"):
+            settings[name] += f"?host={host}"
+        run_lines(tmp_path, operator.environment | settings | {"FACEGALLERY_DATA_DIR": str(tmp_path / machine)}, *lines)
+
+    on("a", old, "facegallery migrate", "facegallery import people/")
+    on("b", old, "facegallery identify people/ada/1.jpg | grep ada")
+    on("a", f"{new} {old}", "facegallery identify people/ada/1.jpg | grep ada", "facegallery master-key rotate")
+    on("b", f"{new} {old}", "facegallery import people/")
+    on(
+        "b",
+        new,
+        "facegallery audit verify",
+        "facegallery identify people/ada/1.jpg | grep ada",
+        "facegallery forget ada",
+    )
+    on("a", old, "! facegallery identify people/ada/1.jpg")

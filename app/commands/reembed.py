@@ -130,3 +130,8 @@ def _tell(move: Move, as_json: bool) -> None:
         print(f"gallery {gallery.name!r} belongs to {gallery.extractor} already")
     else:
         print(f"gallery {gallery.name!r} stays with {gallery.extractor}: the templates named above have no usable crop")
+        complain(
+            "set FACEGALLERY_KEEP_CROPS=true and send their photos again (`facegallery import`, POST /enroll), or add "
+            "--without-missing",
+            style="yellow",
+        )

@@ -373,10 +373,31 @@ def test_without_crops_it_says_who_must_be_enrolled_again(tmp_path: Path, people
     facegallery("migrate")
     facegallery("import", people)
     done = facegallery("reembed", "--extractor", "other")
-    assert (done.returncode, done.stderr) == (3, "enroll again: Eileen Collins (2 of 2 templates)\n")
+    assert done.returncode == 3
+    assert done.stderr == (
+        "enroll again: Eileen Collins (2 of 2 templates)\n"
+        "set FACEGALLERY_KEEP_CROPS=true and send their photos again (`facegallery import`, POST /enroll), or add "
+        "--without-missing\n"
+    )
     assert "stays with sface@" in done.stdout
+    facegallery("import", people)
+    assert facegallery("reembed", "--extractor", "other").returncode == 3
     done = facegallery("reembed", "--extractor", "other", "--without-missing")
     assert (done.returncode, "belongs to other@" in done.stdout) == (3, True)
+    assert done.stderr == "enroll again: Eileen Collins (2 of 2 templates)\n"
+
+
+def test_photos_that_are_sent_again_let_their_templates_follow_as_it_is_said(
+    tmp_path: Path, people: Path, two_extractors: Path
+) -> None:
+    settings = {"FACEGALLERY_WEIGHTS_DIR": str(two_extractors)}
+    facegallery = Facegallery(tmp_path / "gallery", **settings)
+    facegallery("migrate")
+    facegallery("import", people)
+    keeping = Facegallery(tmp_path / "gallery", **settings, FACEGALLERY_KEEP_CROPS="true")
+    keeping("import", people)
+    done = facegallery("reembed", "--extractor", "other")
+    assert (done.returncode, "2 templates were embedded" in done.stdout, done.stderr) == (0, True, "")
 
 
 def test_it_is_told_how_far_a_look_for_doubles_is(facegallery: Facegallery, people: Path) -> None:

@@ -52,7 +52,10 @@ def back_up(address: str, file: Path, *, tables: frozenset[str] = GALLERY_TABLES
         BackupUnusable: it is no SQLite database, or is damaged.
         Busy: another backup to the same file is under way.
     """
-    database = _sqlite_file(address, "use pg_dump, or `facegallery export` for single galleries")
+    otherwise = "use pg_dump, or `facegallery export` for single galleries"
+    if tables == VAULT_TABLES:
+        otherwise = "use pg_dump for the vault's database, and keep that copy apart from the gallery's"
+    database = _sqlite_file(address, otherwise)
     if not database.is_file():
         raise BackupUnusable(
             f"there is no database {database.absolute()}; set FACEGALLERY_DATA_DIR if it is elsewhere, or run "

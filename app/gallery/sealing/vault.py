@@ -306,7 +306,7 @@ def open_vault(engine: Engine, *, master_key: str | None, master_key_file: Path,
     if empty and expected:
         raise KeyUnavailable(
             "the database has sealed templates, but the vault is empty; restore the vault from its backup, or set "
-            "FACEGALLERY_VAULT_URL to where it is"
+            "FACEGALLERY_VAULT_URL to where it is; without a backup see docs/operations.md#without-a-copy"
         )
     masters = load_master_keys(master_key, master_key_file, make=empty)
     vault = Vault(engine, masters)

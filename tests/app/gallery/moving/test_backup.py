@@ -560,8 +560,10 @@ def test_a_copy_that_fails_leaves_the_one_that_is_there(tmp_path: Path) -> None:
 
 
 def test_postgresql_has_tools_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(BackupUnusable, match="use pg_dump"):
+    with pytest.raises(BackupUnusable, match=r"use pg_dump, or `facegallery export` for single galleries$"):
         back_up("postgresql://localhost/x", tmp_path / "copy.db")
+    with pytest.raises(BackupUnusable, match="use pg_dump for the vault's database, and keep that copy apart"):
+        back_up("postgresql://localhost/x", tmp_path / "copy.db", tables=VAULT_TABLES)
     with pytest.raises(BackupUnusable, match="use pg_restore and then `facegallery restore`"):
         restore(tmp_path / "copy.db", "postgresql://localhost/x", timeout=1)
 

@@ -117,7 +117,9 @@ def test_a_missing_master_key_stops_the_start(vault: Vault, open_again: OpenAgai
 
 def test_an_empty_vault_is_not_set_up_where_keys_are_expected(tmp_path: Path) -> None:
     engine = open_engine(f"sqlite:///{(tmp_path / 'vault.db').as_posix()}", timeout=30)
-    with pytest.raises(KeyUnavailable, match=r"^the database has sealed templates, but the vault is empty; restore"):
+    with pytest.raises(
+        KeyUnavailable, match=r"^the database has sealed templates, but the vault is empty; .*#without-a"
+    ):
         open_vault(engine, master_key=None, master_key_file=tmp_path / "master.key", expected=True)
     engine.dispose()
     assert not (tmp_path / "master.key").exists()
