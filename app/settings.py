@@ -233,13 +233,17 @@ class Settings(BaseSettings):
     def _check_address(cls, value: str) -> str:
         if value:
             try:
-                kind = make_url(value).drivername
+                url = make_url(value)
             except (ArgumentError, ValueError):  # whose words may hold the password
                 raise ValueError(
                     "it is no SQLAlchemy address, such as postgresql://USER:PASSWORD@HOST/DATABASE"
                 ) from None
-            if kind not in _DATABASES:
-                raise ValueError(f"{kind} is not supported; the databases are sqlite:///FILE and postgresql://…")
+            if url.drivername not in _DATABASES:
+                raise ValueError(
+                    f"{url.drivername} is not supported; the databases are sqlite:///FILE and postgresql://…"
+                )
+            if url.get_backend_name() == "sqlite" and url.database in {None, "", ":memory:"}:
+                raise ValueError("it names no file, and what lies in memory is lost; write sqlite:///FILE")
         return value
 
     @field_validator("cors_origins")

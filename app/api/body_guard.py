@@ -33,7 +33,8 @@ class BodyGuard:
 
     Args:
         app: what is guarded.
-        max_bytes: bytes of one body; of one that is no form with files at most `MAX_PLAIN_BYTES`.
+        max_bytes: bytes of one body, at most `max_held_bytes`; of one that is no form with files at most
+            `MAX_PLAIN_BYTES`.
         max_held_bytes: bytes of all bodies that are here at the same time; they stay until their requests are answered.
         late: seconds that a body may be late.
         min_rate: bytes a second by which it is late; only the time counts that the service waited for it.
@@ -44,7 +45,7 @@ class BodyGuard:
         self, app: ASGIApp, *, max_bytes: int, max_held_bytes: int, late: float, min_rate: float, work: float
     ) -> None:
         self._app = app
-        self._max_bytes, self._max_held = max_bytes, max_held_bytes
+        self._max_bytes, self._max_held = min(max_bytes, max_held_bytes), max_held_bytes
         self._late, self._min_rate, self._work = late, min_rate, work
         self._held = 0
 

@@ -201,6 +201,12 @@ def test_settings_do_not_change() -> None:
         Settings().port = 1  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("address", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite+pysqlite://"])
+def test_a_database_in_memory_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="it names no file"):
+        Settings(database_url=address)
+
+
 def test_the_database_is_sqlite_in_the_data_folder_unless_named() -> None:
     assert Settings(data_dir=Path("/srv/faces")).sqlalchemy_url == "sqlite:////srv/faces/facegallery.db"
     assert Settings().sqlalchemy_url == "sqlite:///data/facegallery.db"

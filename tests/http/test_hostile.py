@@ -1,12 +1,13 @@
 """Callers that mean harm: slow ones, endless ones, many at once; and the headers that keep browsers in check."""
 
+import asyncio
 import json
 import re
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import Response
 from fastapi.testclient import TestClient
 from PIL import Image
+from starlette.types import Receive, Scope, Send
 
-from app.api.body_guard import MAX_PLAIN_BYTES
+from app.api.body_guard import MAX_PLAIN_BYTES, BodyGuard
 from app.settings import Settings
 from tests.fuzz.hostile_images import hostile_images, png_of_16_bits
 from tests.http.conftest import Server, running
@@ -189,11 +192,37 @@ def test_a_form_of_too_many_parts_is_refused(client: TestClient, call: str, body
     assert is_problem(answer, 400, "http")
 
 
-def test_bodies_of_all_requests_together_have_a_limit(tmp_path: Path, portrait: bytes) -> None:
+def test_bodies_of_all_requests_together_have_a_limit() -> None:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await Response()(scope, receive, send)
+
+    guard = BodyGuard(answer, max_bytes=MIB, max_held_bytes=MIB, late=30, min_rate=1, work=30)
+
+    async def statuses() -> list[int]:
+        both = asyncio.Barrier(2)
+
+        async def body() -> AsyncIterator[bytes]:
+            await both.wait()
+            yield bytes(MIB * 2 // 3)
+            await asyncio.sleep(0.1)
+
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://test") as caller:
+            headers = {"Content-Type": "multipart/form-data; boundary=b; charset=utf-8"}
+            calls = (caller.post("/", content=body(), headers=headers) for _ in range(2))
+            return sorted([one.status_code for one in await asyncio.gather(*calls)])
+
+    for _ in range(3):  # what was held is given back
+        assert asyncio.run(statuses()) == [200, 503]
+
+
+def test_a_body_that_is_more_than_all_bodies_together_may_be_is_too_large(tmp_path: Path, portrait: bytes) -> None:
     with running(Settings(data_dir=tmp_path, max_upload_bytes=MIB, _env_file=None)) as client:
-        refused = client.post("/identify", files={"image": bytes(2 * MIB)})
-        assert is_problem(refused, 503, "busy")
-        assert refused.headers["Retry-After"]
+        for number in range(2):  # trying again would not help
+            refused = client.post("/identify", files={"image": bytes((2 + number) * MIB)})
+            assert is_problem(refused, 413, "request-too-large")
+            assert "Retry-After" not in refused.headers
         for _ in range(10):  # what was held is given back
             assert client.post("/detect", files={"image": portrait}).status_code == 200
 

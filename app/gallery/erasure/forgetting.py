@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, func, select, update
 
-from app.gallery.deadline import is_ending
+from app.gallery.deadline import is_ending, seconds_left
 from app.gallery.erasure.receipts import ReceiptSigner
 from app.gallery.errors import GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
@@ -138,6 +138,8 @@ class Forgetting:
         pending = []
         try:
             self.destroy_keys()
+            if _out_of_time() and self._listed_keys(1):
+                pending.append("key")
             if not empty_log(self.vault.engine):
                 pending.append("vault-log")
         except FacegalleryError as error:
@@ -167,28 +169,43 @@ class Forgetting:
     def erase_rest(self, gallery: Gallery) -> None:
         """Erase what `GalleryStore.delete_gallery` has left of a large gallery; what fails waits for the next sweep."""
         try:
-            end_erasures(self._sessions)
+            self._end_erasures()
         except FacegalleryError as error:
             _log.error("erasure.pending", what="rows", gallery=gallery.name, reason=in_full(error))
 
     def destroy_keys(self) -> int:
         """Destroy the keys of all erased subjects; answers how many that were.
 
-        In a process that is ending some thousand; the others stay listed for the next sweep.
+        In a process that is ending, or a request that is out of time, some thousand; the others stay listed for the
+        next sweep.
         """
-        query = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed.is_(False)).limit(_MANY)
         destroyed = 0
-        while True:
-            with self._sessions.reading() as session:
-                ids = session.scalars(query).all()
-            if not ids:
-                return destroyed
+        while ids := self._listed_keys(_MANY):
             destroyed += self.vault.destroy(ids)
             with self._sessions.writing() as session:
                 done = update(KeyToDestroyRow).where(KeyToDestroyRow.key_id.in_(ids))
                 session.execute(done.values(destroyed=True), execution_options={"synchronize_session": False})
-            if is_ending():
-                return destroyed
+            if _out_of_time():
+                break
+        return destroyed
+
+    def _listed_keys(self, most: int) -> Sequence[str]:
+        with self._sessions.reading() as session:
+            listed = select(KeyToDestroyRow.key_id).where(KeyToDestroyRow.destroyed.is_(False))
+            return session.scalars(listed.limit(most)).all()
+
+    def _end_erasures(self) -> None:
+        """Erase the rest of galleries, the keys with each piece: whoever erases meanwhile destroys all that are listed.
+
+        The caller destroys them afterwards, too, and tells why that cannot be done.
+        """
+        vault_answers = True
+        for _ in end_erasures(self._sessions):
+            if vault_answers:
+                try:
+                    self.destroy_keys()
+                except FacegalleryError:
+                    vault_answers = False
 
     def try_again(self) -> None:
         """Do what was left pending: rows of erased galleries, keys to destroy, logs to empty, snapshots of the former.
@@ -198,7 +215,7 @@ class Forgetting:
         """
         try_each(
             [
-                lambda: end_erasures(self._sessions),
+                self._end_erasures,
                 self.destroy_keys,
                 lambda: empty_log(self.vault.engine),
                 lambda: empty_log(self.engine),
@@ -262,6 +279,10 @@ class Forgetting:
             session.flush()
             self._journal.write(session, Event(action, gallery, (key,), {"templates": templates}))
             return _ErasedRows(gallery_of(owner), templates, keys, enrolled_at=row.created_at, erased_at=now())
+
+
+def _out_of_time() -> bool:
+    return is_ending() or seconds_left() <= 0
 
 
 def _has_key_of(dead: set[str]) -> Due:

@@ -29,7 +29,7 @@ from model.errors import FacegalleryError
 
 _MANY = 1000  # subjects read at once
 _LOOKED_THROUGH = 10_000  # subjects among which one query looks for those
-_SEEN_EVERY = timedelta(days=1)
+_SEEN_EVERY = timedelta(hours=1)  # as much earlier than the rule says who is not seen any more may be erased
 _TRIED_AGAIN = 60.0  # seconds until the next sweep after one that failed, or sooner
 _CLOCK_EVERY = 3600.0  # seconds between two looks at the clock, and at what is pending, where there are no sweeps
 _log = structlog.get_logger()
@@ -109,7 +109,7 @@ class Retention:
     # -- who was seen
 
     def saw(self, gallery: Gallery, subjects: Iterable[Subject]) -> None:
-        """Note that subjects were identified, where the gallery's rules ask for it, once a day at most.
+        """Note that subjects were identified, where the gallery's rules ask for it, once an hour at most.
 
         It is written in the background: an identification waits for no writer.
         """

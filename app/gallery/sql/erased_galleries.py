@@ -1,5 +1,7 @@
 """Galleries whose erasure has begun: from its first transaction on nobody finds them, and the rest goes in pieces."""
 
+from collections.abc import Iterator
+
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
@@ -27,8 +29,8 @@ def begin_erasure(session: Session, row: GalleryRow) -> bool:
     return _erase_piece(session, row)
 
 
-def end_erasures(sessions: Sessions) -> int:
-    """Erase the rest of galleries whose erasure has begun, here or where a process died; answers how many.
+def end_erasures(sessions: Sessions) -> Iterator[None]:
+    """Erase the rest of galleries whose erasure has begun, here or where a process died; stops after each piece.
 
     A process that is ending leaves it to the next.
     """
@@ -40,9 +42,9 @@ def end_erasures(sessions: Sessions) -> int:
             with sessions.writing() as session:  # of several who do so each takes a piece
                 row = session.scalar(select(GalleryRow).filter_by(id=gallery_id).with_for_update())
                 ended = row is None or _erase_piece(session, row)
+            yield
             if not ended:
                 let_others_write(sessions.engine)
-    return len(begun)
 
 
 def _erase_piece(session: Session, row: GalleryRow) -> bool:

@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionError
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 
 import migrations
 from app.gallery.errors import SchemaOutdated
@@ -49,6 +49,8 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
         return found
     _check_known(found)
     with database_errors(), _alone(engine), engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            event.listen(connection, "begin", _lift_limits)  # each script has a transaction of its own
         config.attributes["connection"] = connection
         move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
         move(config, target)
@@ -102,8 +104,7 @@ def _alone(engine: Engine) -> Iterator[None]:
     """Hold the database's tables against other migrations; the lock dies with the process."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:  # not of the session: behind a pooler another may have that next
-            # The lock waits for another migration, and idles for its own.
-            connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})
+            _lift_limits(connection)  # the lock waits for another migration, and idles for its own
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery migrate'))"))
             yield
         return
@@ -113,6 +114,10 @@ def _alone(engine: Engine) -> Iterator[None]:
         return
     with held(Path(file).resolve(), refusal="another migration is under way; run this again", patience=_PATIENCE):
         yield
+
+
+def _lift_limits(connection: Connection) -> None:
+    connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})
 
 
 def _leads_down(config: Config, connection: Connection, target: str) -> bool:

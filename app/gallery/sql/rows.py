@@ -170,8 +170,13 @@ def subject_row(session: Session, owner: GalleryRow, key: str, *, part: str = "s
     """
     row = session.scalar(select(SubjectRow).filter_by(gallery_id=owner.id, key=key))
     if row is None:
-        raise SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part=part)
+        raise no_subject(owner, key, part=part)
     return row
+
+
+def no_subject(owner: GalleryRow, key: str, *, part: str = "subject") -> SubjectNotFound:
+    """The error where the gallery has no subject with that key."""
+    return SubjectNotFound(f"gallery {owner.name!r} has no subject {key!r}", part=part)
 
 
 def gallery_of(row: GalleryRow) -> Gallery:

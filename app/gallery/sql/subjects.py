@@ -12,7 +12,15 @@ from app.gallery.metadata import stored_metadata
 from app.gallery.records import Subject
 from app.gallery.sealing.encryption import RowSeals
 from app.gallery.sealing.resealing import hand_over
-from app.gallery.sql.rows import Due, apply_terms, gallery_of, nobody_is_due, record_changes, subject_row
+from app.gallery.sql.rows import (
+    Due,
+    apply_terms,
+    gallery_of,
+    no_subject,
+    nobody_is_due,
+    record_changes,
+    subject_row,
+)
 from app.gallery.sql.shared_crops import complete_twins
 from app.gallery.tables import GalleryRow, InheritedKeyRow, SubjectRow, TemplateRow, now
 
@@ -44,13 +52,15 @@ def find_subjects(
 
 
 def found_subject(session: Session, owner: GalleryRow, key: str) -> Subject:
-    """One subject.
+    """One subject, read by one statement: somebody may erase it between two.
 
     Raises:
         SubjectNotFound: as named.
     """
-    row = subject_row(session, owner, key)
-    return find_subjects(session, SubjectRow.id == row.id, limit=1, gallery_id=owner.id)[0]
+    found = find_subjects(session, SubjectRow.key == key, limit=1, gallery_id=owner.id)
+    if not found:
+        raise no_subject(owner, key)
+    return found[0]
 
 
 def subject_for_enrolment(

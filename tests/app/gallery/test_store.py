@@ -4,9 +4,10 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -416,6 +417,23 @@ def test_who_is_erased_while_their_templates_are_read_has_none(store: GallerySto
         store.delete_subject("people", "anna")
 
     assert len(store.subject_embeddings(anna.id).ids) == 0
+
+
+@pytest.mark.parametrize("statement", [1, 2])
+def test_who_is_erased_while_they_are_read_is_there_or_not(
+    store: GalleryStore, new_templates: Templates, statement: int
+) -> None:
+    anna, asked = enroll(store, "anna", new_templates(1)).subject, count(1)
+
+    @event.listens_for(store.engine, "after_cursor_execute")
+    def erase(*_: object) -> None:
+        if next(asked) == statement:
+            store.delete_subject("people", "anna")
+
+    with suppress(SubjectNotFound):
+        assert store.subject("people", "anna") == anna
+    with pytest.raises(SubjectNotFound, match=r"^gallery 'people' has no subject 'anna'$"):
+        store.subject("people", "anna")
 
 
 # -- templates

@@ -92,20 +92,36 @@ def test_what_came_back_with_a_backup_is_not_looked_for_where_a_gallery_is_being
     assert forgetting.erase_what_came_back() == 1
 
 
-def test_a_gallery_is_erased_a_piece_in_each_transaction(
+def test_a_gallery_is_erased_a_piece_in_each_transaction_and_its_keys_with_it(
     engine: Engine, five: GalleryStore, forgetting: Forgetting
 ) -> None:
-    left = list[int]()
+    left, listed = list[int](), select(func.count()).where(KeyToDestroyRow.destroyed.is_(False))
+    most = list[int]()
 
     @event.listens_for(engine, "commit")
     def look(connection: Connection) -> None:
         left.append(subjects(connection))
+        most.append(connection.scalar(listed) or 0)
 
     forgetting.erase_rest(five.delete_gallery("people"))
     event.remove(engine, "commit", look)
-    assert left == [4, 2, 1, 1, 1]  # and then the ten changes, four at a time
+    assert left == [4, 2, 2, 1, 1, 1, 1]  # and then the ten changes, four at a time
+    assert most == [2, 4, 0, 1, 0, 0, 0]
     with engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(ChangeRow)) == 1
+
+
+def test_a_vault_that_is_away_keeps_no_rows_of_a_gallery(
+    engine: Engine, five: GalleryStore, forgetting: Forgetting, vault: Vault
+) -> None:
+    with vault.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=1")
+    forgetting.erase_rest(five.delete_gallery("people"))
+    with engine.connect() as connection:
+        assert subjects(connection) == 1
+    with vault.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=0")
+    assert forgetting.destroy_keys() == 5
 
 
 def test_a_small_gallery_goes_in_one_transaction(engine: Engine, store: GalleryStore, new_templates: Templates) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Connection, Engine, event, func, insert, select, text
 
+from app.gallery.deadline import within
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.receipts import ReceiptSigner, Standing, check_receipt, standing
 from app.gallery.errors import StorageUnwritable, SubjectNotFound
@@ -22,7 +23,7 @@ from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
 from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
-from app.gallery.tables import SubjectRow
+from app.gallery.tables import KeyToDestroyRow, SubjectRow
 from tests.databases import steps_of
 
 Templates = Callable[[int], list[NewTemplate]]
@@ -204,6 +205,25 @@ def test_a_vault_that_cannot_be_written_leaves_the_key_for_the_next_sweep(
         connection.exec_driver_sql("PRAGMA query_only=0")
     forgetting.try_again()
     assert vault.open_keys([key_id]) == {key_id: None}
+
+
+def test_an_erasure_that_is_out_of_time_leaves_the_keys_of_others_to_the_next_sweep(
+    engine: Engine,
+    sealed_store: GalleryStore,
+    vault: Vault,
+    forgetting: Forgetting,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.gallery.erasure.forgetting._MANY", 2)
+    enroll(sealed_store, "anna", new_templates(1))
+    keys = [key_of(engine, "anna"), *(key.id for key in vault.new_keys("subject", 5))]
+    with engine.begin() as connection:
+        connection.execute(insert(KeyToDestroyRow), [{"key_id": one, "destroyed": False} for one in keys[1:]])
+    with within(0):
+        assert "key" in forgetting.forget("people", "anna")["pending"]
+    assert forgetting.destroy_keys() == 4
+    assert vault.open_keys(keys) == dict.fromkeys(keys)
 
 
 class OnDisk:

@@ -250,7 +250,23 @@ def test_who_was_seen_a_moment_ago_is_not_counted_as_due(
     assert retention.due() == {"people": 1}
 
 
-def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
+@pytest.mark.parametrize("days", [1, 7])
+def test_who_is_seen_all_the_time_is_erased_at_most_an_hour_before_the_days_are_over_and_never_later(
+    sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates, days: int
+) -> None:
+    enroll(sealed_store, "anna", new_templates(1))
+    gallery = sealed_store.change_gallery("people", {"unseen_days": days})
+    for _ in range(40):
+        clock.turn(minutes=50)
+        assert retention.sweep().expired == {}
+        retention.saw(gallery, [sealed_store.subject("people", "anna")])
+    clock.turn(days=days, hours=-1)
+    assert retention.sweep().expired == {}
+    clock.turn(hours=1)
+    assert retention.sweep().expired == {"people": 1}
+
+
+def test_who_was_seen_is_written_once_an_hour_and_only_where_a_rule_asks(
     sealed_store: GalleryStore, retention: Retention, clock: Clock, new_templates: Templates
 ) -> None:
     enroll(sealed_store, "anna", new_templates(1))
@@ -259,12 +275,12 @@ def test_who_was_seen_is_written_once_a_day_and_only_where_a_rule_asks(
     assert sealed_store.subject("people", "anna").seen_at is None  # when somebody was where is nobody's business
     gallery = sealed_store.change_gallery("people", {"unseen_days": 10})
     first = clock()
-    for hours in (0, 12, 11.9):
-        clock.turn(hours=hours)
+    for minutes in (0, 30, 29):
+        clock.turn(minutes=minutes)
         retention.saw(gallery, [sealed_store.subject("people", "anna")])
         retention.write_seen()
         assert sealed_store.subject("people", "anna").seen_at == first
-    clock.turn(hours=0.2)
+    clock.turn(minutes=2)
     retention.saw(gallery, [sealed_store.subject("people", "anna")])
     retention.write_seen()
     assert sealed_store.subject("people", "anna").seen_at == clock()

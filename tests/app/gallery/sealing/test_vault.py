@@ -1,10 +1,11 @@
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Engine, event, make_url, text
 
 from app.gallery.errors import Busy, KeyUnavailable, MasterKeyMissing
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
@@ -159,6 +160,20 @@ def test_a_rotation_wraps_every_key_anew_while_others_serve(any_vault: Vault) ->
     assert any_vault.master != old
     assert any_vault.open_keys([key.id for key in made]) == {key.id: key.secret for key in made}
     assert set(any_vault.open_keys([key.id for key in doomed]).values()) == {None}
+
+
+def test_a_rotation_takes_as_long_as_it_does_whatever_limits_the_server_sets(
+    postgresql_url: str, tmp_path: Path
+) -> None:
+    url = make_url(postgresql_url)
+    options = f"{url.query['options']} -c idle_in_transaction_session_timeout=200"
+    limited = url.update_query_dict({"options": options}).render_as_string(hide_password=False)
+    engine = open_engine(limited, timeout=30)
+    vault = open_vault(engine, master_key=None, master_key_file=tmp_path / "master.key", expected=False)
+    vault.new_keys("subject", 2)
+    done = rotate_master_key(vault, advance=lambda _wrapped: time.sleep(1))
+    assert set(vault.wrapped_by()) == {done.master}
+    engine.dispose()
 
 
 def test_an_interrupted_rotation_goes_on(vault: Vault, open_again: OpenAgain) -> None:

@@ -126,13 +126,16 @@ def test_several_migrations_at_once_are_done_once(database_url: str) -> None:
         list(pool.map(bring_up, range(3)))
 
 
-@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "lock_timeout"])
-def test_a_migration_takes_as_long_as_it_does_whatever_limits_the_server_sets(postgresql_url: str, limit: str) -> None:
+@pytest.mark.parametrize("limited_one", ["first", "second"])
+@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "lock_timeout", "statement_timeout"])
+def test_a_migration_takes_as_long_as_it_does_whatever_limits_the_server_sets(
+    postgresql_url: str, limit: str, limited_one: str
+) -> None:
     """One waits for a table, as if it made an index of a large one, and the other for the first one's lock."""
     url = make_url(postgresql_url)
     limited = url.update_query_dict({"options": f"{url.query['options']} -c {limit}=200"})
     long, short = (open_engine(one.render_as_string(hide_password=False), timeout=30) for one in (url, limited))
-    first, second = (long, short) if limit == "lock_timeout" else (short, long)
+    first, second = (short, long) if limited_one == "first" else (long, short)
     migrate(long, "0009")
     with ThreadPoolExecutor(2) as pool:
         with long.begin() as holder, long.connect().execution_options(isolation_level="AUTOCOMMIT") as asking:
