@@ -125,7 +125,7 @@ def test_who_is_in_a_collection_that_another_has_filled_anew_is_found_between_tw
             patched.setattr(index.client, "search", filled_meanwhile)
             assert found_by(index, vectors) == nearest
         index.remove(np.array([1, 2]))  # fewer than before, and no reason to look
-        monkeypatch.setattr(index, "_stored", None)
+        monkeypatch.setattr(index, "_row", None)
         assert found_by(index, vectors) == [[0]] * 3
 
 
