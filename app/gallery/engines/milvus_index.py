@@ -58,7 +58,7 @@ class MilvusIndex:
         self._filling = Filling()
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
-        self._doubtful = False  # whether the next look cannot wait
+        self._doubts, self._dispelled = 0, 0  # each reason for a look that cannot wait, and those before the last look
         self._there = 0  # templates that a search has found, and that were not removed since
 
     @property
@@ -112,10 +112,11 @@ class MilvusIndex:
         self._check_filled()
         found = self._nearest(vectors, count)
         if _fewest(found) < min(count, self._there):  # as where the collection was made anew since the last look
-            self._doubtful, self._there = True, 0
+            self._doubts += 1
             self._check_filled()
             found = self._nearest(vectors, count)
-        self._there = max(self._there, _fewest(found))
+        fewest = _fewest(found)
+        self._there = fewest if fewest < count else max(self._there, fewest)
         return found
 
     def _nearest(self, vectors: NDArray[np.float32], count: int) -> list[RankedTemplates]:
@@ -221,21 +222,23 @@ class MilvusIndex:
             with self._client_errors():
                 yield
         except DatabaseUnavailable:
-            self._doubtful = True
+            self._doubts += 1
             raise
 
     def _check_filled(self) -> None:
         """Have nobody be unknown because another process fills the collection anew, which somebody had removed.
+
+        As long as there is a doubt every search looks: none is answered while another one's look is under way.
 
         Raises:
             DatabaseUnavailable: one does.
             SetBack: it has died, the server has lost what was written last, or another process has overtaken that
                 with less.
         """
-        doubtful = self._doubtful
+        doubts = self._doubts
+        doubtful = doubts > self._dispelled
         if not doubtful and time.monotonic() < self._next_look:
             return
-        self._doubtful = False
         with self._errors():
             present, generation = self._row.read(STRONG if doubtful else _OWN)
             if generation != self._generation or present.revision < self._told:  # or that is old
@@ -245,7 +248,9 @@ class MilvusIndex:
                     self._filling.meet(generation, self._so_far())
                 self._generation = generation
                 self._to_be_seen += 1  # what another has filled it with
+        self._dispelled = max(self._dispelled, doubts)
         if present.revision < self._told:
+            self._next_look = 0.0  # of searches that have not heard of it
             raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
