@@ -250,6 +250,7 @@ class MilvusIndex:
                 self._to_be_seen += 1  # what another has filled it with
         self._dispelled = max(self._dispelled, doubts)
         if present.revision < self._told:
+            self._to_be_seen += 1  # what another may tell it again
             self._next_look = 0.0  # of searches that have not heard of it
             raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS

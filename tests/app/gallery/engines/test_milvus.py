@@ -73,6 +73,32 @@ def test_an_identify_waits_once_for_what_others_write(engine: MilvusEngine, monk
     assert asked == ["Strong"]
 
 
+def test_a_search_waits_for_what_another_has_told_again_of_what_was_lost(
+    engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+    gallery, vectors, levels = new_gallery(), unit_vectors(3, seed=0), list[object]()
+    index, other, by_hand = (engine.index(gallery) for _ in range(3))
+    index.add(np.arange(3), vectors)
+    for one in (index, other):
+        one.set_position(7, 70)
+    nearest, search = found_by(index, vectors), index.client.search
+    by_hand.put_position(5, 50)
+    with pytest.raises(SetBack):
+        index.search(vectors, 2)
+    assert other.set_position(7, 70, trail={5: 50, 7: 70}) == (7, 70)
+    assert index.set_position(7, 70, trail={7: 70}) == (7, 70)  # and has nothing to tell
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        levels.append(options["consistency_level"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(index.client, "search", watched)
+    for _ in range(2):
+        assert found_by(index, vectors) == nearest
+    assert levels == ["Strong", "Session"]
+
+
 def found_by(index: MilvusIndex, vectors: NDArray[np.float32]) -> list[list[int]]:
     return [one.ids.tolist() for one in index.search(vectors, 2)]
 
