@@ -15,7 +15,7 @@ from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, r
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
-from app.gallery.points import Point
+from app.gallery.points import BEFORE, Point
 
 _OWN = "Session"
 """Reads see what this process has added; they need not wait where it has added nothing."""
@@ -54,7 +54,7 @@ class MilvusIndex:
         self._timeout = timeout
         self._row = PositionRow(client, name, timeout=timeout)
         self._generation = ""
-        self._told = -1  # the revision up to which it was, through this object
+        self._told = BEFORE  # where it was when it was last told something through this object
         self._filling = Filling()
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
@@ -189,7 +189,9 @@ class MilvusIndex:
             if revision > present.revision:
                 present = Point(revision, mark)
                 self._row.write(present, generation)
-        self._told = max(self._told, revision)
+            self._told = present
+            if generation == self._generation:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
         return present
 
     def put_position(self, revision: int, mark: int = 0) -> None:
@@ -198,7 +200,7 @@ class MilvusIndex:
             present, generation = self._row.read()
             if present.revision >= 0 or generation == self._generation:
                 self._row.write(Point(revision, mark), generation)
-                self._told = revision
+                self._told = Point(revision, mark)
 
     def begin(self) -> None:
         """Remember that the collection, which is about to be made, holds nothing yet.
@@ -232,16 +234,17 @@ class MilvusIndex:
 
         Raises:
             DatabaseUnavailable: one does.
-            SetBack: it has died, the server has lost what was written last, or another process has overtaken that
-                with less.
+            SetBack: it has died, the server has lost what was written last, another process has overtaken that with
+                less, or the collection is where this process has not met it: another has brought it on, or it is of a
+                time that the database has undone.
         """
-        doubts = self._doubts
+        told, doubts = self._told, self._doubts
         doubtful = doubts > self._dispelled
         if not doubtful and time.monotonic() < self._next_look:
             return
         with self._errors():
             present, generation = self._row.read(STRONG if doubtful else _OWN)
-            if generation != self._generation or present.revision < self._told:  # or that is old
+            if generation != self._generation or present.revision < told.revision:  # or that is old
                 present, generation = self._row.read()
             if generation != self._generation:
                 if present.revision < 0:
@@ -249,8 +252,9 @@ class MilvusIndex:
                 self._generation = generation
                 self._to_be_seen += 1  # what another has filled it with
         self._dispelled = max(self._dispelled, doubts)
-        if present.revision < self._told:
-            self._to_be_seen += 1  # what another may tell it again
+        if present not in {told, self._told}:  # it may have been told more meanwhile
+            if present.revision < told.revision:
+                self._to_be_seen += 1  # what another may tell it again
             self._next_look = 0.0  # of searches that have not heard of it
             raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
