@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 
 from app.gallery.engines.milvus_client import DataType, MilvusClient, MilvusException, ParamError
-from app.gallery.engines.milvus_index import POSITIONS, STRONG, MilvusIndex
+from app.gallery.engines.milvus_index import MilvusIndex
+from app.gallery.engines.milvus_position import POSITIONS, STRONG
 from app.gallery.engines.protocol import storage_name
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.records import Gallery

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -11,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.engines.milvus_client import MilvusClient
+from app.gallery.engines.milvus_position import STRONG, PositionRow
 from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
 from app.gallery.points import BEFORE, Point
-
-POSITIONS = "facegallery_positions"
-STRONG = "Strong"
-"""Reads see every write that was acknowledged before, whichever process made it, and wait for it."""
 
 _OWN = "Session"
 """Reads see what this process has added; they need not wait where it has added nothing."""
@@ -28,7 +24,6 @@ _BATCH = 5_000  # rows of one call: 2.6 MB at 128 dimensions
 _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
-_GENERATION = 16  # hexadecimal digits; a position's mark stands behind them in the same field
 _LEAST_EF, _MOST_EF = 200, 32_768  # templates that a search of a graph keeps; Milvus takes no more
 _THOROUGHLY = 4  # times as many are kept
 _LOOK_SECONDS = 1.0  # between two looks of searches whether the collection was made anew
@@ -58,12 +53,13 @@ class MilvusIndex:
         self._client_errors = errors
         self._position_lock = position_lock
         self._timeout = timeout
+        self._row = PositionRow(client, name, timeout=timeout)
         self._generation = ""
-        self._told = -1  # the revision up to which it was, through this object
+        self._told = BEFORE  # where it was when it was last told something through this object
         self._filling = Filling()
         self._to_be_seen, self._seen = 1, 0  # what was there before this was opened, and each removal since
         self._next_look = 0.0
-        self._doubtful = False  # whether the next look cannot wait
+        self._doubts, self._dispelled = 0, 0  # each reason for a look that cannot wait, and those before the last look
         self._there = 0  # templates that a search has found, and that were not removed since
 
     @property
@@ -118,10 +114,11 @@ class MilvusIndex:
         self._check_filled()
         found = self._nearest(vectors, count, kept=kept)
         if _fewest(found) < min(count, self._there):  # as where the collection was made anew since the last look
-            self._doubtful, self._there = True, 0
+            self._doubts += 1
             self._check_filled()
             found = self._nearest(vectors, count, kept=kept)
-        self._there = max(self._there, _fewest(found))
+        fewest = _fewest(found)
+        self._there = fewest if fewest < count else max(self._there, fewest)
         return found
 
     def _nearest(self, vectors: NDArray[np.float32], count: int, *, kept: int) -> list[RankedTemplates]:
@@ -143,7 +140,7 @@ class MilvusIndex:
                     some,
                     limit=count,
                     anns_field="embedding",
-                    search_params={"metric_type": "L2", "params": {"ef": max(kept, count)}},
+                    search_params={"metric_type": "L2", "params": {"ef": kept}},
                     output_fields=["embedding"],
                     consistency_level=consistency,
                     timeout=self._timeout,
@@ -177,7 +174,7 @@ class MilvusIndex:
     def point(self) -> Point:
         """As `SharedIndex.point`."""
         with self._errors():
-            point, self._generation = self._stored()
+            point, self._generation = self._row.read()
         return point
 
     def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
@@ -187,23 +184,25 @@ class MilvusIndex:
         another reports is passed over until then.
         """
         with self._position_lock, self._errors():
-            present, generation = self._stored()
+            present, generation = self._row.read()
             known = present.revision >= 0 or generation == self._generation
             if not known or not leads_on(present, trail):
                 return present
             if revision > present.revision:
                 present = Point(revision, mark)
-                self._store(present, generation)
-        self._told = max(self._told, revision)
+                self._row.write(present, generation)
+            self._told = present
+            if generation == self._generation:
+                self._next_look = time.monotonic() + _LOOK_SECONDS
         return present
 
     def put_position(self, revision: int, mark: int = 0) -> None:
         """As `SharedIndex.put_position`; passed over where the collection was made anew."""
         with self._position_lock, self._errors():
-            present, generation = self._stored()
+            present, generation = self._row.read()
             if present.revision >= 0 or generation == self._generation:
-                self._store(Point(revision, mark), generation)
-                self._told = revision
+                self._row.write(Point(revision, mark), generation)
+                self._told = Point(revision, mark)
 
     def begin(self) -> None:
         """Remember that the collection, which is about to be made, holds nothing yet.
@@ -211,7 +210,7 @@ class MilvusIndex:
         Whoever knew one of that name before does not declare this one true, see `set_position`.
         """
         with self._position_lock, self._errors():
-            self._store(BEFORE, uuid.uuid4().hex[:_GENERATION])
+            self._row.begin()
 
     # -- inside
 
@@ -227,31 +226,38 @@ class MilvusIndex:
             with self._client_errors():
                 yield
         except DatabaseUnavailable:
-            self._doubtful = True
+            self._doubts += 1
             raise
 
     def _check_filled(self) -> None:
         """Have nobody be unknown because another process fills the collection anew, which somebody had removed.
 
+        As long as there is a doubt every search looks: none is answered while another one's look is under way.
+
         Raises:
             DatabaseUnavailable: one does.
-            SetBack: it has died, the server has lost what was written last, or another process has overtaken that
-                with less.
+            SetBack: it has died, the server has lost what was written last, another process has overtaken that with
+                less, or the collection is where this process has not met it: another has brought it on, or it is of a
+                time that the database has undone.
         """
-        doubtful = self._doubtful
+        told, doubts = self._told, self._doubts
+        doubtful = doubts > self._dispelled
         if not doubtful and time.monotonic() < self._next_look:
             return
-        self._doubtful = False
         with self._errors():
-            present, generation = self._stored(STRONG if doubtful else _OWN)
-            if generation != self._generation or present.revision < self._told:  # or that is old
-                present, generation = self._stored()
+            present, generation = self._row.read(STRONG if doubtful else _OWN)
+            if generation != self._generation or present.revision < told.revision:  # or that is old
+                present, generation = self._row.read()
             if generation != self._generation:
                 if present.revision < 0:
                     self._filling.meet(generation, self._so_far())
                 self._generation = generation
                 self._to_be_seen += 1  # what another has filled it with
-        if present.revision < self._told:
+        self._dispelled = max(self._dispelled, doubts)
+        if present not in {told, self._told}:  # it may have been told more meanwhile
+            if present.revision < told.revision:
+                self._to_be_seen += 1  # what another may tell it again
+            self._next_look = 0.0  # of searches that have not heard of it
             raise SetBack
         self._next_look = time.monotonic() + _LOOK_SECONDS
 
@@ -264,24 +270,6 @@ class MilvusIndex:
     def _query(self, consistency: str = STRONG, **what: Any) -> list[dict[str, Any]]:
         rows = self.client.query(self.name, consistency_level=consistency, timeout=self._timeout, **what)
         return list(rows)
-
-    def _stored(self, consistency: str = STRONG) -> tuple[Point, str]:
-        rows = self.client.query(
-            POSITIONS,
-            ids=[self.name],
-            output_fields=["position", "generation"],
-            consistency_level=consistency,
-            timeout=self._timeout,
-        )
-        if not rows:
-            return BEFORE, ""
-        generation, _, mark = str(rows[0]["generation"]).partition(":")
-        return Point(int(rows[0]["position"]), int(mark or "0", 16)), generation[:_GENERATION]
-
-    def _store(self, point: Point, generation: str) -> None:
-        both = f"{generation}:{point.mark:x}"
-        row = {"name": self.name, "position": point.revision, "generation": both, "unused": [0.0, 0.0]}
-        self.client.upsert(POSITIONS, [row], timeout=self._timeout)
 
     def _search_all(self, probes: NDArray[np.float32], count: int) -> list[RankedTemplates]:
         """Exact, by reading every vector; the nearest so far are kept."""

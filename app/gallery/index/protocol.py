@@ -12,9 +12,10 @@ from app.gallery.unit_length import of_unit_length
 
 
 class SetBack(Exception):
-    """An index outside the process holds less than it was told: its server has lost the last writes.
+    """An index outside the process may hold less than it was told, or what the database has undone.
 
-    Or who was to fill it anew has died.
+    Its server has lost the last writes or was put back, or another process has told it more, which SQL is to confirm;
+    or who was to fill it anew has died.
     """
 
 
@@ -55,7 +56,7 @@ class TemplateIndex(Protocol):
                 that compares codes, or follows a graph, may take others for them else.
 
         Raises:
-            SetBack: a shared index holds less than it was told through this object.
+            SetBack: a shared index holds less than it was told through this object, or may hold what was undone.
         """
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:

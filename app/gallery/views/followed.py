@@ -41,7 +41,7 @@ class FollowedView:
         self._tended = tended
         self._view = source.empty()
         self._halfway: Point | None = None  # of changes that an engine failed in the middle of
-        self._set_back = False  # whether an engine has lost what it was told of the view
+        self._set_back = False  # whether an engine may have lost what it was told of the view
         self._too_old: int | None = None  # revision of a snapshot from before changes that were pruned
 
     @property
@@ -55,7 +55,7 @@ class FollowedView:
         return known and self._view.is_at(revision, mark)
 
     def doubt(self) -> None:
-        """Have the next call that brings the view on tell an engine what it has lost of it."""
+        """Have the next call that brings the view on compare an engine with SQL, and tell it what it has lost."""
         self._set_back = True
 
     def put(self, view: View) -> None:

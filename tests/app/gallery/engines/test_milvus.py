@@ -15,6 +15,7 @@ from app.gallery.engines import EngineAddress, open_index_engine
 from app.gallery.engines.milvus import MilvusEngine
 from app.gallery.engines.milvus_index import MilvusIndex
 from app.gallery.errors import DatabaseUnavailable
+from app.gallery.index.protocol import SetBack
 from app.gallery.matching import find_candidates
 from app.gallery.records import Gallery
 from app.gallery.views.owners import TemplateOwners
@@ -72,6 +73,32 @@ def test_an_identify_waits_once_for_what_others_write(engine: MilvusEngine, monk
     assert asked == ["Strong"]
 
 
+def test_a_search_waits_for_what_another_has_told_again_of_what_was_lost(
+    engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
+    gallery, vectors, levels = new_gallery(), unit_vectors(3, seed=0), list[object]()
+    index, other, by_hand = (engine.index(gallery) for _ in range(3))
+    index.add(np.arange(3), vectors)
+    for one in (index, other):
+        one.set_position(7, 70)
+    nearest, search = found_by(index, vectors), index.client.search
+    by_hand.put_position(5, 50)
+    with pytest.raises(SetBack):
+        index.search(vectors, 2)
+    assert other.set_position(7, 70, trail={5: 50, 7: 70}) == (7, 70)
+    assert index.set_position(7, 70, trail={7: 70}) == (7, 70)  # and has nothing to tell
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        levels.append(options["consistency_level"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(index.client, "search", watched)
+    for _ in range(2):
+        assert found_by(index, vectors) == nearest
+    assert levels == ["Strong", "Session"]
+
+
 def found_by(index: MilvusIndex, vectors: NDArray[np.float32]) -> list[list[int]]:
     return [one.ids.tolist() for one in index.search(vectors, 2)]
 
@@ -102,6 +129,58 @@ def test_a_collection_that_another_fills_anew_is_not_searched_between_two_looks(
         assert found_by(index, vectors) == nearest
 
 
+@pytest.mark.parametrize("at", ["search", "query"])
+def test_neither_of_two_searches_at_once_is_answered_from_a_collection_that_another_fills_anew(
+    milvus_uri: str, engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 3600.0)
+    gallery, vectors, others = new_gallery(), unit_vectors(3, seed=0), list[object]()
+    index, call = engine.index(gallery), getattr(engine._client, at)
+    index.add(np.arange(3), vectors)
+    index.set_position(1)
+    nearest = found_by(index, vectors)
+    with closing(MilvusEngine(milvus_uri, timeout=30)) as other:
+        index.client.drop_collection(index.name)  # by somebody's hand
+        again = other.index(gallery)
+
+        def searched_meanwhile(*arguments: Any, **options: Any) -> Any:
+            answer = call(*arguments, **options)
+            if not others:
+                others.append(answer)
+                with pytest.raises(DatabaseUnavailable, match="filled anew"):
+                    index.search(vectors, 2)
+            return answer
+
+        with monkeypatch.context() as patched:
+            patched.setattr(index.client, at, searched_meanwhile)
+            with pytest.raises(DatabaseUnavailable, match="filled anew"):
+                index.search(vectors, 2)
+        again.add(np.arange(3), vectors)
+        again.set_position(1)
+        assert others
+        assert found_by(index, vectors) == nearest
+
+
+def test_what_a_server_has_lost_is_missed_by_every_search_until_it_is_told_again(
+    engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 3600.0)
+    gallery, vectors = new_gallery(), unit_vectors(3, seed=0)
+    index, by_hand = engine.index(gallery), engine.index(gallery)
+    index.add(np.arange(3), vectors)
+    index.set_position(7, 70)
+    nearest = index.search(vectors, 3)
+    by_hand.remove(np.array([2]))
+    by_hand.put_position(5, 50)
+    for count in (3, 2):
+        with pytest.raises(SetBack):
+            index.search(vectors, count)
+    index.add(np.array([2]), vectors[2:])
+    index.set_position(7, 70, trail={5: 50, 7: 70})
+    for found, before in zip(index.search(vectors, 3), nearest, strict=True):
+        assert found.ids.tolist() == before.ids.tolist()
+
+
 def test_who_is_in_a_collection_that_another_has_filled_anew_is_found_between_two_looks(
     milvus_uri: str, engine: MilvusEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +204,7 @@ def test_who_is_in_a_collection_that_another_has_filled_anew_is_found_between_tw
             patched.setattr(index.client, "search", filled_meanwhile)
             assert found_by(index, vectors) == nearest
         index.remove(np.array([1, 2]))  # fewer than before, and no reason to look
-        monkeypatch.setattr(index, "_stored", None)
+        monkeypatch.setattr(index, "_row", None)
         assert found_by(index, vectors) == [[0]] * 3
 
 

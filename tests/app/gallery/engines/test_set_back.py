@@ -3,12 +3,15 @@
 import shutil
 import subprocess
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from app.gallery.engines import EngineIndex, IndexEngine
+from app.gallery.engines.milvus_index import MilvusIndex
+from app.gallery.engines.milvus_position import POSITIONS
 from app.gallery.engines.pgvector import PgvectorEngine
 from app.gallery.errors import Busy
 from app.gallery.records import NewTemplate
@@ -22,8 +25,10 @@ from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.app.gallery.engines.test_replica import CountedHistory, OpenEngine, Templates, index_of
 from tests.app.gallery.views.test_replica import enroll, identities
 from tests.postgresql import postgresql
+from tests.standby import Standby
 
 pytestmark = pytest.mark.galleries("people")
+on_milvus = pytest.mark.parametrize("open_shared", ["milvus"], indirect=True)
 
 
 @pytest.fixture
@@ -156,6 +161,67 @@ def test_a_large_gallery_that_an_engine_has_lost_is_busy_until_it_is_filled_in_t
         assert replica.awaited()
     assert replica.follow(*point)
     assert identities(replica, store, templates) == [anna, anna]
+
+
+@on_milvus
+@pytest.mark.parametrize("undone", [1, 2])
+def test_an_engine_that_is_put_back_to_what_the_database_has_undone_gives_nobody_a_wrong_name(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, undone: int
+) -> None:
+    templates, index = new_templates(4), index_of(store, open_shared())
+    replica, _ = process(store, open_shared())
+    anna = enroll(store, "anna", templates[:1])
+    assert identities(replica, store, templates) == [anna, None, None, None]
+    standby = Standby(store.engine)
+    for number in range(undone):
+        enroll(store, f"undone {number}", templates[1 + number : 2 + number])
+    assert identities(replica, store, templates).count(None) == 3 - undone
+    copy = EngineCopy(index)
+    standby.promote()
+    bob = enroll(store, "bob", templates[3:])  # gets the ids of the first that was undone
+    assert identities(replica, store, templates) == [anna, None, None, bob]
+    copy.put_back(index)
+    for one in (replica, process(store, open_shared())[0]):
+        assert identities(one, store, templates) == [anna, None, None, bob]
+    assert (index.point(), len(index)) == (store.gallery("people").point, 2)
+
+
+@on_milvus
+def test_a_search_goes_on_and_does_not_wait_while_another_process_tells_an_engine_more_and_more(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates, (replica, history), (other, _) = (
+        new_templates(9),
+        process(store, open_shared()),
+        process(store, open_shared()),
+    )
+    found = [enroll(store, "anna", templates[:1])]
+    for one in (replica, other):
+        assert identities(one, store, templates[:1]) == found
+    index, levels, enrolled = replica.view.index, list[object](), list[int]()
+    assert isinstance(index, MilvusIndex)
+    query, search, fills = index.client.query, index.client.search, history.fills
+
+    def told_meanwhile(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == POSITIONS:
+            enrolled.append(enroll(store, f"subject {len(enrolled)}", [templates[1 + len(enrolled)]]))
+            other.catch_up(*store.gallery("people").point)
+        return query(name, *arguments, **options)
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        levels.append(options["consistency_level"])
+        return search(*arguments, **options)
+
+    monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 3600.0)
+    with monkeypatch.context() as patched:
+        patched.setattr(index.client, "query", told_meanwhile)
+        patched.setattr(index.client, "search", watched)
+        ((nearest, *_),) = replica.search(templates[0].embedding[None], top_k=1, rule="best")
+    assert nearest.subject_id == found[0]
+    assert (set(levels), history.fills) == ({"Session"}, fills)
+    assert 1 <= len(enrolled) < 3
+    found += enrolled
+    assert identities(replica, store, templates[: len(found)]) == found
 
 
 def test_a_start_adds_who_an_engine_lacks(
