@@ -462,6 +462,24 @@ def test_a_person_whose_folder_cannot_be_read_is_refused_alone(
     )
 
 
+def test_a_link_that_cannot_be_followed_is_refused_alone(folder: Path, run: Callable[..., ImportReport]) -> None:
+    (folder / "bob" / "x.jpg").unlink()
+    (folder / "bob" / "link.jpg").symlink_to("n" * 300)
+    (folder / "bob" / "notes").symlink_to("n" * 300)
+    (folder / "cleo").symlink_to("n" * 300)
+    (folder / "dora").symlink_to("nowhere")
+    report = run(people_of_folder(folder))
+    assert (report.added, [(one.photo, one.slug, one.detail) for one in report.refused]) == (
+        5,
+        [
+            ("bob/notes", "not-a-photo", "photos end in .bmp, .gif, .jpeg, .jpg, .png, .webp"),
+            ("cleo", "folder-unreadable", "the folder cannot be read: File name too long"),
+            ("dora", "folder-unreadable", "the folder cannot be read: No such file or directory"),
+            ("bob/link.jpg", "file-unreadable", "the file cannot be read: File name too long"),
+        ],
+    )
+
+
 def test_a_file_name_that_is_no_text_is_told_as_text(folder: Path, run: Callable[..., ImportReport]) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/bob/caf\xe9.jpg")).write_text("no photo")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9")).mkdir()
