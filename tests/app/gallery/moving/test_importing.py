@@ -312,6 +312,25 @@ def test_who_is_erased_while_metadata_is_changed_is_not_made_again(
     assert [one.key for one in GalleryStore(engine).subjects("people", after=0, limit=9).items] == ["bob"]
 
 
+def test_metadata_of_a_gallery_that_is_erased_meanwhile_is_not_put_into_another_of_that_name(
+    folder: Path, engine: Engine, reader: PhotoReader, run: Callable[..., ImportReport]
+) -> None:
+    class Erased(GalleryStore):
+        """Erases the gallery, and makes another one with that subject, as soon as the subject was looked at."""
+
+        def subject(self, gallery: str, key: str) -> Subject:
+            found, former = super().subject(gallery, key), self.delete_gallery(gallery)
+            self.create_gallery(gallery, extractor=former.extractor, dimension=former.dimension, policy=None)
+            add(self, key)
+            return found
+
+    run(people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,1\n")))
+    source = people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,2\n"))
+    report = PeopleImport(Erased(engine), reader, "people", workers=1, max_bytes=10**7).run(source)
+    assert (report.added, report.passed_over) == (0, 1)
+    assert GalleryStore(engine).subject("people", "anna").metadata == {}
+
+
 @pytest.mark.parametrize("text", ["\ufeffsubject;file\nbob;bob/3.png\n", "file\tsubject\r\nbob/3.png\tbob\r\n"])
 def test_tables_of_other_programs_are_read(folder: Path, text: str) -> None:
     (photo,) = people_of_table(table(folder, text)).photos
