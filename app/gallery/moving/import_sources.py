@@ -187,7 +187,8 @@ def people_of_table(file: Path) -> PeopleSource:
     The columns `consent_purpose`, `consent_granted_at`, `consent_reference` and `consent_expires_at` are the subject's
     consent; of one that was granted at another moment than that of the rows before, nothing comes from those. Every
     other column with a value is metadata of the subject, as text; where rows of a subject disagree, the last one
-    counts, in whatever Unicode form each writes the subject. The separator is a comma, a semicolon or a tab.
+    counts, in whatever Unicode form each writes the subject. A row without a file is refused by its line, and nothing
+    comes from it; lines without a value are passed over. The separator is a comma, a semicolon or a tab.
 
     Raises:
         SourceUnreadable: it is no such table.
@@ -206,11 +207,17 @@ def people_of_table(file: Path) -> PeopleSource:
             files: _Files = {}
             details: dict[str, dict[str, Any]] = {}
             consents: dict[str, dict[str, str]] = {}
+            refused: list[RefusedPhoto] = []
             for row in table:
                 if None in row or None in row.values():
                     raise SourceUnreadable(
                         f"{file}, line {table.line_num}: {len(columns)} columns are needed", part=str(file)
                     )
+                if not any(row.values()):  # of rows whose cells were emptied, spreadsheets write the separators
+                    continue
+                if not row["file"]:
+                    refused.append(RefusedPhoto(f"line {table.line_num}", "invalid-input", "the row names no file"))
+                    continue
                 subject = _as_stored(row["subject"])
                 files.setdefault(subject, []).append(row["file"])
                 values = {name: row[name] for name in columns if name not in {"subject", "file"} and row[name]}
@@ -224,9 +231,9 @@ def people_of_table(file: Path) -> PeopleSource:
                     own.update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceUnreadable(f"{file} is no table that can be read ({error})", part=str(file)) from error
-    if not files:
+    if not files and not refused:
         raise SourceUnreadable(f"{file} has no rows", part=str(file))
-    return _checked(file.parent, files, details, consents)
+    return _checked(file.parent, files, details, consents, refused)
 
 
 def _as_stored(subject: str) -> str:

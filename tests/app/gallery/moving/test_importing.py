@@ -344,6 +344,7 @@ def test_tables_of_other_programs_are_read(folder: Path, text: str) -> None:
         ("name,file\na,b\n", "needs a head"),
         ("subject,file,x,x\n", "each column once"),
         ("subject,file\n", "has no rows"),
+        ("subject,file\n,\n", "has no rows"),
         ("subject,file\na\n", "line 2: 2 columns are needed"),
         ("subject,file\na,b,c\n", "line 2: 2 columns are needed"),
         ('subject,file\n"a,b\n', "no table that can be read"),
@@ -370,6 +371,20 @@ def test_names_and_metadata_that_cannot_be_kept_are_refused_row_by_row(folder: P
         ("c.jpg", "invalid-input"),
         ("d.jpg", "invalid-input"),
     ]
+
+
+def test_lines_of_separators_alone_are_passed_over(folder: Path) -> None:
+    source = people_of_table(table(folder, "subject;file;room\n;;\nbob;bob/3.png;7\n;;\n;;\n"))
+    assert [photo.name for photo in source.photos] == ["bob/3.png"]
+    assert source.refused == ()
+
+
+def test_a_row_without_a_file_is_refused_by_its_line(folder: Path, run: Callable[..., ImportReport]) -> None:
+    report = run(people_of_table(table(folder, 'subject,file,note\nbob,bob/3.png,"two\nlines"\nanna,,1\n,,2\n')))
+    assert (report.added, [(one.photo, one.slug, one.detail) for one in report.refused]) == (
+        1,
+        [(line, "invalid-input", "the row names no file") for line in ("line 4", "line 5")],
+    )
 
 
 def test_a_folder_without_people_is_refused(tmp_path: Path) -> None:
