@@ -89,9 +89,15 @@ def test_every_metric_is_listed() -> None:
     assert metrics == set(re.findall(r"^\| `(facegallery_\w+)`", page("operations.md"), re.MULTILINE))
 
 
-def test_every_error_of_the_log_is_listed() -> None:
+def test_every_error_of_the_log_is_listed_and_every_warning_is_told_somewhere() -> None:
     sources = [path.read_text() for path in sorted((ROOT / "app").rglob("*.py"))]
-    errors = {name for source in sources for name in re.findall(r"[lL]og\.error\(\s*\"([^\"]+)\"", source)}
+
+    def told(level: str) -> set[str]:
+        return {name for source in sources for name in re.findall(rf"[lL]og\.{level}\(\s*\"([^\"]+)\"", source)}
+
+    errors, warnings, text = told("error"), told("warning"), "".join(path.read_text() for path in PAGES)
+    assert len(warnings) > 20
+    assert [name for name in sorted(warnings) if f"`{name}`" not in text] == []
     rows = "".join(re.findall(r"^(\| `[a-z_]+\.[^|]*)\|", page("running.md"), re.MULTILINE))
     listed = set(re.findall(r"`([a-z_.]+)`", rows))
     assert errors - listed == set()

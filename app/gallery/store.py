@@ -252,17 +252,19 @@ class GalleryStore:
         metadata: dict[str, Any] | None = None,
         terms: Terms | None = None,
         earlier_end: Callable[[], None] = allowed,
+        gallery_id: int | None = None,
     ) -> Subject:
         """Rename a subject, replace its metadata, its consent, its expiry.
 
-        `earlier_end` is called before the subject gets an earlier end, and may raise.
+        `earlier_end` is called before the subject gets an earlier end, and may raise. With `gallery_id` the gallery has
+        to be that one.
 
         Raises:
             GalleryNotFound, SubjectNotFound, SubjectExists: as named.
             ConsentRequired: the gallery requires a consent, and the terms take it away.
         """
         with self._sessions.writing() as session:
-            owner = gallery_row(session, gallery, lock=True)
+            owner = gallery_row(session, gallery, lock=True, gallery_id=gallery_id)
             new = change_subject(
                 session,
                 owner,

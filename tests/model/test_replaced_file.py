@@ -1,8 +1,10 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from model.replaced_file import replaced_file
+from model.replaced_file import flush_folder, replaced_file
 
 
 def test_the_draft_takes_the_place_of_the_file(tmp_path: Path) -> None:
@@ -31,3 +33,21 @@ def test_a_failure_leaves_the_file_and_no_draft(tmp_path: Path) -> None:
 
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that flushes no folders")
+def test_a_folder_that_cannot_be_flushed_is_passed_over() -> None:
+    handle = os.open("/proc/self", os.O_RDONLY)
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.fsync(handle)
+    os.close(handle)
+    flush_folder(Path("/proc/self"))
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        flush_folder(tmp_path)

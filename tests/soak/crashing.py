@@ -49,12 +49,11 @@ class Acknowledged:
                     self.present.pop(key, None)
             else:
                 _, after = begun.pop(entry["thread"])
-                self.present |= {key: names for key, names in after.items() if names is not None}
-                self.gone |= {key for key, names in after.items() if names is None}
+                self._seen(after)
         self.doubts += begun.values()
 
     def check(self, stored: dict[str, list[str]]) -> None:
-        """Hold what is stored, names of templates by subject, against it.
+        """Hold what is stored, names of templates by subject, against it; what was in doubt stays as it is found now.
 
         Raises:
             AssertionError: they differ.
@@ -67,7 +66,13 @@ class Acknowledged:
         for before, after in self.doubts:
             found = {key: stored.get(key) for key in before}
             assert found in (before, after), f"half done: {found} is neither {before} nor {after}"
-        assert stored.keys() <= self.present.keys() | {key for before, _ in self.doubts for key in before}
+            self._seen(found)
+        self.doubts.clear()
+        assert stored.keys() <= self.present.keys()
+
+    def _seen(self, state: State) -> None:
+        self.present |= {key: names for key, names in state.items() if names is not None}
+        self.gone |= {key for key, names in state.items() if names is None}
 
 
 @dataclass(frozen=True, slots=True)

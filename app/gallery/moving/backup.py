@@ -147,6 +147,10 @@ def _take_copy(file: Path, draft: Path, shown: Shown) -> None:
     file = file.resolve()  # a log lies beside the file, not beside a link to it
     draft.touch(0o600)
     logged = [suffix for suffix in ("-wal", "-journal") if _with_suffix(file, suffix).exists()]
+    if "-wal" in logged and not _with_suffix(file, "-shm").exists():
+        # Nobody has the file open, and SQLite would leave a `-shm` there.
+        _copy_moved(file, draft, logged, shown)
+        return
     # A file in WAL mode that has no log is opened without one, else SQLite would have to write one beside it.
     mode = "mode=ro" if logged else "mode=ro&immutable=1"
     try:
@@ -155,10 +159,17 @@ def _take_copy(file: Path, draft: Path, shown: Shown) -> None:
         if not logged or error.sqlite_errorcode & 0xFF not in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}:
             raise
         # The log cannot be read in that place, so nobody has the file open there either.
-        moved = draft.with_name("moved.db")
-        for suffix in ("", *logged):
-            shutil.copyfile(_with_suffix(file, suffix), _with_suffix(moved, suffix))
-        _copy(str(moved), draft, shown)
+        _copy_moved(file, draft, logged, shown)
+
+
+def _copy_moved(file: Path, draft: Path, logged: Sequence[str], shown: Shown) -> None:
+    """Copy a file that nobody has open, with its log, from beside the draft."""
+    moved = draft.with_name("moved.db")
+    for suffix in ("", *logged):
+        shutil.copyfile(_with_suffix(file, suffix), _with_suffix(moved, suffix))
+    _copy(str(moved), draft, shown)
+    for path in files_of(moved):  # for its room
+        path.unlink(missing_ok=True)
 
 
 def _copy(source_address: str, draft: Path, shown: Shown) -> None:

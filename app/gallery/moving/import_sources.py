@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, Protocol
 
 from app.gallery.consent import Consent
@@ -85,7 +86,7 @@ def people_of_folder(folder: Path) -> PeopleSource:
     """The people of a folder; the folders' names are the subjects.
 
     What is not hidden and not taken is among the refused: files without a person, files whose names are no photos',
-    files a folder too deep, people without a photo, and folders that cannot be read.
+    files a folder too deep, people without a photo, and folders that cannot be read, as those behind a broken link.
 
     Raises:
         SourceUnreadable: there are no photos of this form.
@@ -98,10 +99,10 @@ def people_of_folder(folder: Path) -> PeopleSource:
         raise SourceUnreadable(f"{folder} cannot be read: {error.strerror}", part=str(folder)) from error
     for entry in entries:
         name = _shown(entry.name)
-        if not entry.is_dir():
-            refused.append(RefusedPhoto(name, "no-person", "it lies in no person's folder"))
-            continue
         try:
+            if not S_ISDIR(entry.stat().st_mode):
+                refused.append(RefusedPhoto(name, "no-person", "it lies in no person's folder"))
+                continue
             photos, others = _photos_of(entry, folder)
         except OSError as error:
             refused.append(RefusedPhoto(name, "folder-unreadable", f"the folder cannot be read: {error.strerror}"))
@@ -130,7 +131,7 @@ def _photos_of(person: Path, folder: Path) -> tuple[list[str], list[RefusedPhoto
     refused: list[RefusedPhoto] = []
     suffixes = ", ".join(sorted(SUFFIXES))
     for path in _not_hidden(person):
-        if path.is_dir():
+        if _is_folder(path):
             detail = "photos lie in a person's folder, not in a folder below it"
             refused += [RefusedPhoto(_shown(_from(folder, one)), "too-deep", detail) for one in _below(path)]
         elif path.suffix.lower() in SUFFIXES:
@@ -138,6 +139,14 @@ def _photos_of(person: Path, folder: Path) -> tuple[list[str], list[RefusedPhoto
         else:
             refused.append(RefusedPhoto(_shown(_from(folder, path)), "not-a-photo", f"photos end in {suffixes}"))
     return photos, refused
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder; a link that cannot be followed does not, and is refused as a photo later."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -178,7 +187,8 @@ def people_of_table(file: Path) -> PeopleSource:
     The columns `consent_purpose`, `consent_granted_at`, `consent_reference` and `consent_expires_at` are the subject's
     consent; of one that was granted at another moment than that of the rows before, nothing comes from those. Every
     other column with a value is metadata of the subject, as text; where rows of a subject disagree, the last one
-    counts, in whatever Unicode form each writes the subject. The separator is a comma, a semicolon or a tab.
+    counts, in whatever Unicode form each writes the subject. A row without a file is refused by its line, and nothing
+    comes from it; lines without a value are passed over. The separator is a comma, a semicolon or a tab.
 
     Raises:
         SourceUnreadable: it is no such table.
@@ -197,11 +207,17 @@ def people_of_table(file: Path) -> PeopleSource:
             files: _Files = {}
             details: dict[str, dict[str, Any]] = {}
             consents: dict[str, dict[str, str]] = {}
+            refused: list[RefusedPhoto] = []
             for row in table:
                 if None in row or None in row.values():
                     raise SourceUnreadable(
                         f"{file}, line {table.line_num}: {len(columns)} columns are needed", part=str(file)
                     )
+                if not any(row.values()):  # of rows whose cells were emptied, spreadsheets write the separators
+                    continue
+                if not row["file"]:
+                    refused.append(RefusedPhoto(f"line {table.line_num}", "invalid-input", "the row names no file"))
+                    continue
                 subject = _as_stored(row["subject"])
                 files.setdefault(subject, []).append(row["file"])
                 values = {name: row[name] for name in columns if name not in {"subject", "file"} and row[name]}
@@ -215,9 +231,9 @@ def people_of_table(file: Path) -> PeopleSource:
                     own.update(consent)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceUnreadable(f"{file} is no table that can be read ({error})", part=str(file)) from error
-    if not files:
+    if not files and not refused:
         raise SourceUnreadable(f"{file} has no rows", part=str(file))
-    return _checked(file.parent, files, details, consents)
+    return _checked(file.parent, files, details, consents, refused)
 
 
 def _as_stored(subject: str) -> str:

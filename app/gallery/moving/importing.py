@@ -246,7 +246,9 @@ class PeopleImport:
         """Change what is known of a subject that is there; who was erased a moment ago is not made again by that."""
         if metadata is not None or terms:
             with suppress(GalleryNotFound, SubjectNotFound, ConsentRequired):
-                self._store.update_subject(self._gallery, subject, metadata=metadata, terms=terms)
+                self._store.update_subject(
+                    self._gallery, subject, metadata=metadata, terms=terms, gallery_id=self._gallery_id
+                )
 
     def _terms(self, subject: str, source: PeopleSource, *, create: bool, same: bool = False) -> Terms:
         """The table's consent where it is newer than the stored one, or, where asked, the same."""

@@ -1,6 +1,8 @@
 """One process's view of a gallery: an index that follows the revisions in SQL."""
 
+import math
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from app.gallery.deadline import holding
 from app.gallery.errors import Busy, DatabaseUnavailable
-from app.gallery.index import SegmentedIndex, TemplateIndex
+from app.gallery.index import SegmentedIndex, SharedIndex, TemplateIndex
 from app.gallery.index.protocol import SetBack
 from app.gallery.matching import Candidate, MatchingRule, find_candidates
 from app.gallery.points import Point
@@ -27,6 +29,7 @@ from app.gallery.views.view import View
 from app.gallery.views.view_source import ViewSource
 
 _TRIES = 3  # at a snapshot during which other machines erase something, or the view is loaded anew
+_ENGINE_LOOK = 60.0  # seconds between two looks whether an engine has lost something that nobody searches
 _SEARCHES = 3  # of an engine that loses what it is told meanwhile
 _log = structlog.get_logger()
 
@@ -68,6 +71,7 @@ class GalleryReplica:
         self._tended = tended
         self._followed = FollowedView(self._reading, self._source, snapshots, tended=tended)
         self._tending = threading.Lock()  # of what works on it at length
+        self._engine_looked = -math.inf  # when, by the monotonic clock
 
     @property
     def applied_revision(self) -> int:
@@ -148,6 +152,8 @@ class GalleryReplica:
     ) -> bool:
         """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
 
+        Once a minute an engine is asked whether it has lost what it was told, also where nobody searches.
+
         Args:
             revision: that SQL has.
             mark: of that revision; None: whichever it has.
@@ -158,6 +164,7 @@ class GalleryReplica:
             Whether it was built from SQL.
         """
         with self._tending:
+            self._look_at_engine()
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
                     lost = not self._followed.brought_to(revision, mark, slices=1)
@@ -166,6 +173,15 @@ class GalleryReplica:
                 if self.view.revision >= revision:
                     break
         return False
+
+    def _look_at_engine(self) -> None:
+        view, clock = self.view, time.monotonic()
+        if isinstance(view.index, SharedIndex) and view.revision >= 0 and clock - self._engine_looked >= _ENGINE_LOOK:
+            self._engine_looked = clock
+            if (
+                0 <= view.index.position() < view.revision
+            ):  # below 0 another process fills it, or a search has it filled
+                self._followed.doubt()
 
     def _loaded(self, revision: int, given_up: Callable[[], bool], elsewhere: Callable[[], bool]) -> bool:
         """Search a view from a snapshot, or one that is built; as `follow`."""

@@ -111,6 +111,26 @@ def test_what_an_engine_has_lost_is_told_to_it_before_what_comes_next(
     assert history.fills == fills
 
 
+def test_whom_an_engine_still_has_leaves_it_within_a_minute_where_nobody_searches(
+    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    templates, index = new_templates(4), index_of(store, open_shared())
+    replica, history = process(store, open_shared())
+    bob, carl = set_back(store, replica, index, templates)
+    lost, point, fills = EngineCopy(index), store.gallery("people").point, history.fills
+    assert index.ids().tolist() == [1, 2]
+    assert not replica.follow(*point)
+    assert (index.point(), index.ids().tolist()) == (point, [2, 3])
+    lost.put_back(index)
+    assert not replica.follow(*point)  # which does not ask again so soon
+    assert index.ids().tolist() == [1, 2]
+    monkeypatch.setattr("app.gallery.views.replica._ENGINE_LOOK", 0.0)
+    assert not replica.follow(*point)
+    assert (index.point(), index.ids().tolist()) == (point, [2, 3])
+    assert identities(replica, store, templates) == [None, bob, carl, None]
+    assert history.fills == fills
+
+
 @pytest.mark.parametrize("searched", [True, False])
 def test_an_engine_that_has_lost_what_is_not_written_down_any_more_is_filled_anew(
     store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, searched: bool

@@ -521,18 +521,42 @@ def test_a_copy_in_wal_mode_is_restored_from_a_place_where_nothing_can_be_writte
     assert sorted(path.name for path in closed.iterdir()) == before
 
 
+@pytest.mark.parametrize("log", [True, False])
 def test_nothing_is_left_beside_a_copy(
-    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path
+    store: GalleryStore, sqlite_url: str, new_templates: Templates, tmp_path: Path, log: bool
 ) -> None:
     enroll(store, "anna", new_templates(2))
-    (tmp_path / "copies").mkdir()
-    with (
-        closing(sqlite3.connect(str(make_url(sqlite_url).database))) as source,
-        closing(sqlite3.connect(tmp_path / "copies" / "copy.db")) as copy,
-    ):
-        source.backup(copy)
-    assert restore(tmp_path / "copies" / "copy.db", sqlite_url, timeout=30) == 1
-    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["copy.db"]
+    database, copies = str(make_url(sqlite_url).database), tmp_path / "copies"
+    copies.mkdir()
+    if log:  # as `cp` takes it
+        shutil.copy(f"{database}-wal", copies / "copy.db-wal")
+        shutil.copy(database, copies / "copy.db")
+    else:
+        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copies / "copy.db")) as copy:
+            source.backup(copy)
+    before = {path.name: path.read_bytes() for path in copies.iterdir()}
+    enroll(store, "bob", new_templates(1))
+    assert restore(copies / "copy.db", sqlite_url, timeout=30) == 1
+    assert [subject.key for subject in store.subjects("people", after=0, limit=10).items] == ["anna"]
+    assert {path.name: path.read_bytes() for path in copies.iterdir()} == before
+
+
+def test_a_file_that_others_have_open_is_restored_as_it_is_at_one_moment(
+    sqlite_url: str, new_templates: Templates, tmp_path: Path
+) -> None:
+    others = opened(f"sqlite:///{(tmp_path / 'others.db').as_posix()}")
+    others.create_gallery("people", extractor="net@1", dimension=8, policy=None)
+    enroll(others, "anna", new_templates(1))
+    assert (tmp_path / "others.db-shm").exists()
+    assert restore(tmp_path / "others.db", sqlite_url, timeout=30) == 1
+    enroll(others, "bob", new_templates(1))
+    here = opened(sqlite_url)
+    assert [[one.key for one in store.subjects("people", after=0, limit=9).items] for store in (here, others)] == [
+        ["anna"],
+        ["anna", "bob"],
+    ]
+    here.close()
+    others.close()
 
 
 def test_the_vault_is_copied_on_its_own(vault: Vault, store: GalleryStore, sqlite_url: str, tmp_path: Path) -> None:

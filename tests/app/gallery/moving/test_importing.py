@@ -312,6 +312,25 @@ def test_who_is_erased_while_metadata_is_changed_is_not_made_again(
     assert [one.key for one in GalleryStore(engine).subjects("people", after=0, limit=9).items] == ["bob"]
 
 
+def test_metadata_of_a_gallery_that_is_erased_meanwhile_is_not_put_into_another_of_that_name(
+    folder: Path, engine: Engine, reader: PhotoReader, run: Callable[..., ImportReport]
+) -> None:
+    class Erased(GalleryStore):
+        """Erases the gallery, and makes another one with that subject, as soon as the subject was looked at."""
+
+        def subject(self, gallery: str, key: str) -> Subject:
+            found, former = super().subject(gallery, key), self.delete_gallery(gallery)
+            self.create_gallery(gallery, extractor=former.extractor, dimension=former.dimension, policy=None)
+            add(self, key)
+            return found
+
+    run(people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,1\n")))
+    source = people_of_table(table(folder, "subject,file,room\nanna,anna/0.png,2\n"))
+    report = PeopleImport(Erased(engine), reader, "people", workers=1, max_bytes=10**7).run(source)
+    assert (report.added, report.passed_over) == (0, 1)
+    assert GalleryStore(engine).subject("people", "anna").metadata == {}
+
+
 @pytest.mark.parametrize("text", ["\ufeffsubject;file\nbob;bob/3.png\n", "file\tsubject\r\nbob/3.png\tbob\r\n"])
 def test_tables_of_other_programs_are_read(folder: Path, text: str) -> None:
     (photo,) = people_of_table(table(folder, text)).photos
@@ -325,6 +344,7 @@ def test_tables_of_other_programs_are_read(folder: Path, text: str) -> None:
         ("name,file\na,b\n", "needs a head"),
         ("subject,file,x,x\n", "each column once"),
         ("subject,file\n", "has no rows"),
+        ("subject,file\n,\n", "has no rows"),
         ("subject,file\na\n", "line 2: 2 columns are needed"),
         ("subject,file\na,b,c\n", "line 2: 2 columns are needed"),
         ('subject,file\n"a,b\n', "no table that can be read"),
@@ -351,6 +371,20 @@ def test_names_and_metadata_that_cannot_be_kept_are_refused_row_by_row(folder: P
         ("c.jpg", "invalid-input"),
         ("d.jpg", "invalid-input"),
     ]
+
+
+def test_lines_of_separators_alone_are_passed_over(folder: Path) -> None:
+    source = people_of_table(table(folder, "subject;file;room\n;;\nbob;bob/3.png;7\n;;\n;;\n"))
+    assert [photo.name for photo in source.photos] == ["bob/3.png"]
+    assert source.refused == ()
+
+
+def test_a_row_without_a_file_is_refused_by_its_line(folder: Path, run: Callable[..., ImportReport]) -> None:
+    report = run(people_of_table(table(folder, 'subject,file,note\nbob,bob/3.png,"two\nlines"\nanna,,1\n,,2\n')))
+    assert (report.added, [(one.photo, one.slug, one.detail) for one in report.refused]) == (
+        1,
+        [(line, "invalid-input", "the row names no file") for line in ("line 4", "line 5")],
+    )
 
 
 def test_a_folder_without_people_is_refused(tmp_path: Path) -> None:
@@ -459,6 +493,24 @@ def test_a_person_whose_folder_cannot_be_read_is_refused_alone(
     assert (report.added, next((one.photo, one.slug, one.detail) for one in report.refused)) == (
         2,
         ("anna", "folder-unreadable", "the folder cannot be read: Permission denied"),
+    )
+
+
+def test_a_link_that_cannot_be_followed_is_refused_alone(folder: Path, run: Callable[..., ImportReport]) -> None:
+    (folder / "bob" / "x.jpg").unlink()
+    (folder / "bob" / "link.jpg").symlink_to("n" * 300)
+    (folder / "bob" / "notes").symlink_to("n" * 300)
+    (folder / "cleo").symlink_to("n" * 300)
+    (folder / "dora").symlink_to("nowhere")
+    report = run(people_of_folder(folder))
+    assert (report.added, [(one.photo, one.slug, one.detail) for one in report.refused]) == (
+        5,
+        [
+            ("bob/notes", "not-a-photo", "photos end in .bmp, .gif, .jpeg, .jpg, .png, .webp"),
+            ("cleo", "folder-unreadable", "the folder cannot be read: File name too long"),
+            ("dora", "folder-unreadable", "the folder cannot be read: No such file or directory"),
+            ("bob/link.jpg", "file-unreadable", "the file cannot be read: File name too long"),
+        ],
     )
 
 

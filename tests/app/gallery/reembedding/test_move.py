@@ -8,18 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, make_url, select, text, update
 
 from app.gallery.erasure.forgetting import Forgetting
 from app.gallery.erasure.retention import Retention
 from app.gallery.errors import ExtractorMismatch, MoveRefused
 from app.gallery.photos import Photo, PhotoReader
+from app.gallery.records import NewTemplate
 from app.gallery.reembedding.move import Move, move_back, move_gallery
 from app.gallery.reembedding.store import ReembeddingStore
 from app.gallery.sealing.encryption import SealedRows
 from app.gallery.sealing.vault import Vault
 from app.gallery.service import GalleryService
+from app.gallery.sql.database import open_engine
 from app.gallery.sql.history import GalleryHistory
+from app.gallery.sql.migrations import migrate
 from app.gallery.store import GalleryStore
 from app.gallery.tables import CropRow
 from app.gallery.views.index_source import IndexSource
@@ -389,3 +392,32 @@ def test_an_extractor_of_another_dimension(
     assert back.state == "done"
     assert old.store.gallery("people").dimension == before.dimension
     assert answer(old, views[1]) == answered
+
+
+def test_a_switch_takes_as_long_as_it_does_whatever_limits_the_server_sets_for_statements(
+    postgresql_url: str, new_templates: Callable[[int], list[NewTemplate]]
+) -> None:
+    url = make_url(postgresql_url)
+    limits = f"{url.query.get('options', '')} -cstatement_timeout=1000 -clock_timeout=1000"
+    engine = open_engine(url.update_query_dict({"options": limits}).render_as_string(hide_password=False), timeout=30)
+    migrate(engine)
+    store, moves = GalleryStore(engine), ReembeddingStore(engine)
+    (template,) = new_templates(1)
+    made = store.enroll("people", "anna", [template], metadata=None, extractor="net@1", dimension=8)
+    gallery = store.gallery("people")
+    moves.add(gallery, "net@2", [made.added[0].id], template.embedding[None])
+    with engine.begin() as connection:  # as of a million templates
+        connection.execute(
+            text(
+                "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql "
+                "AS 'BEGIN PERFORM pg_sleep(1.5); RETURN NEW; END'"
+            )
+        )
+        connection.execute(
+            text("CREATE TRIGGER slow BEFORE UPDATE ON template FOR EACH STATEMENT EXECUTE FUNCTION wait()")
+        )
+    assert moves.switch(gallery, "net@2", dimension=8, unusable=(), with_crops=False).state == "done"
+    assert store.gallery("people").extractor == "net@2"
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "1s"
+    engine.dispose()
