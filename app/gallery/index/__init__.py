@@ -16,7 +16,7 @@ IndexKind = Literal["exact", "flat", "compressed", "auto"]
 COMPRESS_FROM: dict[IndexKind, int | None] = {"flat": None, "compressed": LEAST_TRAINING, "auto": 20_000}
 """Number of templates from which a segmented index of that kind compresses; none: never.
 
-At 20 thousand the exact search takes 0.8 ms and the compressed one 0.3, at 100 thousand 2.7 and 0.3 (docs/index.md):
+At 20 thousand the exact search takes 0.8 ms, the compressed one 0.3, at 100 thousand 2.7 and 0.3 (docs/searching.md):
 up to there a millisecond is little beside finding a face, and below it codes cost more memory than they are worth.
 """
 

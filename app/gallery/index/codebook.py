@@ -23,7 +23,7 @@ MOST_TRAINING = 20_480
 BITS = 4
 """Of a code."""
 
-_LISTS, _SCANNED = 256, 80  # lists of a segment, and those that a search scans: a third of the rows, see docs/index.md
+_LISTS, _SCANNED = 256, 80  # lists of a segment, and those a search scans: a third of the rows, see docs/searching.md
 _SMALL, _SMALL_LISTS, _SMALL_SCANNED = 2**17, 128, 48  # the same of one with fewer rows: choosing among many takes time
 _ROUNDS = 10  # of k-means; more make the lists no better
 _WHOLE = 16  # a search for more than this part of all rows scans all lists

@@ -15,7 +15,7 @@ ERASED = 4.0
 HALF_PRECISION = 1e-3
 """Distance that an embedding's copy in half precision keeps within, twice what rounding comes to for a unit vector."""
 
-_DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # enough for whom the default policy names, see docs/index.md
+_DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # enough for whom the default policy names, see docs/searching.md
 _THOROUGH_FACTOR = 40  # for those that are further away
 _DEEPER = 4
 _MOST_DEAD = 0.5  # share of removed rows that the first look allows for; upkeep lets no more gather
