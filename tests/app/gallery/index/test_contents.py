@@ -70,10 +70,10 @@ def test_an_id_that_comes_again_after_its_segment_was_switched_is_found_once(
 ) -> None:
     taken, changed = threading.Event(), threading.Event()
 
-    def rank(*arguments: Any) -> Any:
+    def rank(*arguments: Any, **how: Any) -> Any:
         taken.set()
         assert changed.wait(60)
-        return ranked_as_ever(*arguments)
+        return ranked_as_ever(*arguments, **how)
 
     def search() -> list[int]:
         (found,) = index.search(VECTORS[5:6], 4000)
