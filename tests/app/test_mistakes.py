@@ -167,7 +167,8 @@ def test_a_pepper_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_a_mistyped_setting_is_told_with_the_nearest(tmp_path: Path) -> None:
     done = Facegallery(tmp_path, FACEGALLERY_TREADS="1", FACEGALLERY_TEST_DATA="/x")("migrate")
-    assert (done.returncode, done.stdout) == (0, "")
+    assert done.returncode == 0
+    assert done.stdout.startswith("the tables are of version ")
     assert done.stderr == "warning: FACEGALLERY_TREADS is no setting; the nearest is FACEGALLERY_THREADS\n"
 
 

@@ -79,7 +79,7 @@ class MilvusEngine:
             if not self._client.has_collection(name, timeout=self._timeout):
                 index.begin()  # a position that is there belongs to a collection that was dropped
             self._ensure(name, schema, "embedding", self._kind)
-        index.position()
+        index.point()
         return index
 
     def names(self, prefix: str) -> list[str]:

@@ -169,7 +169,9 @@ class MilvusIndex:
 
     def position(self) -> int:
         """As `SharedIndex.position`."""
-        return self.point().revision
+        with self._errors():
+            point, _ = self._row.read(_OWN)
+        return point.revision
 
     def point(self) -> Point:
         """As `SharedIndex.point`."""

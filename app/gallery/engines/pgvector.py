@@ -70,7 +70,7 @@ class PgvectorEngine:
         if not there:
             self.builder.look_again(name)
         index = PgvectorIndex(self._connections, self.builder, name, gallery.dimension)
-        index.position()
+        index.point()
         return index
 
     def names(self, prefix: str) -> list[str]:

@@ -122,7 +122,8 @@ class PgvectorIndex:
 
     def position(self) -> int:
         """As `SharedIndex.position`."""
-        return self.point().revision
+        with self._connections.one() as connection:
+            return int(self._stored(connection, "position")[0])
 
     def point(self) -> Point:
         """As `SharedIndex.point`."""

@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, select, update
 
 from app.gallery.deadline import is_ending, seconds_left
 from app.gallery.erasure.receipts import ReceiptSigner
-from app.gallery.errors import GalleryNotFound
+from app.gallery.errors import Busy, GalleryNotFound
 from app.gallery.journal import Event, Journal, NoJournal
 from app.gallery.records import Gallery
 from app.gallery.sealing.vault import Vault
@@ -204,6 +204,8 @@ class Forgetting:
             if vault_answers:
                 try:
                     self.destroy_keys()
+                except Busy:  # for a moment
+                    continue
                 except FacegalleryError:
                     vault_answers = False
 

@@ -72,10 +72,13 @@ class SharedIndex(TemplateIndex, Protocol):
     """
 
     def position(self) -> int:
-        """Revision up to which it is true; -1 before it was first filled."""
+        """Revision up to which it was true a moment ago; -1 before it was first filled. Nothing comes of asking."""
 
     def point(self) -> Point:
-        """As `position`, with the revision's mark."""
+        """The revision up to which it is true, with its mark, -1 before it was first filled.
+
+        Who asks before the first search knows from then on which beginning of it to take for filled.
+        """
 
     def set_position(self, revision: int, mark: int = 0, *, trail: Mapping[int, int] | None = None) -> Point:
         """Remember the revision and its mark; a lower one than the present is passed over.

@@ -16,7 +16,8 @@ HALF_PRECISION = 1e-3
 """Distance that an embedding's copy in half precision keeps within, twice what rounding comes to for a unit vector."""
 
 _DEPTH_FACTOR, _LEAST_DEPTH = 3, 200  # enough for whom the default policy names, see docs/searching.md
-_THOROUGH_FACTOR = 40  # for those that are further away
+THOROUGH_FACTOR = 40
+"""Rows that are compared for each template asked for, where those count that are further away."""
 _DEEPER = 4
 _MOST_DEAD = 0.5  # share of removed rows that the first look allows for; upkeep lets no more gather
 _CHUNK = 16_384
@@ -86,7 +87,7 @@ class Rows:
             Rows (Q, K) in no order and their squared distances (Q, K), infinite where a row is dead.
         """
         size = self.size
-        factor = _THOROUGH_FACTOR if thorough else _DEPTH_FACTOR
+        factor = THOROUGH_FACTOR if thorough else _DEPTH_FACTOR
         depth = count if self.codes is None else max(factor * count, _LEAST_DEPTH)
         enough = max(count, depth * 3 // 4)
         if self.dead:  # to look again, deeper, takes longer than to look deep enough

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.gallery.index.protocol import RankedTemplates
-from app.gallery.index.rows import Rows
+from app.gallery.index.rows import THOROUGH_FACTOR, Rows
 
 _CHUNK = 16_384  # rows that are copied at a time
+_MOST_ROWS = 2**20  # proposed for several probes together, some twenty bytes each
 
 
 def rank(
@@ -22,6 +23,18 @@ def rank(
     parts = [part for part in parts if part.size > part.dead]
     if not parts or not len(probes) or count < 1:
         return [RankedTemplates(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in probes]
+    rows_each = sum(min(part.size, (THOROUGH_FACTOR if thorough else 1) * count) for part in parts)
+    together = max(1, _MOST_ROWS // rows_each)
+    return [
+        ranked
+        for first in range(0, len(probes), together)
+        for ranked in _rank_together(parts, probes[first : first + together], count, thorough=thorough)
+    ]
+
+
+def _rank_together(
+    parts: Sequence[Rows], probes: NDArray[np.float32], count: int, *, thorough: bool
+) -> list[RankedTemplates]:
     proposed = [part.nearest(probes, count, thorough=thorough) for part in parts]
     bounds = [0, *accumulate(rows.shape[1] for rows, _ in proposed)]
     rows, squared = proposed[0]

@@ -152,8 +152,6 @@ class GalleryReplica:
     ) -> bool:
         """As `catch_up`, in the background: nobody waits for more than some ten thousand changes, nor for a building.
 
-        Once a minute an engine is asked whether it has lost what it was told, also where nobody searches.
-
         Args:
             revision: that SQL has.
             mark: of that revision; None: whichever it has.
@@ -164,7 +162,6 @@ class GalleryReplica:
             Whether it was built from SQL.
         """
         with self._tending:
-            self._look_at_engine()
             while not self._followed.is_at(revision, mark) and not given_up():
                 with self._followed.lock:
                     lost = not self._followed.brought_to(revision, mark, slices=1)
@@ -174,13 +171,18 @@ class GalleryReplica:
                     break
         return False
 
-    def _look_at_engine(self) -> None:
+    def look_at_engine(self) -> None:
+        """Once a minute, ask an engine whether it has lost what it was told, which no search finds where nobody asks.
+
+        `follow` tells it again then. One that another process is filling is left to that one.
+
+        Raises:
+            DatabaseUnavailable: it does not answer.
+        """
         view, clock = self.view, time.monotonic()
         if isinstance(view.index, SharedIndex) and view.revision >= 0 and clock - self._engine_looked >= _ENGINE_LOOK:
             self._engine_looked = clock
-            if (
-                0 <= view.index.position() < view.revision
-            ):  # below 0 another process fills it, or a search has it filled
+            if 0 <= view.index.position() < view.revision:
                 self._followed.doubt()
 
     def _loaded(self, revision: int, given_up: Callable[[], bool], elsewhere: Callable[[], bool]) -> bool:

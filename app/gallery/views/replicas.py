@@ -24,9 +24,11 @@ from app.gallery.try_each import try_each
 from app.gallery.views.gallery_reading import never
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
+from app.gallery.views.turns import Turns
 from app.gallery.views.upkeep import Upkeep
 from model.errors import FacegalleryError
 
+_LOOKS = 60  # within which each gallery has its turn
 _MOMENT = 1.0  # seconds for which what all galleries have reached is not read again to tell how far one is behind
 _log = structlog.get_logger()
 
@@ -50,6 +52,7 @@ class Replicas:
         self._lock = threading.Lock()
         self._upkeep: Upkeep | None = None
         self._leftovers = EngineLeftovers(store.engine, indexes.engine) if indexes.engine is not None else None
+        self._looks = Turns(calls=_LOOKS, at_least=1)
         self._points: tuple[float, dict[int, Point]] = float("-inf"), {}  # of all galleries, and when they were read
         self._owed: dict[tuple[int, datetime], Gallery] = {}  # in which an erasure could not be followed yet
 
@@ -67,7 +70,7 @@ class Replicas:
             self._indexes,
             meet=self._take_up,
             drop=self._let_go,
-            chores=[*chores, self.follow_again, *leftovers],
+            chores=[*chores, self.follow_again, self.look_at_engine, *leftovers],
         )
         served = list[tuple[Gallery, GalleryReplica]]()
         for gallery in self._store.galleries():
@@ -203,6 +206,16 @@ class Replicas:
         """
         if self._leftovers is not None:
             try_each([self._leftovers.sweep, lambda: self._follow_each(self._store.galleries())])
+
+    def look_at_engine(self) -> None:
+        """Of some galleries in turn, see whether an engine outside the process has lost what it was told.
+
+        Raises:
+            DatabaseUnavailable: it does not answer; it is not waited for again before the next turn.
+        """
+        if self._indexes.engine is not None:
+            for replica in self._looks.take(self.all()):
+                replica.look_at_engine()
 
     def _follow_each(self, galleries: Sequence[Gallery]) -> None:
         if galleries and self._indexes.engine is not None:

@@ -180,6 +180,6 @@ class ViewSource:
             Gap: it must be filled before anybody is found in it.
         """
         index = self._make_index()
-        if isinstance(index, SharedIndex) and index.position() < 0:
+        if isinstance(index, SharedIndex) and index.point().revision < 0:
             raise Gap
         return index

@@ -105,8 +105,13 @@ def test_a_rebuild_brings_back_what_the_engine_lost(
     assert len(index) == 2
 
 
+@pytest.mark.parametrize("looked", [False, True])
 def test_nobody_is_unknown_because_another_process_fills_anew_what_was_removed(
-    store: GalleryStore, open_shared: OpenEngine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
+    store: GalleryStore,
+    open_shared: OpenEngine,
+    new_templates: Templates,
+    monkeypatch: pytest.MonkeyPatch,
+    looked: bool,
 ) -> None:
     monkeypatch.setattr("app.gallery.engines.milvus_index._LOOK_SECONDS", 0.0)
     replica, shared, templates = replica_of(store, open_shared()), open_shared(), new_templates(2)
@@ -115,6 +120,8 @@ def test_nobody_is_unknown_because_another_process_fills_anew_what_was_removed(
     shared.drop(storage_prefix(store.gallery("people")))  # by somebody's hand
     index = index_of(store, shared)
     index.add(np.array([2]), templates[1].embedding[None])
+    if looked:  # the upkeep, which leaves what is being filled to who fills it
+        replica.look_at_engine()
     with pytest.raises(DatabaseUnavailable, match="filled anew"):
         identities(replica, store, templates)
     for one in (replica_of(store, shared), replica):

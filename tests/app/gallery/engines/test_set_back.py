@@ -119,12 +119,15 @@ def test_whom_an_engine_still_has_leaves_it_within_a_minute_where_nobody_searche
     bob, carl = set_back(store, replica, index, templates)
     lost, point, fills = EngineCopy(index), store.gallery("people").point, history.fills
     assert index.ids().tolist() == [1, 2]
+    replica.look_at_engine()
     assert not replica.follow(*point)
     assert (index.point(), index.ids().tolist()) == (point, [2, 3])
     lost.put_back(index)
-    assert not replica.follow(*point)  # which does not ask again so soon
+    replica.look_at_engine()  # which does not ask again so soon
+    assert not replica.follow(*point)
     assert index.ids().tolist() == [1, 2]
     monkeypatch.setattr("app.gallery.views.replica._ENGINE_LOOK", 0.0)
+    replica.look_at_engine()
     assert not replica.follow(*point)
     assert (index.point(), index.ids().tolist()) == (point, [2, 3])
     assert identities(replica, store, templates) == [None, bob, carl, None]
