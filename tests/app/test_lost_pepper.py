@@ -48,6 +48,8 @@ def test_who_has_no_copy_of_the_pepper_begins_anew(
     done = facegallery(*words)
     assert (done.returncode, "add --yes" in " ".join(done.stderr.split())) == (2, True)
     assert (pepper.exists(), (tmp_path / "lost.jsonl").exists()) == (replaced, False)
+    refused = facegallery("audit", "begin-anew", "--archive", tmp_path / "nowhere" / "lost.jsonl", "--yes")
+    assert (refused.returncode, "nothing was removed" in refused.stderr, pepper.exists()) == (1, True, replaced)
 
     done = facegallery(*words, "--yes")
     assert (done.returncode, done.stdout.endswith("lost.jsonl, and 2 keys are gone\n")) == (0, True)
