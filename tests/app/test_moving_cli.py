@@ -220,6 +220,9 @@ def test_a_backup_comes_back(facegallery: Facegallery, people: Path, tmp_path: P
     assert facegallery("backup", "--vault", tmp_path / "vault.db").returncode == 0
     (tmp_path / "vault.db").replace(tmp_path / "other" / "vault.db")
     shutil.copy(tmp_path / "gallery" / "master.key", tmp_path / "other")
+    missing = other("identify", people / "Eileen Collins" / "1.png")
+    assert (missing.returncode, "the pepper is missing" in missing.stderr) == (1, True)
+    shutil.copy(tmp_path / "gallery" / "key-pepper", tmp_path / "other")
     (face,) = json.loads(other("identify", people / "Eileen Collins" / "1.png", "--json").stdout)
     assert face["subject"] == "Eileen Collins"
     assert other("restore").returncode == 0
