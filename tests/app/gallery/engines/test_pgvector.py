@@ -50,7 +50,7 @@ def graph_is_valid(address: str, index: PgvectorIndex) -> bool | None:
 
 def filled(engine: PgvectorEngine, gallery: Gallery, count: int) -> PgvectorIndex:
     index = engine.index(gallery)
-    index.position()
+    index.point()
     index.add(np.arange(count), unit_vectors(count, seed=0))
     index.set_position(1)
     engine.builder.wait(index.name)
@@ -120,7 +120,7 @@ def test_a_build_that_did_not_end_is_begun_again(engine: PgvectorEngine, postgre
     try:
         assert filled(other, new_gallery(), 10).position() == 1
         again = PgvectorIndex(index._connections, other.builder, index.name, DIMENSION)
-        again.position()
+        again.point()
         other.builder.wait(index.name)
         assert graph_is_valid(postgresql_server, index)
     finally:
@@ -153,7 +153,7 @@ def test_a_build_that_a_stuck_server_process_holds_up_is_left_behind(
         engine.close()
 
     index = engine.index(new_gallery())
-    index.position()
+    index.point()
     with (
         ThreadPoolExecutor(1) as pool,
         psycopg.connect(postgresql_server) as writing,
@@ -498,7 +498,7 @@ def test_a_graph_that_another_process_has_dropped_is_looked_for_again(
         other.drop(storage_prefix(gallery))
         filled(other, gallery, 1500)
     assert graph_is_valid(postgresql_server, index) is None
-    index.position()
+    index.point()
     engine.builder.wait(index.name)
     assert graph_is_valid(postgresql_server, index)
 
@@ -516,7 +516,7 @@ def test_a_build_for_which_there_is_no_thread_is_begun_again(
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", none_left)
         with pytest.raises(RuntimeError):
-            index.position()
-    index.position()
+            index.point()
+    index.point()
     assert engine.builder.wait(index.name, 60)
     assert graph_is_valid(postgresql_server, index)
