@@ -108,14 +108,19 @@ def decide(gallery: Gallery, numbers: NDArray[np.intp], nearest: Ids) -> NDArray
     templates, probes, threshold = gallery.array("templates"), gallery.array("probes"), gallery.threshold
     decided = np.full(len(numbers), -1, np.int64)
     for place, (number, ids) in enumerate(zip(numbers, nearest, strict=True)):
-        subjects = np.array(list(dict.fromkeys((ids[ids >= 0] // TEMPLATES).tolist()))[:_SHORTLIST], np.int64)
-        rows = (subjects[:, None] * TEMPLATES + np.arange(TEMPLATES)).ravel()
-        starts = np.arange(0, len(rows), TEMPLATES)
-        distances = subject_distances(probes[number], templates[rows], starts, DEFAULT_RULE)
-        best = int(distances.argmin())
-        if distances[best] <= threshold:
-            decided[place] = subjects[best]
+        subjects, distances = compared(probes[number], templates, ids)
+        if distances[0] <= threshold:
+            decided[place] = subjects[0]
     return decided
+
+
+def compared(probe: Vectors, templates: Vectors, nearest: Ids) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The subjects (S,) of a probe's nearest templates (K,) by the default rule, nearest first, and their distances."""
+    subjects = np.array(list(dict.fromkeys((nearest[nearest >= 0] // TEMPLATES).tolist()))[:_SHORTLIST], np.int64)
+    rows = (subjects[:, None] * TEMPLATES + np.arange(TEMPLATES)).ravel()
+    distances = subject_distances(probe, templates[rows], np.arange(0, len(rows), TEMPLATES), DEFAULT_RULE)
+    order = distances.argsort(kind="stable")
+    return subjects[order], distances[order]
 
 
 def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, float]:

@@ -16,21 +16,20 @@ from pathlib import Path
 import faiss
 import numpy as np
 from index_engines import ENGINES, Ids, Ours, Vectors
-from index_measure import COUNT, TEMPLATES, Gallery, draw
+from index_measure import COUNT, TEMPLATES, Gallery, compared, draw
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from app.gallery.matching import DEFAULT_RULE, subject_distances
-from app.gallery.policy import WantedRates, threshold_for
+from app.gallery.policy import DEFAULT_POLICY, WantedRates, threshold_for
 from model.card import read_card
 from model.pipeline import WEIGHTS
 
-_NEAREST, _SHORTLIST = 5, 32
+_NEAREST = 5
 _TIMED, _TOGETHER = 500, 16
 
 _RATES = {
-    "default": WantedRates(fpir=0.01, fmr=1e-4),
+    "default": DEFAULT_POLICY,
     "FPIR 10 %": WantedRates(fpir=0.1),
     "FMR 1e-5": WantedRates(fmr=1e-5),
     "FMR 1e-4": WantedRates(fmr=1e-4),
@@ -74,13 +73,7 @@ def _people(gallery: Gallery, search: Callable[[Vectors], Ids], name: str) -> Pe
     found: People = []
     for first in track(range(0, len(probes), _TOGETHER), name, console=Console(stderr=True), transient=True):
         some = np.ascontiguousarray(probes[first : first + _TOGETHER])
-        for probe, ids in zip(some, search(some), strict=True):
-            subjects = np.array(list(dict.fromkeys((ids[ids >= 0] // TEMPLATES).tolist()))[:_SHORTLIST], np.int64)
-            own = (subjects[:, None] * TEMPLATES + np.arange(TEMPLATES)).ravel()
-            starts = np.arange(0, len(own), TEMPLATES)
-            distances = subject_distances(probe, templates[own], starts, DEFAULT_RULE)
-            order = distances.argsort()
-            found.append((subjects[order], distances[order]))
+        found += [compared(probe, templates, ids) for probe, ids in zip(some, search(some), strict=True)]
     return found
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.access.audit import NO_HASH, AuditReport, Head, chained, draft, numbered
 from app.access.audit_ends import AuditEnds
-from app.access.audit_reading import blocks, moment_of, verified
+from app.access.audit_reading import blocks, line_of, moment_of, verified
 from app.access.caller import Caller, present_caller
 from app.access.errors import AuditBroken
 from app.access.pepper import Pepper
@@ -215,7 +215,7 @@ class AuditLog:
             for row in block:
                 if before is not None and moment_of(row.number, row.entry) >= before:
                     return
-                yield f'{{"hash":"{row.hash.hex()}","entry":{row.entry}}}'
+                yield line_of(row.hash, row.entry)
 
     def last(self, action: str) -> str | None:
         """The last entry of an action, as canonical JSON."""

@@ -16,6 +16,11 @@ BLOCK = 1000
 """Rows of one read."""
 
 
+def line_of(digest: bytes, entry: str) -> str:
+    """An entry with its hash as a line of JSON, in which the entry stands as it was hashed."""
+    return f'{{"hash":"{digest.hex()}","entry":{entry}}}'
+
+
 def moment_of(number: int, entry: str) -> datetime:
     """When an entry was written.
 

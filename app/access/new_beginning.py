@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.access.audit_ends import AuditEnds
 from app.access.audit_log import AuditLog
+from app.access.audit_reading import line_of
 from app.access.keys import KeyHasher
 from app.access.pepper import Pepper
 from app.access.tables import ApiKeyRow, AuditHeadRow, AuditRow
@@ -60,7 +61,7 @@ def begin_anew(engine: Engine, pepper: Pepper, keep: Callable[[Iterator[str]], N
 def _lines(session: Session, ends: Sequence[AuditHeadRow], keys: Sequence[ApiKeyRow]) -> Iterator[str]:
     query = select(AuditRow.hash, AuditRow.entry).order_by(AuditRow.number).execution_options(yield_per=_BLOCK)
     for digest, entry in session.execute(query):
-        yield f'{{"hash":"{digest.hex()}","entry":{entry}}}'
+        yield line_of(digest, entry)
     for end in ends:
         yield json.dumps({"end": end.id, "count": end.count, "hash": end.hash.hex(), "seal": end.seal.hex()})
     for key in keys:

@@ -64,13 +64,14 @@ def open_gate(settings: Settings, engine: Engine, journal: Journal) -> Gate:
         OpenToTheWorld: no key is to be asked for on an address that others can reach.
     """
     is_open = asks_no_key(settings)
-    keys = None if is_open else open_keys(settings, engine, journal)
+    hasher = KeyHasher(_pepper_of(settings, engine))
+    keys = None if is_open else KeyStore(engine, hasher, journal)
     rate = settings.rate_limit if settings.rate_limit is not None else (0.0 if is_open else DEFAULT_RATE)
     limits = None
     if rate > 0:
         rates = open_rates(engine, timeout=settings.database_timeout)
         limits = RateLimits(rates, rate=rate, burst=settings.rate_burst)
-    return Gate(keys, KeyHasher(_pepper_of(settings, engine)), limits)
+    return Gate(keys, hasher, limits)
 
 
 def note_start(settings: Settings, engine: Engine, journal: Journal, gate: Gate) -> None:

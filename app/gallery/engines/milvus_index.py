@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from app.gallery.engines.milvus_client import MilvusClient
 from app.gallery.engines.milvus_position import STRONG, PositionRow
-from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import THOROUGHLY, Filling, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
@@ -25,7 +25,6 @@ _MOST_FOUND = 16_384  # what Milvus answers at most for a probe
 _MOST_ROWS = 100_000  # of one answer, for all its probes together
 _ALL = "id >= 0"
 _LEAST_EF, _MOST_EF = 200, 32_768  # templates that a search of a graph keeps; Milvus takes no more
-_THOROUGHLY = 4  # times as many are kept
 _LOOK_SECONDS = 1.0  # between two looks of searches whether the collection was made anew
 
 
@@ -110,7 +109,7 @@ class MilvusIndex:
         vectors = checked(probes, self._dimension)
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
-        kept = min(max((_THOROUGHLY if thorough else 1) * 4 * count, _LEAST_EF), _MOST_EF)
+        kept = min(max((THOROUGHLY if thorough else 1) * 4 * count, _LEAST_EF), _MOST_EF)
         self._check_filled()
         found = self._nearest(vectors, count, kept=kept)
         if _fewest(found) < min(count, self._there):  # as where the collection was made anew since the last look

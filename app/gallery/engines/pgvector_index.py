@@ -10,7 +10,7 @@ from psycopg import Connection, sql
 
 from app.gallery.engines.hnsw import SCHEMA, GraphBuilder
 from app.gallery.engines.postgresql import Vector, VectorConnections, Vectors, read_rows
-from app.gallery.engines.protocol import Filling, last_of_each, nothing_found, ranked
+from app.gallery.engines.protocol import THOROUGHLY, Filling, last_of_each, nothing_found, ranked
 from app.gallery.errors import DatabaseUnavailable
 from app.gallery.index import RankedTemplates
 from app.gallery.index.protocol import SetBack, checked, leads_on
@@ -19,7 +19,6 @@ from app.gallery.points import Point
 _BATCH = 5_000  # rows of one statement: 2.6 MB at 128 dimensions
 _MOST_BY_GRAPH = 500  # rows that are asked of a graph; for more, every distance is computed
 _LEAST_EF, _MOST_EF = 100, 1000  # templates that a search of a graph keeps; pgvector takes no more
-_THOROUGHLY = 4  # times as many are kept
 
 
 class PgvectorIndex:
@@ -89,7 +88,7 @@ class PgvectorIndex:
         if count < 1 or not len(vectors):
             return nothing_found(vectors)
         by_graph = self._size_seen > self.builder.above and count <= _MOST_BY_GRAPH
-        kept = min(max((_THOROUGHLY if thorough else 1) * 2 * count, _LEAST_EF), _MOST_EF) if by_graph else None
+        kept = min(max((THOROUGHLY if thorough else 1) * 2 * count, _LEAST_EF), _MOST_EF) if by_graph else None
         with self._connections.one() as connection:
             found, size = self._search_together(connection, vectors, count, kept=kept)
             for number, one in enumerate(found):

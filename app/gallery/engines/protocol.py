@@ -19,6 +19,9 @@ STORAGE = "gallery_"
 FILLED_ANEW = "the gallery's index is being filled anew; try again, or run `facegallery reindex` if this lasts"
 """What a search says where another process is at it, or died over it: who is not in it yet would be unknown."""
 
+THOROUGHLY = 4
+"""Times as many templates as otherwise are kept by a thorough search of a graph; see `TemplateIndex.search`."""
+
 _STANDS_STILL = 60.0  # seconds without progress after which who fills an index anew is taken for dead
 
 

@@ -71,7 +71,7 @@ def scan(codes: Codes, probes: NDArray[np.float32], depth: int, *, all_lists: bo
     """
     ranked, rows = np.empty((len(probes), depth), np.float32), np.empty((len(probes), depth), np.int64)
     asked = len(probes), faiss.swig_ptr(probes), depth, faiss.swig_ptr(ranked), faiss.swig_ptr(rows)
-    if not _in_lists(codes) or not (all_lists or depth * _WHOLE > codes.ntotal):
+    if not (_in_lists(codes) and (all_lists or depth * _WHOLE > codes.ntotal)):
         codes.search_c(*asked)
         if rows[:, -1].min() >= 0:
             return rows

@@ -308,7 +308,7 @@ def refuse_databases(file: Path, addresses: Sequence[str]) -> None:
 
 def _sqlite_file(address: str, otherwise: str) -> Path:
     url = make_url(address)
-    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+    if url.get_backend_name() != "sqlite" or not url.database:
         raise BackupUnusable(f"the database is {url.get_backend_name()}, not an SQLite file; {otherwise}")
     return Path(url.database)
 

@@ -14,7 +14,7 @@ from app.gallery.errors import MoveRefused
 from app.gallery.records import Gallery
 from app.gallery.reembedding.exchange import exchange_embeddings, has_spare
 from app.gallery.sealing.encryption import Flaw, PlainRows, RowIdentity, RowSeals, SealedRow
-from app.gallery.sql.database import NO_LIMITS, another_value, let_others_write
+from app.gallery.sql.database import another_value, let_others_write, lift_limits
 from app.gallery.sql.pieces import erase_piece
 from app.gallery.sql.rows import (
     EMBEDDING,
@@ -176,8 +176,7 @@ class ReembeddingStore:
         """
         made, damaged = 0, frozenset[int]()
         with self._sessions.writing() as session:
-            if self._sessions.engine.dialect.name == "postgresql":  # where a million templates take minutes
-                session.connection().exec_driver_sql(NO_LIMITS, {"of_transaction": True})
+            lift_limits(session.connection())  # a million templates take minutes
             owner = self._locked(session, gallery)
             if with_crops:
                 left = self._left(session, owner, extractor, unusable, limit=at_most + 1)

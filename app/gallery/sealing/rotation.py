@@ -13,7 +13,7 @@ from app.gallery.held_file import held
 from app.gallery.sealing.key_users import needed_by_others, write_note
 from app.gallery.sealing.master_keys import MasterKey, MasterKeys, read_master_keys
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import NO_LIMITS, database_errors, let_others_write
+from app.gallery.sql.database import database_errors, let_others_write, lift_limits
 
 _REFUSAL = "another rotation of the master key is under way; wait until it has ended"
 
@@ -102,7 +102,7 @@ def _alone(vault: Vault) -> Iterator[None]:
         if url.get_backend_name() == "postgresql":
             with database_errors():
                 connection = stack.enter_context(vault.engine.begin())
-                connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})  # it idles while keys are wrapped
+                lift_limits(connection)  # it idles while keys are wrapped
                 lock = text("SELECT pg_try_advisory_xact_lock(hashtext('facegallery master key'))")
                 if not connection.execute(lock).scalar_one():
                     raise Busy(_REFUSAL)

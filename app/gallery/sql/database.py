@@ -42,6 +42,12 @@ WHERE name IN
 """Lifts what the role or the address sets for requests, for the transaction alone or for the whole connection."""
 
 
+def lift_limits(connection: Connection) -> None:
+    """On PostgreSQL, have a transaction take as long as it does, whatever the role or the address sets for requests."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})
+
+
 def sqlite_address(file: str | Path) -> str:
     """SQLAlchemy address of an SQLite file, whose path may hold what parts an address: `?`, `#`, `%`."""
     return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
@@ -56,7 +62,7 @@ def without_password(url: URL) -> str:
 def shown_database(engine: Engine) -> str:
     """Which database it is, for people: the file's whole path, or the address without a password."""
     file = engine.url.database or ""
-    if engine.dialect.name != "sqlite" or not file or file.startswith((":memory:", "file:")):
+    if engine.dialect.name != "sqlite" or not file or file.startswith("file:"):
         return without_password(engine.url)
     return str(Path(file).absolute())
 
@@ -86,7 +92,7 @@ def open_engine(address: str, *, timeout: float, synchronous: str = "FULL", imme
     if url.get_backend_name() == "postgresql":
         return _open_postgresql(url, timeout)
     file: Path | None = None  # an address of SQLite's own names what is there
-    if url.database and url.database != ":memory:" and not url.database.startswith("file:"):
+    if url.database and not url.database.startswith("file:"):
         file = Path(url.database)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(

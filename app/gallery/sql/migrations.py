@@ -16,7 +16,7 @@ import migrations
 from app.gallery.errors import SchemaOutdated
 from app.gallery.held_file import held
 from app.gallery.sealing.vault import Vault
-from app.gallery.sql.database import NO_LIMITS, database_errors, shown_database
+from app.gallery.sql.database import database_errors, lift_limits, shown_database
 
 _SCRIPTS = Path(migrations.__file__).parent
 _PATIENCE = 60.0  # seconds for another migration
@@ -49,8 +49,7 @@ def migrate(engine: Engine, target: str = "head", *, vault: Vault | None = None)
         return found
     _check_known(found)
     with database_errors(), _alone(engine), engine.connect() as connection:
-        if engine.dialect.name == "postgresql":
-            event.listen(connection, "begin", _lift_limits)  # each script has a transaction of its own
+        event.listen(connection, "begin", lift_limits)  # each script has a transaction of its own
         config.attributes["connection"] = connection
         move = command.downgrade if _leads_down(config, connection, target) else command.upgrade
         move(config, target)
@@ -104,20 +103,16 @@ def _alone(engine: Engine) -> Iterator[None]:
     """Hold the database's tables against other migrations; the lock dies with the process."""
     if engine.dialect.name == "postgresql":
         with engine.begin() as connection:  # not of the session: behind a pooler another may have that next
-            _lift_limits(connection)  # the lock waits for another migration, and idles for its own
+            lift_limits(connection)  # the lock waits for another migration, and idles for its own
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('facegallery migrate'))"))
             yield
         return
     file = engine.url.database
-    if not file or not Path(file).is_file():  # in memory
+    if not file or not Path(file).is_file():  # an address of SQLite's own
         yield
         return
     with held(Path(file).resolve(), refusal="another migration is under way; run this again", patience=_PATIENCE):
         yield
-
-
-def _lift_limits(connection: Connection) -> None:
-    connection.exec_driver_sql(NO_LIMITS, {"of_transaction": True})
 
 
 def _leads_down(config: Config, connection: Connection, target: str) -> bool:

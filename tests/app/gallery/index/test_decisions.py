@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.gallery.index import RankedTemplates, SegmentedIndex
+from app.gallery.index import SegmentedIndex
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.upkeep import Limits
 from app.gallery.matching import Candidate, VectorsOf, decide, find_candidates
@@ -36,36 +36,6 @@ class Drawn:
     wanted: Candidates
 
 
-class Exact:
-    """Every distance, by FAISS: an index to be compared with."""
-
-    def __init__(self, templates: NDArray[np.float32]) -> None:
-        self._templates = templates
-        self.dimension = templates.shape[1]
-
-    def __len__(self) -> int:
-        return len(self._templates)
-
-    def search(
-        self,
-        probes: NDArray[np.float32],
-        count: int,
-        *,
-        thorough: bool = False,  # noqa: ARG002 - it always is
-    ) -> list[RankedTemplates]:
-        squared, rows = faiss.knn(probes, self._templates, count)
-        return [RankedTemplates(ids, np.sqrt(row)) for ids, row in zip(rows, np.maximum(squared, 0), strict=True)]
-
-    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._templates[ids]
-
-    def add(self, ids: NDArray[np.int64], embeddings: NDArray[np.float32]) -> None:
-        raise NotImplementedError
-
-    def remove(self, ids: NDArray[np.int64]) -> int:
-        raise NotImplementedError
-
-
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
     with pytest.MonkeyPatch.context() as patched:
@@ -80,7 +50,9 @@ def drawn() -> Drawn:
     probes = np.concatenate([faces[:PROBES, EACH], strangers])
     ids = np.arange(len(templates))
     owners = TemplateOwners(ids, ids // EACH)
-    return Drawn(templates, probes, owners, find_candidates(Exact(templates), owners, probes, top_k=TOP_K))
+    exact = SegmentedIndex(templates.shape[1], compress_from=None)  # which the contract compares with numpy
+    exact.add(ids, templates)
+    return Drawn(templates, probes, owners, find_candidates(exact, owners, probes, top_k=TOP_K))
 
 
 @pytest.fixture(scope="module", params=[(True, False), (True, True), (False, False)], ids=["lists", "half", "no lists"])
@@ -97,7 +69,7 @@ def index(request: pytest.FixtureRequest, drawn: Drawn) -> SegmentedIndex:
 
 
 def found(index: SegmentedIndex, drawn: Drawn, *, thorough: bool) -> Candidates:
-    exact: VectorsOf | None = None if index.exact_vectors else Exact(drawn.templates).vectors
+    exact: VectorsOf | None = None if index.exact_vectors else drawn.templates.__getitem__
     return find_candidates(index, drawn.owners, drawn.probes, top_k=TOP_K, thorough=thorough, exact_vectors=exact)
 
 
