@@ -15,9 +15,10 @@ from functools import partial
 
 import faiss
 import numpy as np
+from index_changes import step_back
 from index_data import Population
 from index_engines import DIMENSION
-from index_measure import COUNT, STOP, step_back
+from index_measure import COUNT, STOP
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+TEMPLATES = 3  # of each subject
 FITTED = Path(__file__).with_name("lfw_embeddings.npz")
 
 

@@ -4,29 +4,27 @@ import ctypes
 import gc
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import faiss
 import numpy as np
-from index_data import Population
+from index_changes import REST_SECONDS, beside, beside_all_changes, writing
+from index_data import TEMPLATES, Population
 from index_engines import DIMENSION, ENGINES, Engine, Ids, Ours, Vectors
 from index_servers import MilvusServer, Postgresql
 from numpy.typing import NDArray
 from withheld import Watched, watching
 
-from app.gallery.index import SegmentedIndex
 from app.gallery.matching import DEFAULT_RULE, subject_distances
 from app.gallery.policy import DEFAULT_POLICY, threshold_for
 from model.card import read_card
 from model.pipeline import WEIGHTS
 
-TEMPLATES = 3  # of each subject
 COUNT = 72  # templates that the default rule asks an index for
 _SHORTLIST = 32  # subjects that the default rule compares
 _PEOPLE = 20_000  # drawn at a time
@@ -34,9 +32,7 @@ _TIMED, _TIMED_SECONDS = 20, 6.0  # as many searches at least, and as long
 _COMPARED_SECONDS = 30.0
 _ON_DEVICE = 2**17  # templates that a device compares at a time
 _BUSY_SECONDS = 10.0
-_REST_SECONDS = 30.0
 _CHANGED = 1000
-_ROUNDS, _ONE_ROUND_ABOVE = 5, 2_000_000  # a round at ten million takes ten minutes
 STOP = 0.02
 """Seconds more than the median alone from which a search counts as stopped."""
 
@@ -245,7 +241,7 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
     """Search times alone, beside writers, and beside everything that an index does in the background.
 
-    The last in several rounds: a stop that the index makes comes again in each. The core is watched, and a stop that
+    The core is watched, and a stop that
     the machine makes the watcher meets, too: what was withheld from the core is taken off each search that it met.
     Searches beside nothing follow for as long, after a rest in which the machine may deal with what the rounds let go
     of: what stops those, no change to the index does.
@@ -255,24 +251,14 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     def search(probe: Vectors) -> object:
         return index.search(probe, COUNT)
 
-    rounds = list[_Times]()
     with watching() as cores:
         alone = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS / 2)
-        first = len(templates)
-        with _beside(partial(_writing, index, fresh, first)):
+        with beside(partial(writing, index, fresh, len(templates))):
             busy = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS)
-        for _ in range(_ROUNDS if len(templates) <= _ONE_ROUND_ABOVE else 1):
-            first += 10**6
-            with tempfile.TemporaryDirectory() as folder, _beside(partial(_writing, index, fresh, first)):
-                removed = np.random.default_rng(first).choice(len(templates), len(templates) // 4, replace=False)
-                upkeep = threading.Thread(target=_upkeep, args=(index, fresh, first + 5 * 10**5, removed, Path(folder)))
-                upkeep.start()
-                rounds.append(_timed(search, probes, lambda _, __, one=upkeep: one.is_alive()))  # type: ignore[misc]
-                upkeep.join()
-            index.add(removed, templates[removed])
-            while index.maintain():
-                pass
-        time.sleep(_REST_SECONDS)
+        rounds = beside_all_changes(
+            index, templates, fresh, lambda going: _timed(search, probes, lambda _, __: going())
+        )
+        time.sleep(REST_SECONDS)
         as_long = sum(one.wall.sum() for one in rounds)
         still = _timed(search, probes, lambda _, passed: passed < as_long)
     limit = alone.quantile(0.5) + STOP
@@ -303,49 +289,3 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
             "longest_pause_s": core.late.max(),
         }
     return figures
-
-
-@contextmanager
-def _beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Do some work in a thread, which ends it when it is told to."""
-    done = threading.Event()
-    thread = threading.Thread(target=work, args=(done,))
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _writing(index: SegmentedIndex, fresh: Vectors, first: int, done: threading.Event) -> None:
-    """A subject with three templates enrolled every 20 ms, and three templates removed every 40 ms."""
-    random, turn = np.random.default_rng(first), 0
-    while not done.wait(0.02):
-        ids = np.arange(first + TEMPLATES * turn, first + TEMPLATES * (turn + 1))
-        index.add(ids, fresh[ids % len(fresh)])
-        if turn % 2:
-            index.remove(random.integers(first + TEMPLATES * turn, size=TEMPLATES))
-        turn += 1
-
-
-def _upkeep(index: SegmentedIndex, fresh: Vectors, first: int, removed: Ids, folder: Path) -> None:
-    """New templates to be sealed, a fourth of all removed and compacted, a snapshot and the switch to its files."""
-    step_back()
-    for start in range(0, 5000, 500):
-        index.add(np.arange(first + start, first + start + 500), fresh[start : start + 500])
-        time.sleep(0.001)
-    while index.maintain():
-        pass
-    for start in range(0, len(removed), 1000):
-        index.remove(removed[start : start + 1000])
-        time.sleep(0.001)
-    while index.maintain():
-        pass
-    index.save(folder)
-
-
-def step_back() -> None:
-    """Let other threads of the process go first, as the service's upkeep does."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+from index_data import TEMPLATES
 from index_engines import ENGINES, Ids, Ours, Vectors
-from index_measure import COUNT, TEMPLATES, Gallery, compared, draw
+from index_measure import COUNT, Gallery, compared, draw
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track

@@ -1,0 +1,185 @@
+"""What stops searches beside all changes to an index, and beside none: the index, or the machine.
+
+    taskset -c 1 python benchmarks/stops.py [--sizes 100000,1000000] [--kinds compressed] [--csv FILE] [--plot PICTURE]
+
+The same changes as in `index.py`, on one core. The kernel's own account says of each search how long threads of this
+process had the core meanwhile, whether the search's thread gave it away by itself (it waited for a lock, or for the
+disk), and whether pages had to be read from a file. A search that took 20 ms more than the median alone was stopped by
+
+- the process: its threads, the search's own among them, had the core for so long;
+- the disk: pages had to be read;
+- waiting: it waited for another thread;
+- the machine: the search could have gone on all the time, and the core was with the host, or with other programs.
+"""
+
+import argparse
+import csv
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import faiss
+import numpy as np
+from index_changes import REST_SECONDS, beside_all_changes
+from index_engines import ENGINES, Ours, Vectors
+from index_measure import COUNT, STOP, Gallery, draw
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+_ALONE_SECONDS = 5.0
+_CAUSES = "process", "disk", "waiting", "machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Searches:
+    """What the kernel tells of searches one after the other.
+
+    Args:
+        wall: seconds of each by the clock, (S,).
+        process: seconds for which threads of this process had a core, (S,).
+        waits: times that the search's thread gave the core away by itself, (S,).
+        reads: pages that were read from files for it, (S,).
+    """
+
+    wall: NDArray[np.float64]
+    process: NDArray[np.float64]
+    waits: NDArray[np.float64]
+    reads: NDArray[np.float64]
+
+    def stopped(self, limit: float) -> NDArray[np.bool_]:
+        """Which took longer than a limit in seconds, (S,)."""
+        return self.wall > limit
+
+    def causes(self, limit: float) -> dict[str, int]:
+        """How many were stopped by what."""
+        process = self.process > limit
+        told = (process, ~process & (self.reads > 0), ~process & (self.reads == 0) & (self.waits > 0))
+        counted = [int((self.stopped(limit) & one).sum()) for one in told]
+        return dict(zip(_CAUSES, (*counted, int(self.stopped(limit).sum()) - sum(counted)), strict=True))
+
+
+def main() -> None:
+    """Print a line for each index beside changes and beside nothing, and write the CSV and the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default="100000,1000000", help="numbers of templates, with commas between")
+    kinds = [name for name, entry in ENGINES.items() if isinstance(entry.make(), Ours)]
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds[:2])
+    parser.add_argument("--probes", type=int, default=1000, help="mated ones, and as many non-mated ones")
+    parser.add_argument("--scratch", type=Path, help="folder for the drawn templates, 0.5 GB for each million")
+    parser.add_argument("--csv", type=Path, help="gets the rows, too, behind those that are there")
+    parser.add_argument("--plot", type=Path, help="gets a picture of the last size and kind")
+    arguments = parser.parse_args()
+    if len(os.sched_getaffinity(0)) > 1:
+        parser.error("name one core, as with taskset -c 1: a second one would hide what the index takes of it")
+    faiss.omp_set_num_threads(1)
+    for size in map(int, arguments.sizes.split(",")):
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            gallery = Gallery(Path(folder), size)
+            draw(gallery, arguments.probes)
+            for kind in arguments.kinds:
+                limit, found = _measure(kind, gallery)
+                for name, searches in found.items():
+                    _tell(_row(kind, size, name, searches, limit), arguments.csv)
+    if arguments.plot:
+        _plot(found, limit, arguments.plot, f"{kind}, {size:,} templates")
+
+
+def _measure(kind: str, gallery: Gallery) -> tuple[float, dict[str, Searches]]:
+    """Seconds from which a search is stopped, and the searches beside all changes and beside nothing."""
+    templates, probes = gallery.array("templates"), np.random.default_rng(0).permutation(gallery.array("probes"))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(f"{gallery.size:,}, {kind}", total=3)
+        engine = ENGINES[kind].make()
+        assert isinstance(engine, Ours)
+        engine.build(np.arange(len(templates)), templates)
+        index = engine.index
+
+        def search(probe: Vectors) -> object:
+            return index.search(probe, COUNT)
+
+        _watched(search, probes, _for(1.0))
+        limit = float(np.median(_watched(search, probes, _for(_ALONE_SECONDS)).wall)) + STOP
+        progress.advance(bar)
+        changes = beside_all_changes(index, templates, gallery.array("fresh"), partial(_watched, search, probes))
+        progress.advance(bar)
+        time.sleep(REST_SECONDS)
+        nothing = _watched(search, probes, _for(float(sum(one.wall.sum() for one in changes))))
+        progress.advance(bar)
+    columns = zip(*((one.wall, one.process, one.waits, one.reads) for one in changes), strict=True)
+    return limit, {"changes": Searches(*map(np.concatenate, columns)), "nothing": nothing}
+
+
+def _for(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() < end
+
+
+def _watched(search: Callable[[Vectors], object], probes: Vectors, going: Callable[[], bool]) -> Searches:
+    """Search one probe after the other as long as it is going on, at least once."""
+    seen = [_look()]
+    while len(seen) < 2 or going():
+        search(probes[len(seen) % len(probes)][None])
+        seen.append(_look())
+    return Searches(*np.diff(np.array(seen), axis=0).T)
+
+
+def _look() -> tuple[float, float, int, int]:
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return time.perf_counter(), time.process_time(), used.ru_nvcsw, used.ru_majflt
+
+
+def _row(kind: str, size: int, name: str, searches: Searches, limit: float) -> dict[str, str]:
+    return {
+        "engine": kind,
+        "templates": str(size),
+        "beside": name,
+        "searches": str(len(searches.wall)),
+        "p50 ms": f"{1e3 * np.median(searches.wall):.2f}",
+        "p99 ms": f"{1e3 * np.quantile(searches.wall, 0.99):.2f}",
+        "longest ms": f"{1e3 * searches.wall.max():.1f}",
+        "longest by the process ms": f"{1e3 * np.minimum(searches.wall, searches.process).max():.1f}",
+        "stops": str(int(searches.stopped(limit).sum())),
+        **{f"by {cause}": str(count) for cause, count in searches.causes(limit).items()},
+    }
+
+
+def _tell(row: Mapping[str, str], file: Path | None) -> None:
+    print("; ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if file is not None:
+        anew = not file.exists()
+        with file.open("a", encoding="utf-8", newline="") as opened:
+            writer = csv.writer(opened)
+            writer.writerows([list(row), list(row.values())] if anew else [list(row.values())])
+
+
+def _plot(found: Mapping[str, Searches], limit: float, path: Path, title: str) -> None:
+    """Which share of the searches took longer than a time."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for (name, searches), colour in zip(found.items(), ("tab:blue", "tab:gray"), strict=True):
+        for label, times, style in (
+            ("by the clock", searches.wall, "-"),
+            ("for which the process had the core", np.minimum(searches.wall, searches.process), ":"),
+        ):
+            share = 1 - np.arange(len(times)) / len(times)
+            axes.plot(1e3 * np.sort(times), share, style, color=colour, label=f"beside {name}, {label}")
+    axes.axvline(1e3 * limit, color="tab:red", linewidth=0.9, label="stopped: 20 ms more than the median alone")
+    axes.set(xscale="log", yscale="log", xlabel="a search, ms", ylabel="share that took longer", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
