@@ -57,7 +57,7 @@ class Building:
         self.load(replica, gallery, given_up, leads=leads)
         # Who wants a new index may lead by now because the one that built it hangs, or is gone.
         if not replica.lost and (leads is False or replica.rebuild_wanted):
-            replica.adopt_snapshot()
+            replica.on_disk.adopt()
         if replica.rebuild_wanted and not self._elsewhere(replica, leads):
             replica.rebuild(given_up)
         if not replica.lost and not replica.rebuild_wanted:

@@ -56,6 +56,11 @@ class GalleryReading:
         """The gallery as SQL has it now, None where it is gone."""
         return self._history.gallery(self._gallery.id)
 
+    def unmoved(self) -> Gallery | None:
+        """As `gallery`, and None where it has moved to another extractor."""
+        gallery = self.gallery()
+        return gallery if gallery is not None and gallery.extractor == self._gallery.extractor else None
+
     def present(self) -> Point | None:
         """Where in its history SQL has the gallery, None where it is gone."""
         return self._history.point(self._gallery.id)

@@ -147,7 +147,7 @@ class SnapshotKeeping:
         if gallery is None or gallery.erasure is None:  # another machine has done it since, or a request here
             return
         try:
-            if replica.erase_snapshots():
+            if replica.on_disk.erase():
                 kept.revision, kept.written = _found(replica), time.monotonic()
         finally:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)
@@ -159,13 +159,13 @@ class SnapshotKeeping:
         kept.erasing.look(snapshots.lead_sign)
         if kept.erasing.silence < _LEADER_SILENT:
             return
-        replica.drop_snapshots()
+        replica.on_disk.drop()
         _log.error("snapshot.leader_silent", gallery=replica.name, meaning="its snapshots were erased for it")
 
     def _write(self, replica: GalleryReplica) -> None:
         kept = self._of(replica)
         try:
-            revision = replica.write_snapshot()
+            revision = replica.on_disk.write()
             kept.revision = -1 if revision is None else revision
         except (OSError, FacegalleryError) as error:
             # The service goes on without: a restart takes longer, and nothing is lost.

@@ -308,7 +308,7 @@ def test_the_same_copy_that_is_restored_twice_begins_two_epochs(
 
     before = served()
     assert nearest(store, before, second) == "mallory"
-    before.write_snapshot()
+    before.on_disk.write()
     given_out = (store.subject("people", "mallory").id, store.templates("people", subject="mallory", after=0, limit=1))
     restore(tmp_path / "copy.db", sqlite_url, timeout=30)
     enroll(store, "bob", [third])

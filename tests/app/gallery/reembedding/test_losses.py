@@ -341,7 +341,7 @@ def test_who_was_set_aside_and_merged_meanwhile_is_found_at_once_when_the_galler
         return replica
 
     living = process()
-    living.write_snapshot()
+    living.on_disk.write()
     gallery, moves = store.gallery("people"), ReembeddingStore(store.engine)
     (template,) = store.templates("people", subject="kept", after=0, limit=9).items
     moves.add(gallery, NEW, [template.id], np.eye(1, 8, dtype=np.float32))

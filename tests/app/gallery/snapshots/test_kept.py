@@ -26,6 +26,7 @@ from app.gallery.tables import ChangeRow, GalleryRow, TemplateRow
 from app.gallery.views.index_source import IndexSource
 from app.gallery.views.replica import GalleryReplica
 from app.gallery.views.upkeep import Upkeep
+from app.gallery.views.view_on_disk import ViewOnDisk
 from tests.app.gallery.conftest import DIMENSION, EXTRACTOR
 from tests.databases import store_in
 
@@ -68,7 +69,7 @@ def test_a_restart_loads_the_snapshot_and_replays_what_came_since(
 ) -> None:
     templates = new_templates(4)
     anna, bob = enroll(store, "anna", templates[:2]), enroll(store, "bob", templates[2:3])
-    assert replica_of(store, source).write_snapshot() == 2
+    assert replica_of(store, source).on_disk.write() == 2
     store.delete_subject("people", "bob")
     cleo = enroll(store, "cleo", templates[3:])
     again = replica_of(store, source)
@@ -80,7 +81,7 @@ def test_a_restart_loads_the_snapshot_and_replays_what_came_since(
 def test_a_snapshot_alone_answers(store: GalleryStore, source: IndexSource, new_templates: Templates) -> None:
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
-    replica_of(store, source).write_snapshot()
+    replica_of(store, source).on_disk.write()
     embeddings_gone_from_sql(store)
     assert found(replica_of(store, source), templates) == [anna] * 3
 
@@ -88,11 +89,11 @@ def test_a_snapshot_alone_answers(store: GalleryStore, source: IndexSource, new_
 def test_only_the_newest_snapshot_stays(store: GalleryStore, source: IndexSource, new_templates: Templates) -> None:
     enroll(store, "anna", new_templates(1))
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     enroll(store, "bob", new_templates(1))
     replica.catch_up(2)
-    replica.write_snapshot()
-    replica.write_snapshot()  # the same revision told anew
+    replica.on_disk.write()
+    replica.on_disk.write()  # the same revision told anew
     assert snapshots(replica).revisions == [2]
     assert [path.name for path in snapshots(replica).folder.iterdir() if path.name.startswith("writing")] == []
 
@@ -143,7 +144,7 @@ def test_a_damaged_or_foreign_snapshot_is_set_aside_and_everything_rebuilt(
     templates = new_templates(5)
     anna = enroll(store, "anna", templates)
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     damage(snapshots(replica).folder / f"{1:020d}")
     again = replica_of(store, source)
     assert found(again, templates) == [anna] * 5
@@ -160,7 +161,7 @@ def test_a_snapshot_of_a_later_past_is_not_trusted(
     anna = enroll(store, "anna", templates[:1])
     enroll(store, "bob", templates[1:])
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     with Session(store.engine) as session, session.begin():
         session.execute(delete(ChangeRow).where(ChangeRow.revision == 2))
         session.scalars(select(GalleryRow)).one().revision = 1
@@ -175,7 +176,7 @@ def test_a_full_disk_leaves_the_earlier_snapshot(
     store: GalleryStore, source: IndexSource, new_templates: Templates, tmp_path: Path
 ) -> None:
     enroll(store, "anna", new_templates(2))
-    replica_of(store, source).write_snapshot()
+    replica_of(store, source).on_disk.write()
     url = store.engine.url.render_as_string(hide_password=False)
     code = f"""
 import resource, signal
@@ -186,7 +187,7 @@ store = t.GalleryStore(open_engine({url!r}, timeout=30))
 replica = t.replica_of(store, t.IndexSource(folder=t.Path({str(source.folder)!r})))
 resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))
 try:
-    replica.write_snapshot()
+    replica.on_disk.write()
 except OSError as error:
     print(type(error).__name__)
 """
@@ -214,7 +215,7 @@ def test_a_gallery_of_another_database_with_the_same_ids_is_another_one(
     """A database is removed and made anew, and its data folder stays."""
     for key in ("anna", "bob"):
         enroll(store, key, new_templates(1))
-    replica_of(store, source).write_snapshot()
+    replica_of(store, source).on_disk.write()
     with store_in(tmp_path / "new.db") as new:
         new.create_gallery("people", extractor=EXTRACTOR, dimension=DIMENSION, policy=None)
         assert new.gallery("people").id == store.gallery("people").id
@@ -229,14 +230,14 @@ def test_a_follower_takes_up_what_the_leader_has_written(
     templates = new_templates(5)
     anna = enroll(store, "anna", templates[:3])
     leader, follower = replica_of(store, source), replica_of(store, source)
-    assert not follower.adopt_snapshot()
-    leader.write_snapshot()
+    assert not follower.on_disk.adopt()
+    leader.on_disk.write()
     bob = enroll(store, "bob", templates[3:])
     store.delete_template("people", store.templates("people", subject="anna", after=0, limit=1).items[0].id)
     follower.catch_up(3)
     before = follower.view.index
-    assert follower.adopt_snapshot()
-    assert not follower.adopt_snapshot()
+    assert follower.on_disk.adopt()
+    assert not follower.on_disk.adopt()
     assert follower.view.index is not before
     assert found(follower, templates) == [None, anna, anna, bob, bob]
     assert follower.applied_revision == 3
@@ -248,7 +249,7 @@ def test_an_erased_embedding_leaves_the_files(
     templates = new_templates(3)
     enroll(store, "anna", templates)
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
 
     def files_hold(template: NewTemplate) -> bool:
         files = [path for path in snapshots(replica).folder.rglob("*") if path.is_file()]
@@ -257,7 +258,7 @@ def test_an_erased_embedding_leaves_the_files(
     assert all(map(files_hold, templates))
     store.delete_template("people", store.templates("people", subject="anna", after=0, limit=1).items[0].id)
     replica.catch_up(2)
-    replica.write_snapshot(erase=True)
+    replica.on_disk.write(erase=True)
     assert [files_hold(template) for template in templates] == [False, True, True]
 
 
@@ -266,26 +267,26 @@ def test_who_erases_waits_for_the_upkeep_no_longer_than_the_request_may(
 ) -> None:
     enroll(store, "anna", new_templates(1))
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     store.delete_subject("people", "anna")
-    real = GalleryReplica.write_snapshot
+    real = ViewOnDisk.write
 
-    def write_snapshot(writer: GalleryReplica, **options: bool) -> int | None:
+    def write(writer: ViewOnDisk, **options: bool) -> int | None:
         """The upkeep has begun with something long right before."""
         writer._tending.acquire()
         with within(0.05):
             return real(writer, **options)
 
     with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
-        patched.setattr(GalleryReplica, "write_snapshot", write_snapshot)
-        erasing = pool.submit(replica.erase_snapshots)
+        patched.setattr(ViewOnDisk, "write", write)
+        erasing = pool.submit(replica.on_disk.erase)
         try:
             with pytest.raises(TimedOut):
                 erasing.result(30)
         finally:
             replica._tending.release()
     assert store.gallery("people").erasure is not None
-    replica.erase_snapshots()
+    replica.on_disk.erase()
     assert store.gallery("people").erasure is None
 
 
@@ -295,10 +296,10 @@ def test_an_erasure_takes_along_what_was_set_aside(
     for number in range(3):
         enroll(store, f"{number}", new_templates(1))
         replica = replica_of(store, source)
-        replica.write_snapshot()
+        replica.on_disk.write()
         snapshots(replica).set_all_aside("to see what becomes of it")
         assert len(list(snapshots(replica).folder.glob("damaged-*"))) == 1
-    replica.write_snapshot(erase=True)
+    replica.on_disk.write(erase=True)
     assert list(snapshots(replica).folder.glob("damaged-*")) == []
 
 
@@ -320,7 +321,7 @@ def test_a_view_that_is_loaded_anew_while_its_snapshot_is_prepared_is_the_one_th
         real(index)
 
     monkeypatch.setattr(SegmentedIndex, "rewrite_erased", rewrite_erased)
-    replica.write_snapshot(erase=True)
+    replica.on_disk.write(erase=True)
     again = replica_of(store, source)
     assert snapshots(again).revisions == [5]
     assert found(again, templates) == [None, *people[1:]]
@@ -334,7 +335,7 @@ def test_what_does_not_change_is_written_once(store: GalleryStore, tmp_path: Pat
     replica = replica_of(store, source)
     seen = []
     for number in range(3):
-        replica.write_snapshot()
+        replica.on_disk.write()
         folder = snapshots(replica).folder
         seen.append({path.name: path.stat().st_ino for path in folder.rglob("segment-*.vectors")})
         enroll(store, f"late {number}", new_templates(1))
@@ -351,10 +352,10 @@ def test_what_an_earlier_process_was_to_erase_is_erased_at_the_next_start(
     for first in range(0, 5000, 500):
         enroll(store, f"{first}", templates[first : first + 500])
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     store.delete_subject("people", "0")
     replica.catch_up(11)
-    replica.write_snapshot()
+    replica.on_disk.write()
 
     def files_hold(template: NewTemplate) -> bool:
         files = [path for path in snapshots(replica).folder.rglob("*") if path.is_file()]
@@ -402,7 +403,7 @@ def test_who_finds_a_gap_loads_anew(store: GalleryStore, source: IndexSource, ne
     templates = new_templates(4)
     anna = enroll(store, "anna", templates[:1])
     replica = replica_of(store, source)
-    replica.write_snapshot()
+    replica.on_disk.write()
     store.delete_subject("people", "anna")
     bob = enroll(store, "bob", templates[1:])
     reported(store, other=2).prune(store.gallery("people").id)
@@ -438,7 +439,7 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
     templates = new_templates(3)
     anna = enroll(store, "anna", templates)
     leader = replica_of(store, source)
-    leader.write_snapshot()
+    leader.on_disk.write()
     gallery, history = store.gallery("people"), GalleryHistory(store.engine)
     assert source.folder is not None
 
@@ -451,7 +452,7 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
                 left.pop()
                 shutil.rmtree(folder.parent)
                 if rewritten != "removed":
-                    leader.write_snapshot()
+                    leader.on_disk.write()
                     raise SnapshotDamaged("the reader was at a file that went")
             return SegmentedIndex.load(folder, DIMENSION, compress_from=None)
 
@@ -459,7 +460,7 @@ def test_a_snapshot_that_the_leader_replaces_while_it_is_read_is_not_damaged(
 
     seen = read(1).looked_through(partial(history.contradiction, gallery.id))
     assert (seen.count, seen.damaged) == (rewritten != "removed", ())
-    leader.write_snapshot()
+    leader.on_disk.write()
     make_index = partial(source.make, gallery)
     follower = GalleryReplica(gallery, history, make_index, read(1))
     follower.catch_up(1)

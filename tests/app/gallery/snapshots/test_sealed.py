@@ -116,7 +116,7 @@ def full(*_: object, **__: object) -> None:
 def test_after_a_reboot_the_sealed_snapshot_alone_answers(machine: Machine, new_templates: Templates) -> None:
     templates = new_templates(3)
     anna = enroll(machine.store, "anna", templates)
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     assert machine.holds(machine.memory, templates[0])
     assert not machine.holds(machine.disk, templates[0])
     machine.reboot()
@@ -130,7 +130,7 @@ def test_after_a_reboot_the_sealed_snapshot_alone_answers(machine: Machine, new_
 
 def test_what_a_process_that_was_killed_opened_halfway_is_removed(machine: Machine, new_templates: Templates) -> None:
     enroll(machine.store, "anna", new_templates(3))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     machine.reboot()
     again = snapshots(machine.replica())
     half = again.folder / "opening-0badcafe"
@@ -146,11 +146,11 @@ def test_what_does_not_change_is_sealed_once(machine: Machine, new_templates: Te
     for first in range(0, 4500, 500):
         enroll(machine.store, f"{first}", templates[first : first + 500])
     replica = machine.replica()
-    replica.write_snapshot()
+    replica.on_disk.write()
     before = {path.name: path.stat().st_ino for path in machine.disk.rglob("segment-*.vectors")}
     enroll(machine.store, "bob", new_templates(1))
     replica.catch_up(10)
-    replica.write_snapshot()
+    replica.on_disk.write()
     after = {path.name: path.stat().st_ino for path in machine.disk.rglob("segment-*.vectors")}
     assert machine.sealed() == [f"{10:020d}.sealed"]
     assert before == after
@@ -162,7 +162,7 @@ def test_drafts_of_processes_that_died_over_them_go_before_another_needs_room(
 ) -> None:
     enroll(machine.store, "anna", new_templates(1))
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     (sealed,) = machine.disk.rglob("*.sealed")
     for number in range(3):
         (sealed.parent / f"writing-{number}-0badcafe").mkdir()
@@ -170,7 +170,7 @@ def test_drafts_of_processes_that_died_over_them_go_before_another_needs_room(
     leader.catch_up(2)
     monkeypatch.setattr("app.gallery.snapshots.sealed.seal_file", full)
     with pytest.raises(OSError, match="No space left"):
-        leader.write_snapshot()
+        leader.on_disk.write()
     assert list(sealed.parent.iterdir()) == [sealed]
 
 
@@ -183,7 +183,7 @@ def test_a_folder_in_memory_that_was_removed_under_a_process_is_made_anew_for_it
     shutil.rmtree(machine.memory)
     mask = os.umask(0o022)
     try:
-        leader.write_snapshot()
+        leader.on_disk.write()
     finally:
         os.umask(mask)
     assert private_base(machine.memory).is_dir()  # which refuses one that others may enter
@@ -202,7 +202,7 @@ def test_a_first_snapshot_that_fails_again_and_again_leaves_no_key_for_each_time
             patched.setattr("app.gallery.snapshots.sealed.seal_file", full)
             for _ in range(3):
                 with pytest.raises(OSError, match="No space left"):
-                    leader.write_snapshot()
+                    leader.on_disk.write()
         (left,) = vault.ids([f"snapshot {gallery}"])
         return left
 
@@ -210,7 +210,7 @@ def test_a_first_snapshot_that_fails_again_and_again_leaves_no_key_for_each_time
     vault.discard(f"snapshot {gallery}")  # as by an erasure on another machine
     second = key_after_failures()
     assert second != first
-    leader.write_snapshot()
+    leader.on_disk.write()
     assert machine.key() == second
 
 
@@ -260,13 +260,13 @@ def test_a_damaged_or_foreign_one_is_told_set_aside_and_everything_rebuilt(
     templates = new_templates(3)
     anna = enroll(machine.store, "anna", templates)
     machine.store.enroll("others", "o", new_templates(1), metadata=None, extractor=EXTRACTOR, dimension=8)
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     others = machine.store.gallery("others")
     other = GalleryReplica(
         others, machine.history, partial(machine.source.make, others), machine.source.snapshots_of(others)
     )
     other.catch_up(1)
-    other.write_snapshot()
+    other.on_disk.write()
     machine.reboot()
     people = machine.store.gallery("people").id
     (sealed,) = (machine.disk / f"gallery-{people}").rglob("*.sealed")
@@ -287,7 +287,7 @@ def test_a_damaged_copy_is_told_where_memory_has_no_room_for_a_second(
     """A service has it open there already."""
     enroll(machine.store, "anna", new_templates(3))
     service = machine.replica()
-    service.write_snapshot()
+    service.on_disk.write()
     (sealed,) = machine.disk.rglob("*.sealed")
     flip(sealed / "owners.i64")
     monkeypatch.setattr(os, "posix_fallocate", full)
@@ -301,7 +301,7 @@ def test_a_copy_for_which_memory_has_no_room_is_there_and_not_whole(
     machine: Machine, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enroll(machine.store, "anna", new_templates(3))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     machine.reboot()
     monkeypatch.setattr(os, "posix_fallocate", full)
     kept = machine.source.snapshots_of(machine.store.gallery("people"))
@@ -318,7 +318,7 @@ def test_open_snapshots_from_before_encryption_are_removed(
     gallery = machine.store.gallery("people")
     before = GalleryReplica(gallery, machine.history, partial(plain.make, gallery), plain.snapshots_of(gallery))
     before.catch_up(1)
-    before.write_snapshot()
+    before.on_disk.write()
     assert machine.holds(machine.disk, templates[0])
     assert found(machine.replica(), templates) == [anna] * 2
     assert not machine.holds(machine.disk, templates[0])
@@ -332,7 +332,7 @@ def with_anna_erased(machine: Machine, templates: list[NewTemplate]) -> tuple[Ga
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     machine.store.delete_subject("people", "anna")
     return leader, bob
 
@@ -344,10 +344,10 @@ def test_an_erased_embedding_leaves_memory_and_disk_and_older_copies_do_not_open
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     shutil.copytree(machine.disk, tmp_path / "copy")
     machine.store.delete_subject("people", "anna")
-    assert leader.erase_snapshots() == 1
+    assert leader.on_disk.erase() == 1
     assert not machine.holds(machine.memory, templates[0])
     assert machine.holds(machine.memory, templates[1])
     assert machine.sealed() == [f"{3:020d}.sealed"]
@@ -374,7 +374,7 @@ def test_the_leader_sees_to_it_that_another_process_has_erased(machine: Machine,
     upkeep.tick()
     assert not machine.holds(machine.memory, templates[0])
     assert machine.store.gallery("people").erasure is None
-    assert other.adopt_snapshot()
+    assert other.on_disk.adopt()
     assert found(other, templates) == [None, bob]
     upkeep.stop()
 
@@ -387,19 +387,19 @@ def test_another_machine_erases_with_its_next_snapshot(
     enroll(store, "bob", templates[1:2])
     second = Machine(tmp_path / "two", store, vault)
     here, there = machine.replica(), second.replica()
-    here.write_snapshot()
-    there.write_snapshot()
+    here.on_disk.write()
+    there.on_disk.write()
     store.delete_subject("people", "anna")
-    here.erase_snapshots()
+    here.on_disk.erase()
     assert snapshots(there).outdated
     enroll(store, "carl", templates[2:])
     there.catch_up(4)
-    there.write_snapshot()
+    there.on_disk.write()
     assert not second.holds(second.memory, templates[0])
     for replica in (here, there, here):  # neither destroys the other's new key
         assert not snapshots(replica).outdated
         replica.catch_up(4)
-        replica.write_snapshot()
+        replica.on_disk.write()
     second.reboot()
     assert found(second.replica(), templates)[0] is None
     assert second.sealed() == [f"{4:020d}.sealed"]
@@ -473,7 +473,7 @@ def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
     templates = new_templates(1)
     enroll(machine.store, "anna", templates)
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     shutil.copytree(machine.disk, tmp_path / "copy")
     machine.store.delete_subject("people", "anna")
 
@@ -481,9 +481,9 @@ def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
         monkeypatch.setattr(Vault, name, away)
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
-            leader.erase_snapshots()
+            leader.on_disk.erase()
     monkeypatch.undo()
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     assert machine.store.gallery("people").erasure is None
     (key,) = (path.read_text() for path in (tmp_path / "copy").rglob("key"))
     assert key not in vault.open_keys([key])
@@ -496,32 +496,32 @@ def test_where_nothing_can_be_written_no_trace_stays_either(
     leader, bob = with_anna_erased(machine, templates)
 
     monkeypatch.setattr("app.gallery.index.segmented.snapshot.write_state", full)
-    assert leader.erase_snapshots() == 1
+    assert leader.on_disk.erase() == 1
     assert snapshots(leader).revisions == []
     assert machine.sealed() == []
     assert not machine.holds(machine.memory, templates[0])
     assert found(leader, templates) == [None, bob]
     monkeypatch.undo()
-    leader.write_snapshot()
+    leader.on_disk.write()
     assert machine.sealed() == [f"{3:020d}.sealed"]
 
 
 def test_an_erasure_takes_what_was_opened_halfway_with_it(machine: Machine, new_templates: Templates) -> None:
     enroll(machine.store, "anna", new_templates(1))
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     half = snapshots(leader).folder / "opening-0badcafe"
     half.mkdir()
     (half / "vectors").write_bytes(b"of somebody")
     machine.store.delete_subject("people", "anna")
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     assert not half.exists()
     assert machine.sealed() == [f"{2:020d}.sealed"]
 
 
 def test_a_gallery_that_is_erased_leaves_nothing(machine: Machine, vault: Vault, new_templates: Templates) -> None:
     enroll(machine.store, "anna", new_templates(1))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     machine.source.forget(machine.store.gallery("people"))
     assert [path for path in machine.disk.rglob("*") if path.is_file()] == []
     assert vault.discard(f"snapshot {machine.store.gallery('people').id}") == 0
@@ -535,7 +535,7 @@ def replica_in(machine: Machine, name: str, templates: list[NewTemplate]) -> Gal
         gallery, machine.history, partial(machine.source.make, gallery), machine.source.snapshots_of(gallery)
     )
     made.catch_up(gallery.revision)
-    made.write_snapshot()
+    made.on_disk.write()
     return made
 
 
@@ -593,7 +593,7 @@ def test_a_gallery_whose_keys_could_not_be_destroyed_is_owed_that(
     machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enroll(machine.store, "anna", new_templates(1))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     replicas = Replicas(machine.store, machine.history, machine.source, extractor="other@ba9876543210")
     gone = machine.store.delete_gallery("people")
 
@@ -612,7 +612,7 @@ def test_a_gallery_of_the_same_name_pays_no_debt_of_another(
     machine: Machine, vault: Vault, new_templates: Templates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     enroll(machine.store, "anna", new_templates(1))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     replicas = Replicas(machine.store, machine.history, machine.source, extractor=EXTRACTOR)
     gone = machine.store.delete_gallery("people")
 
@@ -632,7 +632,7 @@ def test_what_is_erased_while_its_snapshot_is_written_is_the_next_ones_business(
     for key, template in zip(("anna", "bob", "carl"), templates, strict=True):
         enroll(machine.store, key, [template])
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     machine.store.delete_subject("people", "anna")
     real = Snapshots.write
 
@@ -641,11 +641,11 @@ def test_what_is_erased_while_its_snapshot_is_written_is_the_next_ones_business(
         return real(*arguments, **named)
 
     monkeypatch.setattr(Snapshots, "write", write)
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     monkeypatch.undo()
     assert [machine.holds(machine.memory, one) for one in templates] == [False, True, True]
     assert machine.store.gallery("people").erasure is not None
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     assert [machine.holds(machine.memory, one) for one in templates] == [False, False, True]
     assert machine.store.gallery("people").erasure is None
 
@@ -657,10 +657,10 @@ def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
     leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Vault, "discard", away)
     with pytest.raises(DatabaseUnavailable):
-        leader.erase_snapshots()
+        leader.on_disk.erase()
     monkeypatch.undo()
     assert machine.store.gallery("people").erasure is not None
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     assert machine.store.gallery("people").erasure is None
     assert not machine.holds(machine.memory, templates[0])
 
@@ -726,7 +726,7 @@ def test_a_start_does_not_wait_for_ever_for_who_was_stopped_while_opening_a_snap
 ) -> None:
     templates = new_templates(2)
     anna = enroll(machine.store, "anna", templates)
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     machine.reboot()
     monkeypatch.setattr("app.gallery.snapshots.unsealing._PATIENCE", 0.05)
     place = machine.source.snapshots_of(machine.store.gallery("people"))
@@ -745,7 +745,7 @@ def test_of_what_is_set_aside_the_last_stays_until_an_erasure_takes_it_and_its_k
     enroll(machine.store, "anna", templates[:1])
     for number in (1, 2):
         enroll(machine.store, f"subject {number}", templates[number : number + 1])
-        machine.replica().write_snapshot()
+        machine.replica().on_disk.write()
         snapshots(machine.replica()).set_all_aside("to see what becomes of it")
     (aside,) = machine.disk.rglob("damaged-*")
     key = (aside / "key").read_text()
@@ -777,7 +777,7 @@ def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(
         real(*arguments, **named)
 
     monkeypatch.setattr(SealedSnapshots, "write", write)
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     assert seen == [True]
     assert not machine.holds(machine.memory, templates[0])
 
@@ -788,10 +788,10 @@ def test_a_newer_snapshot_is_opened_where_the_one_that_was_found_is_gone(
     templates = new_templates(2)
     anna = enroll(machine.store, "anna", templates[:1])
     leader = machine.replica()
-    leader.write_snapshot()
+    leader.on_disk.write()
     bob = enroll(machine.store, "bob", templates[1:])
     leader.catch_up(2)
-    real, once = Snapshots._open, iter([leader.write_snapshot])
+    real, once = Snapshots._open, iter([leader.on_disk.write])
 
     def opened(*arguments: Any) -> Any:
         for write in once:
@@ -821,7 +821,7 @@ def test_a_snapshot_that_cannot_be_renamed_or_is_set_aside_by_another_stops_no_s
         return real(path, target)
 
     for rename, told in ((by_nobody, "snapshot.damaged"), (by_another, "")):
-        machine.replica().write_snapshot()
+        machine.replica().on_disk.write()
         machine.reboot()
         (sealed,) = machine.disk.rglob("*[0-9].sealed")
         (sealed / "owners.i64").write_bytes(b"x")
@@ -837,7 +837,7 @@ def test_a_process_without_files_left_to_open_sets_no_snapshot_aside(
 ) -> None:
     templates = new_templates(1)
     anna = enroll(machine.store, "anna", templates)
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
 
     def none_left(*_: object, **__: object) -> bytes:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -860,7 +860,7 @@ def test_a_folder_on_the_disk_that_cannot_be_read_stops_neither_a_start_nor_the_
     templates = new_templates(2)
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     key = machine.key()
     machine.reboot()
     refuse_listing(monkeypatch, machine.disk, PermissionError(errno.EACCES, "Permission denied"))
@@ -886,7 +886,7 @@ def test_a_folder_in_memory_that_cannot_be_read_stops_no_load_and_leaves_no_copy
     templates = new_templates(2)
     enroll(machine.store, "anna", templates[:1])
     bob = enroll(machine.store, "bob", templates[1:])
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     key = machine.key()
     with monkeypatch.context() as patch:
         refuse_listing(patch, machine.memory, OSError(errno.EMFILE, "Too many open files"))
@@ -909,7 +909,7 @@ def test_an_index_that_cannot_be_loaded_does_not_hold_back_an_erasure(
     """As where the master key that has wrapped people's keys is not at hand."""
     enroll(machine.store, "anna", new_templates(1))
     enroll(machine.store, "bob", new_templates(1))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     key = machine.key()
     machine.reboot()
     machine.store.delete_subject("people", "anna")
@@ -942,11 +942,11 @@ def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
         later, machine.history, partial(machine.source.make, later), machine.source.snapshots_of(later)
     )
     made.catch_up(*later.point)
-    made.write_snapshot()
+    made.on_disk.write()
     (file,) = (machine.disk / f"gallery-{later.id}").rglob("key")
     key = file.read_text()
     machine.store.delete_subject("later", "bob")
-    made.erase_snapshots()
+    made.on_disk.erase()
     assert key not in vault.open_keys([key])
     with Session(vault.engine) as session:
         purposes = session.scalars(select(DataKeyRow.purpose)).all()
@@ -966,8 +966,8 @@ def test_two_machines_that_erase_at_once_end_with_snapshots_that_open(
     for upkeep in upkeeps:
         upkeep.tick()
     store.delete_subject("people", "anna")
-    here.erase_snapshots()
-    there.erase_snapshots()  # as if it had read the list before the other had cleared it
+    here.on_disk.erase()
+    there.on_disk.erase()  # as if it had read the list before the other had cleared it
     assert snapshots(here).outdated
     for _ in range(2):
         time.sleep(0.01)
@@ -998,9 +998,9 @@ def test_what_another_machine_erases_while_a_snapshot_is_written_is_not_sealed(
     bob = enroll(store, "bob", templates[1:2])
     second = Machine(tmp_path / "two", store, vault)
     here, there = machine.replica(), second.replica()
-    here.write_snapshot()
+    here.on_disk.write()
     if had_one:
-        there.write_snapshot()
+        there.on_disk.write()
     carl = enroll(store, "carl", templates[2:])
     there.catch_up(3)
     real, erasures = Snapshots._write, iter(["anna"])
@@ -1009,11 +1009,11 @@ def test_what_another_machine_erases_while_a_snapshot_is_written_is_not_sealed(
         place = real(self, *arguments)  # in memory, with anna
         for key in erasures:
             store.delete_subject("people", key)
-            here.erase_snapshots()
+            here.on_disk.erase()
         return place
 
     monkeypatch.setattr(Snapshots, "_write", write)
-    assert there.write_snapshot() == 4
+    assert there.on_disk.write() == 4
     monkeypatch.undo()
     assert store.gallery("people").erasure is None
     assert not second.holds(second.memory, templates[0])
@@ -1033,10 +1033,10 @@ def test_a_first_snapshot_of_a_machine_that_lags_has_nothing_that_was_erased(
     enroll(store, "bob", templates[1:])
     second = Machine(tmp_path / "two", store, vault)
     here, there = machine.replica(), second.replica()
-    here.write_snapshot()
+    here.on_disk.write()
     store.delete_subject("people", "anna")
-    here.erase_snapshots()
-    assert there.write_snapshot() == 3
+    here.on_disk.erase()
+    assert there.on_disk.write() == 3
     assert not second.holds(second.memory, templates[0])
     second.reboot()
 
@@ -1054,17 +1054,17 @@ def test_a_machine_that_others_erase_beside_again_and_again_writes_no_snapshot(
         return real(self, *arguments)
 
     monkeypatch.setattr(Snapshots, "_write", write)
-    assert leader.write_snapshot() is None
+    assert leader.on_disk.write() is None
     assert machine.sealed() == []
     monkeypatch.undo()
-    assert leader.write_snapshot() == 1
+    assert leader.on_disk.write() == 1
 
 
 def test_snapshots_of_an_extractor_that_was_left_are_erased_where_there_are_no_others(
     machine: Machine, store: GalleryStore, vault: Vault, new_templates: Templates
 ) -> None:
     enroll(store, "anna", new_templates(1))
-    machine.replica().write_snapshot()
+    machine.replica().on_disk.write()
     key = machine.key()
     with Session(store.engine) as session, session.begin():
         session.execute(update(GalleryRow).values(extractor="other@ba9876543210", erasure="0" * 32))
@@ -1083,7 +1083,7 @@ def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
     templates = new_templates(2)
     leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Unsealing, "alone", full)
-    leader.erase_snapshots()
+    leader.on_disk.erase()
     monkeypatch.undo()
     assert machine.sealed() == []
     assert not machine.holds(machine.memory, templates[0])
@@ -1095,7 +1095,7 @@ def test_a_check_goes_on_beside_who_was_stopped_while_opening_a_snapshot(
 ) -> None:
     enroll(machine.store, "anna", new_templates(2))
     replica = machine.replica()
-    replica.write_snapshot()
+    replica.on_disk.write()
     monkeypatch.setattr("app.gallery.snapshots.unsealing._PATIENCE", 0.05)
     with (snapshots(replica).folder / "opening").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

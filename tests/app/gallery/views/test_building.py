@@ -201,7 +201,7 @@ def test_a_snapshot_from_before_the_wish_is_not_what_is_waited_for(
     enroll(store, "bob", new_templates(1))
     leader.find(new_templates(1))
     history.request_rebuild("people")
-    leader.replica.write_snapshot()
+    leader.replica.on_disk.write()
     for _ in range(2):
         follower.upkeep.tick()
         assert follower.replica.rebuild_wanted
@@ -228,7 +228,7 @@ def test_a_view_that_was_to_be_built_anew_meanwhile_is_not_kept(
         leader.find(templates)
 
     monkeypatch.setattr(SegmentedIndex, "rewrite_erased", meanwhile)
-    assert leader.replica.write_snapshot(erase=True) is None
+    assert leader.replica.on_disk.write(erase=True) is None
     assert leader.replica.rebuild_wanted
     assert leader.replica.snapshots is not None
     assert leader.replica.snapshots.revisions == []
@@ -378,7 +378,7 @@ def test_a_view_that_the_database_comes_back_to_is_not_awaited(
     assert process.find(templates) == [anna, bob, bob]
     process.upkeep.tick()
     assert not process.replica.awaited()
-    assert process.replica.write_snapshot() is not None
+    assert process.replica.on_disk.write() is not None
 
 
 def test_what_a_wish_has_built_that_comes_while_an_index_is_tended_is_written_at_once(
@@ -482,7 +482,7 @@ def test_who_waits_at_its_end_leaves_the_snapshot_that_it_waited_for(
     leader.replica.snapshots.set_all_aside("as where there was none")
     follower.upkeep.tick()
     assert follower.replica.awaited()
-    leader.replica.write_snapshot()
+    leader.replica.on_disk.write()
     for process in (leader, follower):
         process.upkeep.stop()
     again = One(store, source)

@@ -37,7 +37,7 @@ def gallery(store: GalleryStore, source: IndexSource, new_templates: Templates) 
         found, GalleryHistory(store.engine), partial(source.make, found), source.snapshots_of(found)
     )
     replica.catch_up(*found.point)
-    replica.write_snapshot()
+    replica.on_disk.write()
     return store
 
 

@@ -151,7 +151,7 @@ def test_all_galleries_are_reported_in_one_transaction_and_idle_ones_not_pruned(
     enroll(store, "anna", new_templates(2))
     replicas = Replicas(store, history, source, extractor=EXTRACTOR)
     for gallery in store.galleries():
-        replicas.up_to_date(gallery.name).write_snapshot()
+        replicas.up_to_date(gallery.name).on_disk.write()
     reports = FollowerReports("me", replicas.all, history, quietly=lambda work, *values: work(*values))
     reports.report_all()
     with store.engine.connect() as connection:
@@ -193,7 +193,7 @@ def test_of_many_galleries_those_are_reported_in_which_something_moves_and_the_o
     enroll(store, "anna", new_templates(2))
     people = replicas.up_to_date("people")
     assert ("me", "people", 1) in reported_now()
-    people.write_snapshot()
+    people.on_disk.write()
     assert {("me", "people", 1), ("snapshot", "people", 1)} <= reported_now()
     with store.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(ChangeRow)) == 0

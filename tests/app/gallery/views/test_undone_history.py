@@ -58,7 +58,7 @@ def test_who_was_undone_is_nobody_and_who_got_the_ids_is_himself(
     subject = enroll(store, "alice", [alice])
     undone, template = store.gallery("people"), template_id(store, "alice")
     assert names(store, ahead, templates) == ["carl", "alice", None]
-    ahead.write_snapshot()
+    ahead.on_disk.write()
     standby.promote()
     # The next write, before anybody looks, has everything but the mark in common with the one that was undone.
     assert (enroll(store, "bob", [bob]), template_id(store, "bob")) == (subject, template)
@@ -80,7 +80,7 @@ def test_a_history_that_has_gone_on_from_before_is_not_followed_from_what_was_un
     for number, template in enumerate(others[:undone]):
         enroll(store, f"undone {number}", [template])
     process = replica_of(store, source)
-    process.write_snapshot()
+    process.on_disk.write()
     standby.promote()
     for number, template in enumerate(others[undone:]):
         enroll(store, f"new {number}", [template])
@@ -114,10 +114,10 @@ def test_no_snapshot_of_what_was_undone_is_left_by_an_erasure(
     standby = Standby(store.engine)
     enroll(store, "alice", [alice])
     process = replica_of(store, source)
-    process.write_snapshot()
+    process.on_disk.write()
     standby.promote()
     store.delete_subject("people", "anna")
-    process.erase_snapshots()
+    process.on_disk.erase()
     assert names(store, replica_of(store, source), templates) == [None, None]
     assert [path for path in snapshots(process).folder.iterdir() if path.is_dir()] == []
 
@@ -229,7 +229,7 @@ def test_an_erasure_in_a_gallery_that_has_the_id_of_an_undone_one_sets_no_snapsh
     enroll_in("another", "bob")
     after = enroll_in("another", "carl")
     assert before.id == after.id
-    there.up_to_date("another").write_snapshot()
+    there.up_to_date("another").on_disk.write()
     store.delete_subject("another", "carl")
     here.follow(after)
     kept = source.snapshots_of(after)
@@ -247,7 +247,7 @@ def test_indexes_of_a_database_from_before_marks_stay_in_use(
     migrate(store.engine, "0007")
     migrate(store.engine)
     assert store.gallery("people").point == (2, 0)
-    replica_of(store, source).write_snapshot()
+    replica_of(store, source).on_disk.write()
     for about in source.folder.rglob("snapshot.json") if source.folder else ():
         content = json.loads(about.read_text())
         del content["mark"]
@@ -284,7 +284,7 @@ def test_a_snapshot_that_took_in_what_was_undone_is_not_loaded(
 
     with monkeypatch.context() as patched:
         patched.setattr(SegmentedIndex, "save", save_later)
-        assert process.write_snapshot() == 2  # which is in both histories
+        assert process.on_disk.write() == 2  # which is in both histories
     assert names(store, replica_of(store, source), templates) == ["carl", None, "bob"]
     standby.promote()
     for one in (process, replica_of(store, source)):
@@ -308,7 +308,7 @@ def test_no_snapshot_is_written_of_a_view_that_was_undone_meanwhile(
         save(index, folder)
 
     monkeypatch.setattr(SegmentedIndex, "save", save_later)
-    assert process.write_snapshot() == 3
+    assert process.on_disk.write() == 3
     assert len(saved) == 2
     assert names(store, replica_of(store, source), templates) == ["carl", "alice", "bob"]
     assert [path.name for path in snapshots(process).folder.iterdir() if path.is_dir()] == [f"{3:020d}"]
@@ -320,12 +320,12 @@ def test_a_follower_takes_up_what_is_written_after_an_undone_history(
     templates, leader, standby = followed(store, source, new_templates)
     enroll(store, "dora", new_templates(1))
     leader.catch_up(*store.gallery("people").point)
-    leader.write_snapshot()
+    leader.on_disk.write()
     follower = replica_of(store, source)
     standby.promote()
     for process in (leader, follower):
         assert names(store, process, templates) == ["carl", "alice", None]
-    leader.write_snapshot()
-    assert follower.adopt_snapshot()
-    assert not follower.adopt_snapshot()
+    leader.on_disk.write()
+    assert follower.on_disk.adopt()
+    assert not follower.on_disk.adopt()
     assert names(store, follower, templates) == ["carl", "alice", None]

@@ -164,7 +164,7 @@ def test_a_gallery_that_is_erased_while_its_snapshot_is_written_leaves_none(
 
     writer = Process(store, source, Erased(store.engine))
     writer.find(new_templates(1))
-    assert writer.replica.write_snapshot() is None
+    assert writer.replica.on_disk.write() is None
     assert files(source) == []
 
 
@@ -242,7 +242,7 @@ def test_a_rebuild_that_is_wanted_outlasts_a_stop(
     process.damage()
     history.request_rebuild("people")
     assert process.find(templates) == [None] * 3
-    assert process.replica.write_snapshot() is None
+    assert process.replica.on_disk.write() is None
     process.upkeep.stop()
     again = Process(store, source)
     again.upkeep.tick()
@@ -258,7 +258,7 @@ def test_an_erasure_while_a_rebuild_is_wanted_leaves_no_snapshot(
     history.request_rebuild("people")
     store.delete_subject("people", "anna")
     process.find(new_templates(1))
-    assert process.replica.erase_snapshots() == 1
+    assert process.replica.on_disk.erase() == 1
     assert not any("vectors" in name for name in files(source))
 
 
