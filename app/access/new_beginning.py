@@ -17,6 +17,7 @@ from app.access.pepper import Pepper
 from app.access.tables import ApiKeyRow, AuditHeadRow, AuditRow
 from app.gallery.errors import InvalidInput
 from app.gallery.journal import Event
+from app.gallery.sql.database import lift_limits
 from app.gallery.sql.rows import Sessions
 
 _BLOCK = 1000  # entries of one read
@@ -41,6 +42,7 @@ def begin_anew(engine: Engine, pepper: Pepper, keep: Callable[[Iterator[str]], N
     """
     audit, ends, own = AuditLog(engine, pepper), AuditEnds(engine, pepper), KeyHasher(pepper).pepper_id
     with Sessions(engine).writing() as session:
+        lift_limits(session.connection())
         # Locked, so that a service that still has the old pepper adds nothing behind what is kept.
         rows = session.scalars(select(AuditHeadRow).order_by(AuditHeadRow.id).with_for_update()).all()
         head, start = ends.stored_head(session), ends.stored_start(session)

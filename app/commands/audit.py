@@ -114,7 +114,9 @@ def begin_audit_anew(
             param_hint="--yes",
         )
     if archive.exists() or not os.access(archive.parent, os.W_OK):  # before a pepper is made
-        raise StorageUnwritable(f"{archive} is there already, or cannot be written; nothing was removed")
+        raise StorageUnwritable(
+            f"{archive} is there already, or cannot be written; name another file; nothing was removed"
+        )
     with opened_database() as engine:
         keys = begin_anew(engine, settings_pepper(Settings(), make=True), partial(_write_lines, archive))
     print(f"the audit log begins anew; what it held is in {archive}, and {keys} keys are gone")

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import numpy as np
@@ -66,9 +67,7 @@ class GalleryReplica:
         self._tended = tended
         self._followed = FollowedView(self._reading, self._source, snapshots, tended=tended)
         self._tending = threading.Lock()  # of what works on it at length
-        self.on_disk = ViewOnDisk(
-            self._followed, self._reading, history, snapshots, tending=self._tending, catch_up=self.catch_up
-        )
+        self.on_disk = ViewOnDisk(self._followed, self._reading, history, snapshots, tending=self._tending)
         self._engine_looked = -math.inf  # when, by the monotonic clock
 
     @property
@@ -243,6 +242,14 @@ class GalleryReplica:
                 self._followed.switch(self._source.built(fill=True, given_up=given_up))
             except GivenUp:
                 _log.info("index.given_up", gallery=self.name)
+
+    def erase_snapshots(self) -> int:
+        """As `ViewOnDisk.erase`, after the view was brought up to date, be it by loading, as far as that goes well."""
+        gallery = self._reading.gallery() if self.snapshots is not None else None
+        if gallery is not None:
+            with suppress(Exception):
+                self.catch_up(*gallery.point)
+        return self.on_disk.erase()
 
     def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""

@@ -295,7 +295,7 @@ class Replicas:
         # A command has no upkeep: either it leads, or a service does.
         leads = (at_once or self._upkeep is None) and replica.snapshots.lead_unseen()
         try:
-            return replica.on_disk.erase() if leads else None
+            return replica.erase_snapshots() if leads else None
         finally:
             if self._upkeep is None:  # a service that starts meanwhile would wait for its snapshots
                 replica.snapshots.pause_leading()

@@ -147,7 +147,7 @@ class SnapshotKeeping:
         if gallery is None or gallery.erasure is None:  # another machine has done it since, or a request here
             return
         try:
-            if replica.on_disk.erase():
+            if replica.erase_snapshots():
                 kept.revision, kept.written = _found(replica), time.monotonic()
         finally:
             kept.erase_from = time.monotonic() + _REST * (time.monotonic() - start)

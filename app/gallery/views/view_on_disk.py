@@ -1,7 +1,6 @@
 """What a process keeps of a gallery's view on disk: written, erased from, and taken up from other processes."""
 
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -32,7 +31,6 @@ class ViewOnDisk:
         history: is told what was erased.
         snapshots: where it is kept; None: nowhere.
         tending: held by whoever works on the view at length.
-        catch_up: brings the view to a revision with its mark, even if it has to be built.
     """
 
     def __init__(
@@ -43,14 +41,12 @@ class ViewOnDisk:
         snapshots: Snapshots | None,
         *,
         tending: threading.Lock,
-        catch_up: Callable[[int, int], None],
     ) -> None:
         self._followed = followed
         self._reading = reading
         self._history = history
         self._snapshots = snapshots
         self._tending = tending
-        self._catch_up = catch_up
 
     def write(self, *, erase: bool = False) -> int | None:
         """Keep the present view on disk; answers its revision, or None where it is not of a kind that is kept.
@@ -112,7 +108,8 @@ class ViewOnDisk:
     def erase(self) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
 
-        Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards.
+        Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards; nor
+        where nothing but loading brings the view up to date.
 
         Raises:
             OSError, FacegalleryError: snapshots cannot be removed, or the vault or the database does not answer; the
@@ -123,8 +120,6 @@ class ViewOnDisk:
         gallery = self._reading.gallery()
         if gallery is None:
             return 0
-        with suppress(Exception):  # a view that is behind, for whatever reason, is not written below
-            self._catch_up(*gallery.point)
         with holding(self._tending):  # one that is being written is waited for
             there = len(self._snapshots.revisions)
             reached = False

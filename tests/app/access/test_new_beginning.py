@@ -1,10 +1,11 @@
 """Who has lost the pepper begins anew, keeps what there was in a file, and hides nothing by it."""
 
 import json
+import time
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, delete
+from sqlalchemy import Engine, delete, make_url
 
 from app.access.audit_log import AuditLog
 from app.access.key_store import KeyStore
@@ -13,6 +14,8 @@ from app.access.new_beginning import begin_anew
 from app.access.pepper import Pepper
 from app.access.tables import AuditHeadRow
 from app.gallery.errors import InvalidInput, StorageUnwritable
+from app.gallery.sql.database import open_engine
+from app.gallery.sql.migrations import migrate
 from app.gallery.sql.rows import Sessions
 from app.gallery.tables import now
 
@@ -81,3 +84,19 @@ def test_what_cannot_be_kept_does_not_go(engine: Engine) -> None:
         begin_anew(engine, PRESENT, full)
     before = AuditLog(engine, LOST)
     assert (before.verify().flaws, len(keys_with(engine, LOST).keys())) == ((), 1)
+
+
+def test_a_beginning_takes_as_long_as_it_does_whatever_limits_the_server_sets(postgresql_url: str) -> None:
+    """As where an archive of many entries is written to a slow disk."""
+    url = make_url(postgresql_url)
+    limits = f"{url.query.get('options', '')} -cidle_in_transaction_session_timeout=200"
+    engine = open_engine(url.update_query_dict({"options": limits}).render_as_string(hide_password=False), timeout=30)
+    migrate(engine)
+    keys_with(engine, LOST).create("door", ALL_SCOPES)
+
+    def slow(lines: Iterator[str]) -> None:
+        time.sleep(0.5)
+        assert len(list(lines)) == 3
+
+    assert begin_anew(engine, PRESENT, slow) == 1
+    engine.dispose()

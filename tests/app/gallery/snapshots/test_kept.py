@@ -279,14 +279,14 @@ def test_who_erases_waits_for_the_upkeep_no_longer_than_the_request_may(
 
     with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
         patched.setattr(ViewOnDisk, "write", write)
-        erasing = pool.submit(replica.on_disk.erase)
+        erasing = pool.submit(replica.erase_snapshots)
         try:
             with pytest.raises(TimedOut):
                 erasing.result(30)
         finally:
             replica._tending.release()
     assert store.gallery("people").erasure is not None
-    replica.on_disk.erase()
+    replica.erase_snapshots()
     assert store.gallery("people").erasure is None
 
 

@@ -347,7 +347,7 @@ def test_an_erased_embedding_leaves_memory_and_disk_and_older_copies_do_not_open
     leader.on_disk.write()
     shutil.copytree(machine.disk, tmp_path / "copy")
     machine.store.delete_subject("people", "anna")
-    assert leader.on_disk.erase() == 1
+    assert leader.erase_snapshots() == 1
     assert not machine.holds(machine.memory, templates[0])
     assert machine.holds(machine.memory, templates[1])
     assert machine.sealed() == [f"{3:020d}.sealed"]
@@ -390,7 +390,7 @@ def test_another_machine_erases_with_its_next_snapshot(
     here.on_disk.write()
     there.on_disk.write()
     store.delete_subject("people", "anna")
-    here.on_disk.erase()
+    here.erase_snapshots()
     assert snapshots(there).outdated
     enroll(store, "carl", templates[2:])
     there.catch_up(4)
@@ -481,9 +481,9 @@ def test_keys_that_could_not_be_destroyed_are_destroyed_at_the_next_try(
         monkeypatch.setattr(Vault, name, away)
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
-            leader.on_disk.erase()
+            leader.erase_snapshots()
     monkeypatch.undo()
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     assert machine.store.gallery("people").erasure is None
     (key,) = (path.read_text() for path in (tmp_path / "copy").rglob("key"))
     assert key not in vault.open_keys([key])
@@ -496,7 +496,7 @@ def test_where_nothing_can_be_written_no_trace_stays_either(
     leader, bob = with_anna_erased(machine, templates)
 
     monkeypatch.setattr("app.gallery.index.segmented.snapshot.write_state", full)
-    assert leader.on_disk.erase() == 1
+    assert leader.erase_snapshots() == 1
     assert snapshots(leader).revisions == []
     assert machine.sealed() == []
     assert not machine.holds(machine.memory, templates[0])
@@ -514,7 +514,7 @@ def test_an_erasure_takes_what_was_opened_halfway_with_it(machine: Machine, new_
     half.mkdir()
     (half / "vectors").write_bytes(b"of somebody")
     machine.store.delete_subject("people", "anna")
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     assert not half.exists()
     assert machine.sealed() == [f"{2:020d}.sealed"]
 
@@ -641,11 +641,11 @@ def test_what_is_erased_while_its_snapshot_is_written_is_the_next_ones_business(
         return real(*arguments, **named)
 
     monkeypatch.setattr(Snapshots, "write", write)
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     monkeypatch.undo()
     assert [machine.holds(machine.memory, one) for one in templates] == [False, True, True]
     assert machine.store.gallery("people").erasure is not None
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     assert [machine.holds(machine.memory, one) for one in templates] == [False, False, True]
     assert machine.store.gallery("people").erasure is None
 
@@ -657,10 +657,10 @@ def test_a_vault_that_is_away_keeps_the_erasure_on_the_list(
     leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Vault, "discard", away)
     with pytest.raises(DatabaseUnavailable):
-        leader.on_disk.erase()
+        leader.erase_snapshots()
     monkeypatch.undo()
     assert machine.store.gallery("people").erasure is not None
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     assert machine.store.gallery("people").erasure is None
     assert not machine.holds(machine.memory, templates[0])
 
@@ -777,7 +777,7 @@ def test_what_another_opens_while_the_snapshot_is_erased_does_not_stay_open(
         real(*arguments, **named)
 
     monkeypatch.setattr(SealedSnapshots, "write", write)
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     assert seen == [True]
     assert not machine.holds(machine.memory, templates[0])
 
@@ -946,7 +946,7 @@ def test_snapshots_of_a_gallery_that_was_made_after_a_restore(
     (file,) = (machine.disk / f"gallery-{later.id}").rglob("key")
     key = file.read_text()
     machine.store.delete_subject("later", "bob")
-    made.on_disk.erase()
+    made.erase_snapshots()
     assert key not in vault.open_keys([key])
     with Session(vault.engine) as session:
         purposes = session.scalars(select(DataKeyRow.purpose)).all()
@@ -966,8 +966,8 @@ def test_two_machines_that_erase_at_once_end_with_snapshots_that_open(
     for upkeep in upkeeps:
         upkeep.tick()
     store.delete_subject("people", "anna")
-    here.on_disk.erase()
-    there.on_disk.erase()  # as if it had read the list before the other had cleared it
+    here.erase_snapshots()
+    there.erase_snapshots()  # as if it had read the list before the other had cleared it
     assert snapshots(here).outdated
     for _ in range(2):
         time.sleep(0.01)
@@ -1009,7 +1009,7 @@ def test_what_another_machine_erases_while_a_snapshot_is_written_is_not_sealed(
         place = real(self, *arguments)  # in memory, with anna
         for key in erasures:
             store.delete_subject("people", key)
-            here.on_disk.erase()
+            here.erase_snapshots()
         return place
 
     monkeypatch.setattr(Snapshots, "_write", write)
@@ -1035,7 +1035,7 @@ def test_a_first_snapshot_of_a_machine_that_lags_has_nothing_that_was_erased(
     here, there = machine.replica(), second.replica()
     here.on_disk.write()
     store.delete_subject("people", "anna")
-    here.on_disk.erase()
+    here.erase_snapshots()
     assert there.on_disk.write() == 3
     assert not second.holds(second.memory, templates[0])
     second.reboot()
@@ -1083,7 +1083,7 @@ def test_where_the_last_sweep_of_an_erasure_fails_no_snapshot_is_left(
     templates = new_templates(2)
     leader, _ = with_anna_erased(machine, templates)
     monkeypatch.setattr(Unsealing, "alone", full)
-    leader.on_disk.erase()
+    leader.erase_snapshots()
     monkeypatch.undo()
     assert machine.sealed() == []
     assert not machine.holds(machine.memory, templates[0])

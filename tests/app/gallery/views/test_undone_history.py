@@ -117,7 +117,7 @@ def test_no_snapshot_of_what_was_undone_is_left_by_an_erasure(
     process.on_disk.write()
     standby.promote()
     store.delete_subject("people", "anna")
-    process.on_disk.erase()
+    process.erase_snapshots()
     assert names(store, replica_of(store, source), templates) == [None, None]
     assert [path for path in snapshots(process).folder.iterdir() if path.is_dir()] == []
 

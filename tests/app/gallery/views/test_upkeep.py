@@ -1,10 +1,12 @@
 """What goes on in the background of each process: following, rebuilding, letting go, reporting."""
 
 import errno
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -101,6 +103,22 @@ def test_galleries_that_come_and_go_leave_no_open_file(store: GalleryStore, sour
         replicas.follow(store.delete_gallery("brief"))
         assert [name for name in open_files() if name.startswith(str(source.folder))] == []
     replicas.stop()
+
+
+def test_a_gallery_that_is_gone_leaves_memory_at_once(
+    store: GalleryStore, source: IndexSource, new_templates: Templates
+) -> None:
+    """And not when garbage is collected next: what was loaded at the start is frozen for that, and never is."""
+    replicas = Replicas(store, GalleryHistory(store.engine), source, extractor=EXTRACTOR)
+    enroll(store, "anna", new_templates(2))
+    index = weakref.ref(replicas.up_to_date("people").view.index)
+    gc.disable()
+    try:
+        replicas.follow(store.delete_gallery("people"))
+        assert index() is None
+    finally:
+        gc.enable()
+        replicas.stop()
 
 
 def open_files() -> list[str]:
@@ -258,7 +276,7 @@ def test_an_erasure_while_a_rebuild_is_wanted_leaves_no_snapshot(
     history.request_rebuild("people")
     store.delete_subject("people", "anna")
     process.find(new_templates(1))
-    assert process.replica.on_disk.erase() == 1
+    assert process.replica.erase_snapshots() == 1
     assert not any("vectors" in name for name in files(source))
 
 
