@@ -1,7 +1,9 @@
 """Galleries, subjects, templates and what operators ask."""
 
 import re
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.problems import PROBLEM_TYPES
+from app.gallery.views.upkeep import Upkeep
+from app.settings import Settings
+from tests.http.conftest import running
 from tests.http.test_bad_input import is_problem
 
 Call = Callable[..., httpx.Response]
@@ -149,6 +154,25 @@ def test_alive_and_ready(client: TestClient) -> None:
     ready = client.get("/readyz")
     assert ready.json()["extractor"] == ready.headers["Facegallery-Extractor"]
     assert ready.json()["awaited"] == 0
+
+
+def test_readiness_says_how_far_a_process_lags(
+    tmp_path: Path, portrait: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    monkeypatch.setattr(Upkeep, "start", lambda _upkeep: None)  # which would follow at once
+    with running(settings) as client, running(settings) as other:
+        assert client.post("/enroll", data={"subject": "ada"}, files={"images": portrait}).status_code == 201
+        assert client.post("/identify", files={"image": portrait}).json()["faces"][0]["identity"]["subject"] == "ada"
+        assert client.get("/readyz").json()["lag"] == 0
+        assert other.delete("/galleries/default/subjects/ada").status_code == 204
+        until = time.monotonic() + 20
+        while client.get("/readyz").json()["lag"] == 0:  # what others have written counts a moment later
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert client.get("/readyz").json()["lag"] == 1
+        assert client.post("/identify", files={"image": portrait}).json()["faces"][0]["identity"] is None
+        assert client.get("/readyz").json()["lag"] == 0
 
 
 def test_metrics_have_every_stage_and_no_subject(

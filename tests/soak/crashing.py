@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +37,7 @@ class Acknowledged:
     gone: set[str] = field(default_factory=set)
     doubts: list[tuple[State, State]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
 
     def read(self, journal: Path) -> None:
         """Take in one process's journal; its last line may be cut."""
@@ -48,6 +51,7 @@ class Acknowledged:
                 for key in entry["before"]:
                     self.present.pop(key, None)
             else:
+                self.calls[entry["done"]] += 1
                 _, after = begun.pop(entry["thread"])
                 self._seen(after)
         self.doubts += begun.values()
@@ -58,7 +62,7 @@ class Acknowledged:
         Raises:
             AssertionError: they differ.
         """
-        assert self.broken == []
+        assert self.broken == [], f"what must not be: {self.broken}"
         lost = {key: names for key, names in self.present.items() if stored.get(key) != names}
         assert lost == {}, f"acknowledged and lost: {lost}"
         back = self.gone & stored.keys()
@@ -77,10 +81,17 @@ class Acknowledged:
 
 @dataclass(frozen=True, slots=True)
 class Survived:
-    """How many kills fell into a start, and how many subjects were acknowledged in all."""
+    """What the kills met.
+
+    Args:
+        in_start: kills before the process had loaded.
+        calls: acknowledged ones, by what they were.
+        snapshots: other snapshots that were found after kills.
+    """
 
     in_start: int
-    subjects: int
+    calls: Mapping[str, int]
+    snapshots: int
 
 
 def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress: Progress | None = None) -> Survived:
@@ -100,7 +111,8 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
             parts.store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
             known.present[key] = sorted(one.crop_sha256 for one in templates)
     task = progress.add_task("kills", total=rounds) if progress else None
-    in_start, start_seconds = set(chance.sample(range(rounds), rounds // 3)), 0.5
+    early, start_seconds = set(chance.sample(range(1, rounds), rounds // 3)), 0.0  # known from the first round on
+    in_start, snapshots = 0, set[int]()
     for turn in range(rounds):
         journal = folder / f"journal-{turn}"
         command = [sys.executable, "-m", "tests.soak.load", url, str(folder), str(journal), str(turn)]
@@ -110,7 +122,7 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
                 assert process.stdout is not None
                 assert process.stdout.readline() == "starts\n"
                 began = time.monotonic()
-                if turn in in_start:
+                if turn in early:
                     time.sleep(chance.uniform(0, start_seconds))
                 else:
                     assert process.stdout.readline() == "loaded\n"
@@ -119,18 +131,22 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
                     time.sleep(chance.uniform(0.05, 1.5))
             finally:
                 process.kill()
-        if turn not in in_start:
+            in_start += turn in early and process.stdout.read() == ""
+        if turn not in early:
             known.read(journal)
         with deployed(url, folder, SOURCE) as parts:  # which removes what the killed process had open in memory
             stored = _templates_by_subject(parts.store)
             known.check(stored)
             consistency = check_gallery(parts.store.gallery(GALLERY), parts.history, parts.source)
             assert consistency.whole, consistency
+            kept = parts.source.snapshots_of(parts.store.gallery(GALLERY))
+            assert kept is not None
+            snapshots.update(kept.revisions)
             assert consistency.templates == sum(len(names) for names in stored.values())
             assert _not_found(parts, stored) == {}
         if progress and task is not None:
             progress.advance(task)
-    return Survived(len(in_start), len(known.present) + len(known.gone))
+    return Survived(in_start, known.calls, len(snapshots))
 
 
 def _templates_by_subject(store: GalleryStore) -> dict[str, list[str]]:
@@ -186,8 +202,11 @@ def main() -> None:
             if kind == "PostgreSQL":
                 url = stack.enter_context(postgresql()).address
             done = crash_rounds(url, folder, rounds, seed=arguments.seed, progress=progress)
-            kills = f"{rounds} kills, {done.in_start} of them during a start"
-            progress.console.print(f"{kind}: {kills}, {done.subjects} subjects acknowledged, none lost, none back")
+            calls = ", ".join(f"{count} × {what}" for what, count in sorted(done.calls.items()))
+            progress.console.print(
+                f"{kind}: {rounds} kills, {done.in_start} of them during a start; {done.snapshots} snapshots; "
+                f"acknowledged: {calls}; none lost, none back"
+            )
 
 
 if __name__ == "__main__":

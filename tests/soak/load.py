@@ -1,7 +1,8 @@
 """A process under mixed load, made to be killed: it enrolls, searches, deletes subjects and templates, merges.
 
 Every line of its journal is one write, whole or not there. Before a call it names the templates that the subjects
-which the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged.
+which the call is about have before and after it (none: no such subject); `done` says that the call was acknowledged,
+and what it was. `broken` says what must not be, as that a call failed.
 
 It says when it `starts` and when it has `loaded`, and works once it is told to: one that was not has acknowledged
 nothing.
@@ -64,21 +65,21 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
         mine: dict[str, dict[str, int]] = {}  # ids of templates by their names, by subject
 
         @contextmanager
-        def written(before: dict[str, set[str] | None], after: dict[str, set[str] | None]) -> Iterator[None]:
+        def written(what: str, before: dict[str, set[str] | None], after: dict[str, set[str] | None]) -> Iterator[None]:
             note(thread=thread, before=_sorted(before), after=_sorted(after))
             yield
-            note(thread=thread, done=True)
+            note(thread=thread, done=what)
 
         def enroll(key: str) -> None:
             templates = templates_of(key, int(chance.integers(1, 4)))
-            with written({key: None}, {key: {one.crop_sha256 for one in templates}}):
+            with written("enrolment", {key: None}, {key: {one.crop_sha256 for one in templates}}):
                 made = store.enroll(GALLERY, key, templates, metadata=None, extractor=EXTRACTOR, dimension=DIMENSION)
             mine[key] = {one.crop_sha256: one.id for one in made.added}
             if nearest(f"{key}-0").distance > SAME:
                 note(broken=f"{key} was acknowledged and is not found")
 
         def delete(key: str) -> None:
-            with written({key: set(mine[key])}, {key: None}):
+            with written("erasure", {key: set(mine[key])}, {key: None}):
                 store.delete_subject(GALLERY, key)
             for name in mine.pop(key):
                 if nearest(name).distance < SAME:
@@ -86,14 +87,14 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
 
         def delete_template(key: str) -> None:
             name = str(chance.choice(list(mine[key])))
-            with written({key: set(mine[key])}, {key: mine[key].keys() - {name}}):
+            with written("erasure of a template", {key: set(mine[key])}, {key: mine[key].keys() - {name}}):
                 store.delete_template(GALLERY, mine[key].pop(name))
             if nearest(name).distance < SAME:
                 note(broken=f"{name} was erased and is found")
 
         def merge(key: str, into: str) -> None:
             gone, kept = set(mine[key]), set(mine[into])
-            with written({key: gone, into: kept}, {key: None, into: gone | kept}):
+            with written("merge", {key: gone, into: kept}, {key: None, into: gone | kept}):
                 subject = store.merge_subjects(GALLERY, key, into)
             moved = mine.pop(key)
             mine[into] |= moved
@@ -113,7 +114,14 @@ def _work(parts: Deployed, journal: str, turn: int) -> None:
             elif step < 0.6 and others:
                 merge(key, others[0])
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    def worked(thread: int) -> None:
+        try:
+            work(thread)
+        except BaseException as error:
+            note(broken=f"a call failed: {error!r}")
+            raise
+
+    threads = [threading.Thread(target=worked, args=(number,)) for number in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
