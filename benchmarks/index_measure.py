@@ -251,6 +251,7 @@ def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> 
     def search(probe: Vectors) -> object:
         return index.search(probe, COUNT)
 
+    gc.freeze()  # as the service does
     with watching() as cores:
         alone = _timed(search, probes, lambda _, passed: passed < _BUSY_SECONDS / 2)
         with beside(partial(writing, index, fresh, len(templates))):

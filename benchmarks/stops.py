@@ -14,10 +14,12 @@ disk), and whether pages had to be read from a file. A search that took 20 ms mo
 
 import argparse
 import csv
+import gc
 import os
 import resource
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -103,6 +105,7 @@ def _measure(kind: str, gallery: Gallery) -> tuple[float, dict[str, Searches]]:
         def search(probe: Vectors) -> object:
             return index.search(probe, COUNT)
 
+        gc.freeze()  # as the service does
         _watched(search, probes, _for(1.0))
         limit = float(np.median(_watched(search, probes, _for(_ALONE_SECONDS)).wall)) + STOP
         progress.advance(bar)
@@ -122,11 +125,12 @@ def _for(seconds: float) -> Callable[[], bool]:
 
 def _watched(search: Callable[[Vectors], object], probes: Vectors, going: Callable[[], bool]) -> Searches:
     """Search one probe after the other as long as it is going on, at least once."""
-    seen = [_look()]
-    while len(seen) < 2 or going():
-        search(probes[len(seen) % len(probes)][None])
-        seen.append(_look())
-    return Searches(*np.diff(np.array(seen), axis=0).T)
+    seen, done = array("d", _look()), 0  # of numbers: a list of tuples would be garbage to be looked through
+    while not done or going():
+        search(probes[done % len(probes)][None])
+        seen.extend(_look())
+        done += 1
+    return Searches(*np.diff(np.array(seen).reshape(done + 1, -1), axis=0).T)
 
 
 def _look() -> tuple[float, float, int, int]:
