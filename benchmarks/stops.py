@@ -8,8 +8,12 @@ disk), and whether pages had to be read from a file. A search that took 20 ms mo
 
 - the process: its threads, the search's own among them, had the core for so long;
 - the disk: pages had to be read;
-- waiting: it waited for another thread;
+- waiting: it gave the core away by itself at least once, as for a lock; for how long is not told, and the machine may
+  have held it up then;
 - the machine: the search could have gone on all the time, and the core was with the host, or with other programs.
+
+A core that a host slows down, and memory that it has to find again, look like work of the process; searches beside
+nothing, where no other thread runs, show how often.
 """
 
 import argparse

@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress
+from sqlalchemy import text
 
+from app.gallery.sql.database import open_engine
 from app.gallery.store import GalleryStore
 from app.gallery.views.consistency import check_gallery
 from app.gallery.views.replica import GalleryReplica
@@ -129,11 +131,15 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
                     start_seconds = time.monotonic() - began
                     print("go", file=process.stdin, flush=True)
                     time.sleep(chance.uniform(0.05, 1.5))
+                ended = process.poll()
             finally:
                 process.kill()
             in_start += turn in early and process.stdout.read() == ""
         if turn not in early:
             known.read(journal)
+            assert known.broken == [], known.broken
+        assert ended is None, f"it ended by itself, with {ended}"
+        _wait_for_commits(url)
         with deployed(url, folder, SOURCE) as parts:  # which removes what the killed process had open in memory
             stored = _templates_by_subject(parts.store)
             known.check(stored)
@@ -147,6 +153,19 @@ def crash_rounds(url: str, folder: Path, rounds: int, *, seed: int = 0, progress
         if progress and task is not None:
             progress.advance(task)
     return Survived(in_start, known.calls, len(snapshots))
+
+
+def _wait_for_commits(url: str) -> None:
+    """Until PostgreSQL has ended the sessions of who was killed, which it may have been committing for."""
+    engine = open_engine(url, timeout=30)
+    if engine.dialect.name == "postgresql":
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        until = time.monotonic() + 30
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            while connection.scalar(text(f"{others} AND backend_type = 'client backend'")):
+                assert time.monotonic() < until, "sessions of a killed process do not end"
+                time.sleep(0.01)
+    engine.dispose()
 
 
 def _templates_by_subject(store: GalleryStore) -> dict[str, list[str]]:
