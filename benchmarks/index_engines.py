@@ -186,10 +186,14 @@ class Entry:
     built_on_more: bool = False
 
 
+OURS: dict[str, Callable[[], Ours]] = {
+    "compressed": lambda: Ours(COMPRESS_FROM["compressed"]),
+    "compressed, half": lambda: Ours(COMPRESS_FROM["compressed"], half=True),
+    "flat": lambda: Ours(None),
+}
+"""The kinds of this project's index; the first two are what `auto` grows into."""
 ENGINES: dict[str, Entry] = {
-    "compressed": Entry(lambda: Ours(COMPRESS_FROM["compressed"])),
-    "compressed, half": Entry(lambda: Ours(COMPRESS_FROM["compressed"], half=True)),
-    "flat": Entry(lambda: Ours(None)),
+    **{name: Entry(make) for name, make in OURS.items()},
     "numpy": Entry(Numpy),
     "FAISS flat": Entry(lambda: Faiss(lambda _: faiss.IndexFlatL2(DIMENSION)), built_on_more=True),
     "FAISS flat, half": Entry(
@@ -204,4 +208,4 @@ ENGINES: dict[str, Entry] = {
 }
 if find_spec("milvus"):
     ENGINES["Milvus server"] = Entry(MilvusServer, built_on_more=True)
-"""By the name in the tables; the first two are what `auto` grows into."""
+"""By the name in the tables."""

@@ -241,10 +241,9 @@ def _agreement(engine: Engine, gallery: Gallery) -> dict[str, float]:
 def _busy(engine: Ours, templates: Vectors, probes: Vectors, fresh: Vectors) -> dict[str, float]:
     """Search times alone, beside writers, and beside everything that an index does in the background.
 
-    The core is watched, and a stop that
-    the machine makes the watcher meets, too: what was withheld from the core is taken off each search that it met.
-    Searches beside nothing follow for as long, after a rest in which the machine may deal with what the rounds let go
-    of: what stops those, no change to the index does.
+    The core is watched, and a stop that the machine makes the watcher meets, too: what was withheld from the core is
+    taken off each search that it met. Searches beside nothing follow for as long, after a rest in which the machine may
+    deal with what the rounds let go of: what stops those, no change to the index does.
     """
     index, probes = engine.index, np.ascontiguousarray(probes[::7])
 

@@ -106,6 +106,13 @@ def write_csv(rows: Iterable[Row], path: Path) -> None:
             writer.writerow({key: f"{row[key]:.6g}" if isinstance(row[key], float) else row[key] for key in row})
 
 
+def append_csv(columns: Sequence[str], rows: Iterable[Sequence[str]], path: Path) -> None:
+    """Rows behind those that are there, or a new file with the columns' names."""
+    anew = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows] if anew else rows)
+
+
 def read_csv(path: Path) -> list[dict[str, float | str]]:
     """What `write_csv` wrote."""
     if not path.is_file():

@@ -7,7 +7,6 @@ compressed codes, beside those by all distances. The time is the processor's, of
 """
 
 import argparse
-import csv
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,8 +15,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 from index_data import TEMPLATES
-from index_engines import ENGINES, Ids, Ours, Vectors
+from index_engines import OURS, Ids, Vectors
 from index_measure import COUNT, Gallery, compared, draw
+from index_report import append_csv
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -54,8 +54,7 @@ def main() -> None:
         draw(gallery, arguments.probes)
         templates, probes = gallery.array("templates"), gallery.array("probes")
         wanted = _people(gallery, lambda some: np.asarray(faiss.knn(some, templates, COUNT)[1]), "all distances")
-        engine = ENGINES["compressed"].make()
-        assert isinstance(engine, Ours)
+        engine = OURS["compressed"]()
         engine.build(np.arange(len(templates)), templates)
         rows = list[list[str]]()
         for name, thorough in (("quick", False), ("thorough", True)):
@@ -133,9 +132,7 @@ def _show(rows: Sequence[Sequence[str]], file: Path | None) -> None:
     for row in rows:
         print("|", " | ".join(row), "|")
     if file is not None:
-        anew = not file.exists()
-        with file.open("a", encoding="utf-8", newline="") as opened:
-            csv.writer(opened).writerows([_COLUMNS, *rows] if anew else rows)
+        append_csv(_COLUMNS, rows, file)
 
 
 if __name__ == "__main__":

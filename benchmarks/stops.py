@@ -17,7 +17,6 @@ nothing, where no other thread runs, show how often.
 """
 
 import argparse
-import csv
 import gc
 import os
 import resource
@@ -32,8 +31,9 @@ from pathlib import Path
 import faiss
 import numpy as np
 from index_changes import REST_SECONDS, beside_all_changes
-from index_engines import ENGINES, Ours, Vectors
+from index_engines import OURS, Vectors
 from index_measure import COUNT, STOP, Gallery, draw
+from index_report import append_csv
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
@@ -74,8 +74,7 @@ def main() -> None:
     """Print a line for each index beside changes and beside nothing, and write the CSV and the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="100000,1000000", help="numbers of templates, with commas between")
-    kinds = [name for name, entry in ENGINES.items() if isinstance(entry.make(), Ours)]
-    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds[:2])
+    parser.add_argument("--kinds", nargs="+", choices=list(OURS), default=list(OURS)[:2])
     parser.add_argument("--probes", type=int, default=1000, help="mated ones, and as many non-mated ones")
     parser.add_argument("--scratch", type=Path, help="folder for the drawn templates, 0.5 GB for each million")
     parser.add_argument("--csv", type=Path, help="gets the rows, too, behind those that are there")
@@ -101,8 +100,7 @@ def _measure(kind: str, gallery: Gallery) -> tuple[float, dict[str, Searches]]:
     templates, probes = gallery.array("templates"), np.random.default_rng(0).permutation(gallery.array("probes"))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task(f"{gallery.size:,}, {kind}", total=3)
-        engine = ENGINES[kind].make()
-        assert isinstance(engine, Ours)
+        engine = OURS[kind]()
         engine.build(np.arange(len(templates)), templates)
         index = engine.index
 
@@ -160,10 +158,7 @@ def _row(kind: str, size: int, name: str, searches: Searches, limit: float) -> d
 def _tell(row: Mapping[str, str], file: Path | None) -> None:
     print("; ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if file is not None:
-        anew = not file.exists()
-        with file.open("a", encoding="utf-8", newline="") as opened:
-            writer = csv.writer(opened)
-            writer.writerows([list(row), list(row.values())] if anew else [list(row.values())])
+        append_csv(list(row), [list(row.values())], file)
 
 
 def _plot(found: Mapping[str, Searches], limit: float, path: Path, title: str) -> None:

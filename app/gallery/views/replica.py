@@ -246,10 +246,11 @@ class GalleryReplica:
     def erase_snapshots(self) -> int:
         """As `ViewOnDisk.erase`, after the view was brought up to date, be it by loading, as far as that goes well."""
         gallery = self._reading.gallery() if self.snapshots is not None else None
-        if gallery is not None:
-            with suppress(Exception):
-                self.catch_up(*gallery.point)
-        return self.on_disk.erase()
+        if gallery is None:
+            return 0
+        with suppress(Exception):
+            self.catch_up(*gallery.point)
+        return self.on_disk.erase(gallery)
 
     def tend(self) -> bool:
         """Do one piece of the work that keeps searches quick; answers whether there was any."""

@@ -9,6 +9,7 @@ import structlog
 from app.gallery.deadline import holding
 from app.gallery.index import SegmentedIndex
 from app.gallery.points import Point
+from app.gallery.records import Gallery
 from app.gallery.snapshots.files import ViewReplaced
 from app.gallery.snapshots.kept import Snapshots
 from app.gallery.snapshots.sealed import KeyDestroyed
@@ -105,20 +106,20 @@ class ViewOnDisk:
                 snapshots.erase()
         return written[2].revision if here else None
 
-    def erase(self) -> int:
+    def erase(self, gallery: Gallery) -> int:
         """Have nothing that was erased so far left in this machine's snapshots; answers how many there were.
 
         Only the process that leads calls this. Where the snapshot cannot be written anew, there is none afterwards; nor
         where nothing but loading brings the view up to date.
+
+        Args:
+            gallery: as SQL has it, with what is to be erased.
 
         Raises:
             OSError, FacegalleryError: snapshots cannot be removed, or the vault or the database does not answer; the
                 erasure is still to be followed.
         """
         if self._snapshots is None:
-            return 0
-        gallery = self._reading.gallery()
-        if gallery is None:
             return 0
         with holding(self._tending):  # one that is being written is waited for
             there = len(self._snapshots.revisions)
