@@ -20,6 +20,7 @@ from index_servers import MilvusServer, Postgresql
 from numpy.typing import NDArray
 from withheld import Watched, watching
 
+from app.gallery.index import use_no_huge_pages
 from app.gallery.matching import DEFAULT_RULE, subject_distances
 from app.gallery.policy import DEFAULT_POLICY, threshold_for
 from model.card import read_card
@@ -133,9 +134,11 @@ def measure(name: str, gallery: Gallery, build_cores: int = 1) -> dict[str, floa
     ids = np.arange(len(templates))
     engine = ENGINES[name].make()
     try:
-        before, start = _anonymous_memory(), time.perf_counter()
+        if isinstance(engine, Ours):
+            use_no_huge_pages()  # as the service does
         if isinstance(engine, Postgresql):
             engine.build_cores = cores
+        before, start = _anonymous_memory(), time.perf_counter()
         engine.build(ids, templates)
         figures = {"build_s": time.perf_counter() - start, "build_cores": float(cores)}
         faiss.omp_set_num_threads(1)

@@ -14,6 +14,7 @@ from app.commands.listening import check_address, check_tls
 from app.commands.migrate import bring_tables_to
 from app.commands.options import Exit
 from app.gallery.errors import StorageUnwritable
+from app.gallery.index import use_no_huge_pages
 from app.gallery.snapshots.private_folder import PrivateFolder, private_base
 from app.settings import Settings, split_list, unknown_settings
 from app.telemetry import set_up_logging
@@ -63,6 +64,7 @@ def serve_command(
     for sentence in unknown_settings():
         _log.warning("setting.unknown", meaning=sentence)
     _raise_open_files()
+    use_no_huge_pages()
     count = settings.processes
     if count > 1:
         # Each process reads the settings for itself.

@@ -39,6 +39,11 @@ def test_two_processes_answer_as_one(serve: Callable[..., Server], tmp_path: Pat
     assert httpx.get(f"{address}/readyz").json()["status"] == "ready"
     (named,) = NAMED.findall(httpx.get(f"{address}/metrics").text)
     assert float(named) == 12
+    parent = server.process.pid
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
+    states = [Path(f"/proc/{child}/status").read_text(encoding="utf-8") for child in children]
+    assert len(states) >= 2
+    assert all("\nTHP_enabled:\t0\n" in state for state in states)  # see `use_no_huge_pages`
     assert len(list(memory.rglob("counter_*.db"))) >= 2  # of each process, where a full disk ends neither
     assert server.stop() in {0, -15}
     assert list((memory / "facegallery").iterdir()) == []

@@ -6,6 +6,7 @@ from typing import Literal
 
 from app.gallery.index.codebook import LEAST_TRAINING
 from app.gallery.index.exact import ExactIndex
+from app.gallery.index.memory import use_no_huge_pages
 from app.gallery.index.protocol import RankedTemplates, SharedIndex, TemplateIndex
 from app.gallery.index.rows import HALF_PRECISION
 from app.gallery.index.segmented import SegmentedIndex
@@ -37,4 +38,5 @@ __all__ = [
     "SharedIndex",
     "SnapshotDamaged",
     "TemplateIndex",
+    "use_no_huge_pages",
 ]

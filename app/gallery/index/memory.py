@@ -1,11 +1,10 @@
-"""Memory for the embeddings of a segment, which goes back to the system in pieces.
+"""Memory in which the system does not stop searches: embeddings that go back in pieces, and no huge pages.
 
 Whoever lets a gigabyte go at once holds up all others: it takes a tenth of a second, with the interpreter's lock held.
-And a virtual machine that reports freed memory to its host has whole pages of two megabytes taken back in bursts, which
-stop whatever runs on it. So these arrays lie in pages of the ordinary size, and a thread gives them back bit by bit
-when nobody uses them any more.
+So a thread gives the memory of a segment's embeddings back bit by bit when nobody uses them any more.
 """
 
+import ctypes
 import mmap
 import sys
 import threading
@@ -17,16 +16,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+_SET_THP_DISABLE = 41  # <linux/prctl.h>
 _PIECE = 4 << 20  # bytes; the kernel takes half a millisecond for so many
 _PAUSE = 0.001  # seconds between two
+
+
+def use_no_huge_pages() -> bool:
+    """Keep all memory of this process, and of those that it begins, in pages of the ordinary size, from now on.
+
+    Every ten seconds Linux copies some of a process's pages together to huge ones of two megabytes, eight one after the
+    other, and for the five milliseconds that each takes whoever meets a page that is not in its place waits: 40 ms in
+    one search. numpy asks for huge pages for each large array, and so, where one lies there, for the whole heap, codes
+    included; `/sys/kernel/mm/transparent_hugepage/enabled` says whether all memory has them anyway. And a virtual
+    machine that reports freed memory to its host has huge pages taken back in bursts.
+
+    Returns:
+        Whether there are none now; a system other than Linux knows no such call.
+    """
+    control = getattr(ctypes.CDLL(None), "prctl", None)
+    return control is not None and control(_SET_THP_DISABLE, *map(ctypes.c_ulong, (1, 0, 0, 0))) == 0
 
 
 def room(rows: int, dimension: int, dtype: DTypeLike) -> NDArray[Any]:
     """An array (rows, dimension), rows > 0, of zeros."""
     size = rows * dimension * np.dtype(dtype).itemsize
     memory = _InPieces(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(rows, dimension)
 
 

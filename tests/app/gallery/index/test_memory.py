@@ -16,8 +16,13 @@ _LARGE = 3 * (4 << 20)  # bytes
 
 def resident() -> int:
     """Kilobytes that the process has in memory."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return told("status", "RssAnon")
+
+
+def told(file: str, name: str) -> int:
+    """What the system says of this process."""
+    lines = Path("/proc/self", file).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 @pytest.mark.parametrize("source", ["new", "a file"])
@@ -55,3 +60,15 @@ print("main ends", flush=True)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout, done.stderr) == ("main ends\n", "")
+
+
+def test_no_memory_lies_in_huge_pages() -> None:
+    program = """
+import numpy as np
+from app.gallery.index import use_no_huge_pages
+from tests.app.gallery.index.test_memory import told
+does, large = use_no_huge_pages(), np.ones(2**26, np.uint8)  # numpy asks for huge pages for it
+print(does, told("status", "THP_enabled"), told("smaps_rollup", "AnonHugePages"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["True", "0", "0"]
