@@ -97,14 +97,14 @@ def bytes_of(codes: Codes) -> int:
     return int(codes.codes.size())
 
 
-def codes_from(data: bytes) -> Codes:
+def codes_from(data: NDArray[np.uint8]) -> Codes:
     """Codes that `faiss.serialize_index` wrote.
 
     Raises:
         ValueError: it wrote something else.
         RuntimeError: FAISS cannot read it.
     """
-    codes = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    codes = faiss.deserialize_index(data)
     if not isinstance(codes, faiss.IndexPQFastScan | faiss.IndexIVFPQFastScan):
         raise ValueError("it is no index of codes")
     return codes

@@ -18,6 +18,7 @@ from app.gallery.index.codebook import Codebook, Codes, codes_from
 from app.gallery.index.memory import mapped
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
 from app.gallery.index.rows import Rows
+from app.gallery.small_pieces import in_small_pieces
 from model.replaced_file import flush_folder
 
 TABLE = "index.json"
@@ -25,7 +26,6 @@ TABLE = "index.json"
 
 _FORMAT = 1
 _PRECISIONS = tuple(np.dtype(one).str for one in (np.float32, np.float16))
-_CHUNK = 1 << 20
 _Marks = NDArray[np.bool_]
 _Mapped = tuple[NDArray[np.float32] | NDArray[np.float16], NDArray[np.int64]]
 
@@ -118,8 +118,8 @@ def read(folder: Path, dimension: int, *, half: bool) -> Held:
             raise SnapshotDamaged(f"{folder} is of another format or dimension")
         segments = tuple(_read_segment(folder, described, dimension, half=half) for described in table["segments"])
         rows, files = table["tail"]["rows"], _from_dicts(table["tail"]["files"])
-        ids = np.frombuffer(_read(folder / "tail.ids", files["ids"]), np.int64)
-        vectors = np.frombuffer(_read(folder / "tail.vectors", files["vectors"]), np.float32)
+        ids = _read(folder / "tail.ids", files["ids"]).view(np.int64)
+        vectors = _read(folder / "tail.vectors", files["vectors"]).view(np.float32)
         tail = Tail(ids.reshape(rows), vectors.reshape(rows, dimension))
         codebook = None
         if table["codebook"] is not None:
@@ -134,7 +134,7 @@ def read(folder: Path, dimension: int, *, half: bool) -> Held:
 
 def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, half: bool) -> Segment:
     files, rows = _from_dicts(described["files"]), described["rows"]
-    marks = np.frombuffer(_read(folder / f"{described['name']}.alive", files.pop("alive")), np.uint8)
+    marks = _read(folder / f"{described['name']}.alive", files.pop("alive"))
     saved = SavedSegment(folder, described["name"], described["precision"], files, described["erased"])
     if saved.precision not in _PRECISIONS:
         raise SnapshotDamaged(f"{folder} holds embeddings of a precision {saved.precision!r}")
@@ -150,7 +150,7 @@ def _read_segment(folder: Path, described: dict[str, Any], dimension: int, *, ha
     return Segment(Rows(vectors, ids, alive, codes, size=rows, dead=rows - int(alive.sum())), saved)
 
 
-def _codes(data: bytes, rows: int, dimension: int) -> Codes:
+def _codes(data: NDArray[np.uint8], rows: int, dimension: int) -> Codes:
     codes = codes_from(data)
     if (codes.ntotal, codes.d) != (rows, dimension):
         raise SnapshotDamaged(f"the codes are not those of {rows} rows of {dimension} components")
@@ -195,14 +195,12 @@ def _write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
 
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:
     """Write an array's bytes so that they outlast a loss of power."""
-    digest, data = hashlib.sha256(), array.reshape(-1).view(np.uint8).data
-    copy = memoryview(bytearray(min(_CHUNK, len(data))))  # one for all: new memory is slow to take, and holds others up
+    digest, data, copy = hashlib.sha256(), array.reshape(-1).view(np.uint8).data, bytearray()
     with path.open("xb") as file:
-        for start in range(0, len(data), _CHUNK):
-            piece = copy[: len(data) - start]
-            piece[:] = data[start : start + _CHUNK]  # a removal may write over the rows meanwhile
-            digest.update(piece)
-            file.write(piece)
+        for piece in in_small_pieces(data):
+            copy[:] = piece  # a removal may write over the rows meanwhile
+            digest.update(copy)
+            file.write(copy)
         file.flush()
         os.fsync(file.fileno())
     return SavedFile(len(data), digest.hexdigest())
@@ -213,9 +211,12 @@ def _check(path: Path, file: SavedFile) -> None:
         raise SnapshotDamaged(f"{path} is not as it was written")
 
 
-def _read(path: Path, file: SavedFile) -> bytes:
-    data = path.read_bytes()
-    if len(data) != file.size or hashlib.sha256(data).hexdigest() != file.sha256:
+def _read(path: Path, file: SavedFile) -> NDArray[np.uint8]:
+    data = np.empty(file.size, np.uint8)
+    with path.open("rb", buffering=0) as source:
+        read = sum(map(source.readinto, in_small_pieces(data.data)))
+        more = source.read(1)
+    if read != file.size or more or hashlib.sha256(data.data).hexdigest() != file.sha256:
         raise SnapshotDamaged(f"{path} is not as it was written")
     return data
 

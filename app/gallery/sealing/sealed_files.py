@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from app.gallery.errors import FileTampered, StorageUnwritable
+from app.gallery.small_pieces import in_small_pieces
 
 _CHUNK = 2**20
 _TAG = 16
@@ -53,7 +54,7 @@ def seal_file(source: Path, target: Path, key: bytes, associated: bytes) -> None
                 chunk = reader.read(_CHUNK)
                 done += len(chunk)
                 nonce = _nonce(header, number, last=number == _chunks(size) - 1)
-                writer.write(cipher.encrypt(nonce, chunk, header + associated))
+                writer.writelines(in_small_pieces(cipher.encrypt(nonce, chunk, header + associated)))
             if done != size or reader.read(1):
                 raise FileTampered(f"{source.name} changed while it was sealed")
             writer.flush()

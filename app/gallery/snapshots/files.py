@@ -12,11 +12,11 @@ import numpy as np
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.points import Point
+from app.gallery.small_pieces import in_small_pieces
 from app.gallery.views.owners import TemplateOwners
 from model.replaced_file import flush_folder
 
 _FORMAT = 2
-_CHUNK = 1 << 22
 _ABOUT = "snapshot.json"
 INDEX = "index"
 """Folder of the index within a snapshot's."""
@@ -116,13 +116,13 @@ def read_files(
 
 
 def _write(path: Path, *contents: memoryview) -> str:
-    """Write piece by piece, so that no search waits for the interpreter; answers the SHA-256."""
+    """Write so that no search waits; answers the SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for content in contents:
-            for start in range(0, len(content), _CHUNK):
-                digest.update(content[start : start + _CHUNK])
-                file.write(content[start : start + _CHUNK])
+            for piece in in_small_pieces(content):
+                digest.update(piece)
+                file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

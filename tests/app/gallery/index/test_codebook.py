@@ -78,4 +78,4 @@ def test_memory_counts_codes_and_in_lists_the_numbers_of_their_rows(codebook: Co
 
 def test_another_index_is_no_codes() -> None:
     with pytest.raises(ValueError, match=r"^it is no index of codes$"):
-        codes_from(faiss.serialize_index(faiss.IndexFlatL2(32)).tobytes())
+        codes_from(faiss.serialize_index(faiss.IndexFlatL2(32)))

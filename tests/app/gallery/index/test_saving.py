@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.gallery.index import SegmentedIndex, parts, snapshot, upkeep
+from app.gallery import small_pieces
+from app.gallery.index import SegmentedIndex, parts, upkeep
 from app.gallery.index.parts import Segment
 from tests.app.gallery.index.test_snapshot import (
     DIMENSION,
@@ -63,7 +64,7 @@ def test_files_are_copied_where_there_are_no_links(tmp_path: Path, monkeypatch: 
 
 
 def test_files_of_several_pieces_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshot, "_CHUNK", 1000)
+    monkeypatch.setattr(small_pieces, "_PIECE", 1000)
     index = some_index()
     assert_same(load(saved(index, tmp_path / "first")), index)
 
