@@ -8,6 +8,7 @@ ms more than the median.
 """
 
 import argparse
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from app.gallery.index import COMPRESS_FROM, SegmentedIndex
+from app.gallery.index import COMPRESS_FROM, SegmentedIndex, use_no_huge_pages
 
 _LESS, _MORE, _PROBES = 10, 100, 1000
 
@@ -34,10 +35,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
     faiss.omp_set_num_threads(1)
+    use_no_huge_pages()  # as the service does
     limit = COMPRESS_FROM["auto"]
     assert limit is not None
     drawn = Population.fitted().draw(limit + _MORE + _PROBES, 1, seed=1)[:, 0]
     enrolled, probes = drawn[:-_PROBES], np.ascontiguousarray(drawn[-_PROBES:])
+    gc.freeze()  # as the service does
     crossing, nothing = list[float](), list[float]()
     for _ in track(range(arguments.rounds), "crossing", console=Console(stderr=True)):
         index = SegmentedIndex(DIMENSION, compress_from=limit)
