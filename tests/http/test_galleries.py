@@ -11,6 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.problems import PROBLEM_TYPES
+from app.gallery.views.snapshot_keeping import SnapshotKeeping
 from app.gallery.views.upkeep import Upkeep
 from app.settings import Settings
 from tests.http.conftest import running
@@ -173,6 +174,31 @@ def test_readiness_says_how_far_a_process_lags(
         assert client.get("/readyz").json()["lag"] == 1
         assert client.post("/identify", files={"image": portrait}).json()["faces"][0]["identity"] is None
         assert client.get("/readyz").json()["lag"] == 0
+
+
+def test_readiness_counts_the_large_galleries_whose_index_another_process_builds(
+    tmp_path: Path, portrait: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path, _env_file=None)
+    upkeeps = list[Upkeep]()
+    monkeypatch.setattr(Upkeep, "start", lambda upkeep: upkeeps.append(upkeep))  # which would tick at once
+    with running(settings) as leader:
+        assert leader.post("/enroll", data={"subject": "ada"}, files={"images": portrait}).status_code == 201
+        assert leader.post("/identify", files={"image": portrait}).status_code == 200
+        with monkeypatch.context() as meanwhile:  # it leads from now on, and has written nothing yet
+            meanwhile.setattr(SnapshotKeeping, "keep", lambda *_: None)
+            upkeeps[0].tick()
+        monkeypatch.setattr("app.gallery.views.gallery_reading._LARGE", 0)
+        with running(settings) as client:
+            assert client.get("/readyz").json()["awaited"] == 1
+            refused = client.post("/identify", files={"image": portrait})
+            assert is_problem(refused, 503, "busy")
+            assert int(refused.headers["Retry-After"]) > 0
+            for upkeep in upkeeps:
+                upkeep.tick()
+            assert client.get("/readyz").json()["awaited"] == 0
+            named = client.post("/identify", files={"image": portrait})
+    assert named.json()["faces"][0]["identity"]["subject"] == "ada"
 
 
 def test_metrics_have_every_stage_and_no_subject(
