@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 # Bytes of one call. For a mebibyte the kernel takes memory in one piece and copies it in one go: where a virtual
-# machine's host gives that memory page by page, it takes 30 ms, in which nobody else has the core.
+# machine's host gives that memory page by page, it takes tens of milliseconds, in which nobody else has the core.
 _PIECE = 2**16
 
 

@@ -25,10 +25,10 @@ def use_no_huge_pages() -> bool:
     """Keep all memory of this process, and of those that it begins, in pages of the ordinary size, from now on.
 
     Every ten seconds Linux copies some of a process's pages together to huge ones of two megabytes, eight one after the
-    other, and for the five milliseconds that each takes whoever meets a page that is not in its place waits: 40 ms in
-    one search. numpy asks for huge pages for each large array, and so, where one lies there, for the whole heap, codes
-    included; `/sys/kernel/mm/transparent_hugepage/enabled` says whether all memory has them anyway. And a virtual
-    machine that reports freed memory to its host has huge pages taken back in bursts.
+    other, and whoever meets a page that is not in its place waits: a search of ten million templates met some each time
+    (docs/searching.md). numpy asks for huge pages for each large array, and so, where one lies there, for the whole
+    heap, codes included; `/sys/kernel/mm/transparent_hugepage/enabled` says whether all memory has them anyway. And a
+    virtual machine that reports freed memory to its host has huge pages taken back in bursts.
 
     Returns:
         Whether there are none now; a system other than Linux knows no such call.

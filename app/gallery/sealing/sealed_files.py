@@ -158,7 +158,7 @@ def _open_chunks(source: int, target: int, size: int, cipher: AESGCM, header: by
                 with view[place : place + length + _TAG] as chunk, room[start : start + length] as opened:
                     nonce = _nonce(header, number, last=number == chunks - 1)
                     cipher.decrypt_into(nonce, chunk, header + associated, opened)
-                # What is read and written is let go of bit by bit: of a gigabyte at once it takes 30 ms, with the
+                # What is read and written is let go of bit by bit: of a gigabyte at once it takes long, with the
                 # interpreter's lock held.
                 sealed.madvise(mmap.MADV_DONTNEED, place - place % mmap.PAGESIZE, length)
                 plain.madvise(mmap.MADV_DONTNEED, start, length)
