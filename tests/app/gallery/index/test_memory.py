@@ -62,6 +62,7 @@ print("main ends", flush=True)
     assert (done.stdout, done.stderr) == ("main ends\n", "")
 
 
+@pytest.mark.skipif("THP_enabled" not in Path("/proc/self/status").read_text(encoding="ascii"), reason="no huge pages")
 def test_no_memory_lies_in_huge_pages() -> None:
     program = """
 import numpy as np
