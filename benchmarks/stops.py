@@ -8,7 +8,7 @@ waited for a lock, or for the disk), and whether pages had to be read from a fil
 the median alone was stopped by
 
 - the host: the search's own thread worked for so long, while or within a second after the machine told its host of
-  memory that it does not use (`host_reports.py`; counted as the process where the kernel does not tell of it);
+  memory that it does not use (`host_reports.py`; empty, and counted as the process, where the kernel does not tell);
 - the process: its threads, the search's own among them, had the core for so long;
 - the disk: pages had to be read;
 - waiting: it gave the core away by itself at least once, as for a lock; for how long is not told, and the machine may
@@ -73,16 +73,18 @@ class Searches:
         """Which took longer than a limit in seconds, (S,)."""
         return self.wall > limit
 
-    def reported(self, reports: Moments) -> NDArray[np.bool_]:
-        """During, or within a second before, which the machine began a report to its host, (S,)."""
+    def reported(self, reports: Moments | None) -> NDArray[np.bool_]:
+        """During, or within a second before, which the machine is known to have begun a report to its host, (S,)."""
+        if reports is None:
+            return np.zeros(len(self.wall), np.bool_)
         first = np.searchsorted(reports, self.began - _REPORTED_SECONDS)
         return np.append(reports, np.inf)[first] <= self.began + self.wall
 
-    def by_host(self, limit: float, reports: Moments) -> NDArray[np.bool_]:
+    def by_host(self, limit: float, reports: Moments | None) -> NDArray[np.bool_]:
         """Which the host stopped, (S,)."""
         return self.stopped(limit) & (self.own > limit) & self.reported(reports)
 
-    def causes(self, limit: float, reports: Moments) -> dict[str, int]:
+    def causes(self, limit: float, reports: Moments | None) -> dict[str, int]:
         """How many were stopped by what, with the moments at which the machine told its host of memory."""
         left, counted = self.stopped(limit), list[int]()
         for met in (
@@ -120,7 +122,7 @@ def main() -> None:
             for kind in arguments.kinds:
                 with host_reports() as told:
                     limit, found = _measure(kind, gallery)
-                    reports = told() if told else np.empty(0)
+                    reports = told() if told else None
                 for name, searches in found.items():
                     _tell(_row(kind, size, name, searches, limit, reports), arguments.csv)
     if arguments.plot:
@@ -174,7 +176,12 @@ def _look() -> tuple[float, float, float, int, int]:
     return time.perf_counter(), time.process_time(), time.thread_time(), used.ru_nvcsw, used.ru_majflt
 
 
-def _row(kind: str, size: int, name: str, searches: Searches, limit: float, reports: Moments) -> dict[str, str]:
+def _row(kind: str, size: int, name: str, searches: Searches, limit: float, reports: Moments | None) -> dict[str, str]:
+    near, causes = (
+        searches.wall[searches.reported(reports)].sum() / searches.wall.sum(),
+        searches.causes(limit, reports),
+    )
+    unknown = {"close to a report %": "", "by host": ""} if reports is None else {}
     return {
         "engine": kind,
         "templates": str(size),
@@ -184,9 +191,10 @@ def _row(kind: str, size: int, name: str, searches: Searches, limit: float, repo
         "p99 ms": f"{1e3 * np.quantile(searches.wall, 0.99):.2f}",
         "longest ms": f"{1e3 * searches.wall.max():.1f}",
         "longest else ms": f"{1e3 * searches.wall[~searches.by_host(limit, reports)].max():.1f}",
-        "close to a report %": f"{100 * searches.wall[searches.reported(reports)].sum() / searches.wall.sum():.1f}",
+        "close to a report %": f"{100 * near:.1f}",
         "stops": str(int(searches.stopped(limit).sum())),
-        **{f"by {cause}": str(count) for cause, count in searches.causes(limit, reports).items()},
+        **{f"by {cause}": str(count) for cause, count in causes.items()},
+        **unknown,
     }
 
 
@@ -196,7 +204,7 @@ def _tell(row: Mapping[str, str], file: Path | None) -> None:
         append_csv(list(row), [list(row.values())], file)
 
 
-def _plot(found: Mapping[str, Searches], limit: float, reports: Moments, path: Path, title: str) -> None:
+def _plot(found: Mapping[str, Searches], limit: float, reports: Moments | None, path: Path, title: str) -> None:
     """Which share of the searches took longer than a time."""
     import matplotlib as mpl
 

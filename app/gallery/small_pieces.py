@@ -1,6 +1,11 @@
 """Large files beside searches: the kernel is given a little at a time."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Bytes of one call. For a mebibyte the kernel takes memory in one piece and copies it in one go: where a virtual
 # machine's host gives that memory page by page, it takes tens of milliseconds, in which nobody else has the core.
@@ -13,3 +18,15 @@ def in_small_pieces(data: bytes | memoryview) -> Iterator[memoryview]:
         for start in range(0, len(view), _PIECE):
             with view[start : start + _PIECE] as piece:
                 yield piece
+
+
+def read_whole(path: Path) -> NDArray[np.uint8]:
+    """All bytes of a file.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    with path.open("rb") as file:
+        data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+        read = sum(map(file.readinto, in_small_pieces(data.data)))
+    return data[:read]

@@ -27,6 +27,11 @@ def test_each_stop_has_one_cause_and_the_first_that_it_met_counts(stops: Any) ->
     reads = np.array([1, 0, 2, 0, 0, 1, 0, 0, 0])
     searches = stops.Searches(began, wall, process, own, waits, reads)
     none = searches.causes(0.02, np.empty(0))
+    assert searches.causes(0.02, None) == none
+    assert (
+        stops._row("", 1, "", searches, 0.02, None)["by host"],
+        stops._row("", 1, "", searches, 0.02, [])["by host"],
+    ) == ("", "0")
     assert none == {"host": 0, "process": 5, "disk": 1, "waiting": 1, "machine": 1}
     reports = np.array([0.0005, 9.9, 11.5, 14.02, 14.9, 16.06])
     assert searches.reported(reports).tolist() == [True, False, False, False, False, True, True, True, False]

@@ -18,7 +18,7 @@ from app.gallery.index.codebook import Codebook, Codes, codes_from
 from app.gallery.index.memory import mapped
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
 from app.gallery.index.rows import Rows
-from app.gallery.small_pieces import in_small_pieces
+from app.gallery.small_pieces import in_small_pieces, read_whole
 from model.replaced_file import flush_folder
 
 TABLE = "index.json"
@@ -212,11 +212,8 @@ def _check(path: Path, file: SavedFile) -> None:
 
 
 def _read(path: Path, file: SavedFile) -> NDArray[np.uint8]:
-    data = np.empty(file.size, np.uint8)
-    with path.open("rb", buffering=0) as source:
-        read = sum(map(source.readinto, in_small_pieces(data.data)))
-        more = source.read(1)
-    if read != file.size or more or hashlib.sha256(data.data).hexdigest() != file.sha256:
+    data = read_whole(path)
+    if len(data) != file.size or hashlib.sha256(data.data).hexdigest() != file.sha256:
         raise SnapshotDamaged(f"{path} is not as it was written")
     return data
 

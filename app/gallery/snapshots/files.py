@@ -12,7 +12,7 @@ import numpy as np
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.points import Point
-from app.gallery.small_pieces import in_small_pieces
+from app.gallery.small_pieces import in_small_pieces, read_whole
 from app.gallery.views.owners import TemplateOwners
 from model.replaced_file import flush_folder
 
@@ -96,10 +96,10 @@ def read_files(
                 raise SnapshotDamaged(f"its {name} is {about.get(name)!r}, not {value!r}")
         point = Point(revision, int(about.get("mark", 0)))  # none: from before marks were kept
         reach = Point(*map(int, about.get("reach", point)))
-        content = (folder / _OWNERS).read_bytes()
-        if hashlib.sha256(content).hexdigest() != about["owners_sha256"]:
+        content = read_whole(folder / _OWNERS)
+        if hashlib.sha256(content.data).hexdigest() != about["owners_sha256"]:
             raise SnapshotDamaged(f"the digest of {_OWNERS} is not the one written down")
-        ids, subjects = np.frombuffer(content, "<i8").reshape(2, -1).astype(np.int64)
+        ids, subjects = content.view("<i8").reshape(2, -1).astype(np.int64)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SnapshotDamaged):
             raise

@@ -1,10 +1,11 @@
 """Large files, a little at a time."""
 
 import io
+from pathlib import Path
 
 import pytest
 
-from app.gallery.small_pieces import in_small_pieces
+from app.gallery.small_pieces import in_small_pieces, read_whole
 
 LARGE = 300_001
 
@@ -31,3 +32,10 @@ def test_the_last_piece_is_as_long_as_what_is_left(size: int) -> None:
     assert [len(piece) for piece in in_small_pieces(bytes(size))] == [
         min(size - start, 65_536) for start in range(0, size, 65_536)
     ]
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, LARGE])
+def test_a_file_is_read_whole(tmp_path: Path, size: int) -> None:
+    content = bytes(number % 253 for number in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert read_whole(tmp_path / "file").tobytes() == content

@@ -144,7 +144,13 @@ def test_a_damaged_table_is_noticed(tmp_path: Path, table: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "damaged"), [('"<f4"', '">f4"'), ('"<f4"', '",f4"'), ('"files": {', '"files": [], "others": {')]
+    ("written", "damaged"),
+    [
+        ('"<f4"', '">f4"'),
+        ('"<f4"', '",f4"'),
+        ('"files": {', '"files": [], "others": {'),
+        ('"size": ', '"size": 999999999999'),
+    ],
 )
 def test_a_damaged_word_in_the_table_is_noticed(tmp_path: Path, written: str, damaged: str) -> None:
     table = saved(some_index(), tmp_path / "first") / snapshot.TABLE
