@@ -257,7 +257,7 @@ def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Serve
     server.client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}).raise_for_status()
     with ThreadPoolExecutor(50) as pool:
         statuses = set(pool.map(send, range(50)))
-    assert statuses <= {200, 413, 503}
+    assert statuses <= {200, 408, 413, 503}  # fifty callers on one core may not all send within half a second
     assert {413, 503} & statuses
     # A worker for each of the two processors of a small machine, up to eight, and 700 MiB for each.
     assert peak_memory(server) - before < 8 * 700 * MIB
