@@ -7,7 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
@@ -242,7 +242,10 @@ def peak_memory(server: Server) -> int:
     return int(kilobytes) * 1024
 
 
-def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Server, portrait: bytes) -> None:
+def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(
+    serve: Callable[..., Server], tmp_path: Path, portrait: bytes
+) -> None:
+    server = serve(tmp_path, FACEGALLERY_QUEUE_TIMEOUT="1")  # and the usual time for a body: one core sends fifty
     rgba, grey = BytesIO(), BytesIO()
     Image.new("RGBA", (7000, 7000)).save(rgba, "PNG")  # 190 KB that are 49 million pixels
     Image.new("I;16", (7000, 7000)).save(grey, "PNG")
@@ -257,7 +260,7 @@ def test_fifty_bombs_at_once_are_answered_and_memory_stays_bounded(server: Serve
     server.client.post("/enroll", data={"subject": "eileen"}, files={"images": portrait}).raise_for_status()
     with ThreadPoolExecutor(50) as pool:
         statuses = set(pool.map(send, range(50)))
-    assert statuses <= {200, 408, 413, 503}  # fifty callers on one core may not all send within half a second
+    assert statuses <= {200, 413, 503}
     assert {413, 503} & statuses
     # A worker for each of the two processors of a small machine, up to eight, and 700 MiB for each.
     assert peak_memory(server) - before < 8 * 700 * MIB
