@@ -1,7 +1,9 @@
 """Large files beside searches: the kernel is given a little at a time."""
 
+import hashlib
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,23 @@ def in_small_pieces(data: bytes | memoryview) -> Iterator[memoryview]:
         for start in range(0, len(view), _PIECE):
             with view[start : start + _PIECE] as piece:
                 yield piece
+
+
+def write_whole(path: Path, *contents: memoryview) -> str:
+    """Write bytes into a new file so that they outlast a loss of power; answers the SHA-256 of what was written.
+
+    Raises:
+        OSError: it is there already, or the disk does not take it.
+    """
+    digest, copy = hashlib.sha256(), bytearray()
+    with path.open("xb") as file:
+        for piece in chain.from_iterable(map(in_small_pieces, contents)):
+            copy[:] = piece  # whoever has the bytes may write over them meanwhile
+            digest.update(copy)
+            file.write(copy)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def read_whole(path: Path) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from app.gallery.index.codebook import Codebook, Codes, codes_from
 from app.gallery.index.memory import mapped
 from app.gallery.index.parts import SavedFile, SavedSegment, Segment, read_through
 from app.gallery.index.rows import Rows
-from app.gallery.small_pieces import in_small_pieces, read_whole
+from app.gallery.small_pieces import read_whole, write_whole
 from model.replaced_file import flush_folder
 
 TABLE = "index.json"
@@ -194,16 +194,8 @@ def _write_segment(folder: Path, segment: Segment, erased: int) -> SavedSegment:
 
 
 def _write(path: Path, array: NDArray[Any]) -> SavedFile:
-    """Write an array's bytes so that they outlast a loss of power."""
-    digest, data, copy = hashlib.sha256(), array.reshape(-1).view(np.uint8).data, bytearray()
-    with path.open("xb") as file:
-        for piece in in_small_pieces(data):
-            copy[:] = piece  # a removal may write over the rows meanwhile
-            digest.update(copy)
-            file.write(copy)
-        file.flush()
-        os.fsync(file.fileno())
-    return SavedFile(len(data), digest.hexdigest())
+    """Write an array's bytes; a removal may write over its rows meanwhile."""
+    return SavedFile(array.nbytes, write_whole(path, array.reshape(-1).view(np.uint8).data))
 
 
 def _check(path: Path, file: SavedFile) -> None:

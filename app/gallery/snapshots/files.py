@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ import numpy as np
 
 from app.gallery.index import SegmentedIndex, SnapshotDamaged
 from app.gallery.points import Point
-from app.gallery.small_pieces import in_small_pieces, read_whole
+from app.gallery.small_pieces import read_whole, write_whole
 from app.gallery.views.owners import TemplateOwners
 from model.replaced_file import flush_folder
 
@@ -72,10 +71,10 @@ def write_files(
     part.mkdir()
     index.save(part)
     ids, subjects = (column.astype("<i8", copy=False) for column in owners.pairs())
-    digest = _write(folder / _OWNERS, ids.view(np.uint8).data, subjects.view(np.uint8).data)
+    digest = write_whole(folder / _OWNERS, ids.view(np.uint8).data, subjects.view(np.uint8).data)
     about = of.at(point.revision) | {"mark": point.mark, "templates": len(ids), "owners_sha256": digest}
     about["reach"] = list(reach())
-    _write(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
+    write_whole(folder / _ABOUT, memoryview(json.dumps(about, indent=1).encode()))
     flush_folder(folder)
     return len(ids)
 
@@ -113,16 +112,3 @@ def read_files(
         keep = ~np.isin(ids, missing)
         ids, subjects = ids[keep], subjects[keep]
     return (index, TemplateOwners(ids, subjects), point), reach
-
-
-def _write(path: Path, *contents: memoryview) -> str:
-    """Write so that no search waits; answers the SHA-256."""
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for content in contents:
-            for piece in in_small_pieces(content):
-                digest.update(piece)
-                file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
